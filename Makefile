@@ -1,0 +1,69 @@
+# One environment in $(VENV), made on first use.  Stamp files in it keep the second run quick.
+#
+# TORCH        what to install where the environment has no torch yet
+# TORCH_INDEX  where from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves some gigabytes
+# PYTHON       the Python (3.11 or newer) that makes the environment
+# DEMO_ARGS    what `make demo` converts, and to what quality
+# PYTEST_ARGS  more for pytest, e.g. PYTEST_ARGS="-k plan"
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+OUT ?= out/hyenadna-chr20-8k
+DEMO_ARGS ?= demo/hyenadna-chr20-8k $(OUT) --data demo/chr20-held-out.txt.gz --force
+PYTEST_ARGS ?=
+
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3.11 python3; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint types clean
+.NOTPARALLEL: # two pips at work in one environment would trip over each other
+
+help:
+	@echo "make demo   convert the demo checkpoint: dense and sparse, side by side"
+	@echo "make test   run the tests; SPARSIFY_TEST_DATA=FOLDER adds those that need real weights and texts"
+	@echo "make lint   ruff: rules and format"
+	@echo "make types  mypy"
+	@echo "make clean  remove what the targets above made"
+
+demo: $(VENV)/.core
+	$(BIN)/sparsify convert $(DEMO_ARGS)
+
+test: $(VENV)/.with-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.with-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.with-dev
+	sh tools/link_types.sh
+	cd .types && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p sparsify
+
+clean:
+	rm -rf $(VENV) .types out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.python:
+	@$(or $(PYTHON),false) $(NEW_ENOUGH) || { \
+	  echo "sparsify needs Python 3.11 or newer, got $(or $(PYTHON),none on PATH); pass PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python -a -x $(BIN)/pip || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@touch $@
+
+# On its own and first: as a dependency of something else pip would take the newest build, with CUDA and all.
+$(VENV)/.torch: $(VENV)/.python
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+	  echo "Installing $(TORCH) into $(VENV)"; \
+	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'; }
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	@echo "Installing sparsify into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.with-%: $(VENV)/.torch pyproject.toml
+	@echo "Installing sparsify and what \`$*\` needs into $(VENV)"
+	@$(PIP) install --editable '.[$*]'
+	@touch $@ $(VENV)/.core

@@ -1,0 +1,110 @@
+"""Does the model read the future?  The leak, and what it means for a perplexity.
+
+Zeroing bins of a causal filter's spectrum gives it taps at negative lags, so position t reads tokens after t, among
+them the one it should predict.  Perplexity then looks better than it is.  The honest figure has the negative lags cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import Logits
+from .data import Windows
+from .quality import predict
+
+ROUND_OFF = 1e-5  # leak of a causal float32 model: its FFTs mix past and future to rounding error
+LEAK_LIMIT = 1e-2  # above this a perplexity as computed is not believed
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How far logits move when every token after t changes; relative L2, 0 for a causal model.
+
+    `past` takes the logits at 0 .. t together.  `edge` takes those at t alone, which see the most of the future, so it
+    does not fade with t as `past` does when only the last few positions look ahead.
+    """
+
+    past_mean: float
+    past_worst: float
+    edge_mean: float
+    edge_worst: float
+    trials: int  # windows times positions
+
+    @property
+    def worst(self) -> float:
+        """The figure to judge by."""
+        return max(self.past_worst, self.edge_worst)
+
+
+def leak(logits: Logits, windows: Windows, n_windows: int = 4, n_positions: int = 4, seed: int = 0) -> Leak:
+    """The leak of a model on a few windows, at a few positions t in each; the same seed gives the same tokens.
+
+    Each token after t becomes another one drawn from the ids that occur in `windows`.
+    """
+    if not 1 <= n_positions < windows.context:
+        raise ValueError(f"n_positions must lie in [1, {windows.context}), the context; got {n_positions}")
+    valid = windows.ids.unique()
+    if len(valid) < 2:
+        raise ValueError(f"every token of the data is {int(valid[0])}, so none can be changed; pass data that varies")
+    generator = torch.Generator().manual_seed(seed)
+    past, edge = [], []
+    for ids in windows.spread(n_windows).ids.split(1):  # one at a time, so that contexts may be long
+        before = predict("before", logits, ids)[0].double()
+        for t in cut_positions(windows.context, n_positions):
+            changed = torch.cat([ids[:, : t + 1], others(ids[:, t + 1 :], valid, generator)], dim=1)
+            after = predict("after", logits, changed)[0, : t + 1].double()
+            past.append(relative(after, before[: t + 1]))
+            edge.append(relative(after[t], before[t]))
+    return Leak(sum(past) / len(past), max(past), sum(edge) / len(edge), max(edge), len(past))
+
+
+def cut_positions(context: int, count: int) -> list[int]:
+    """`count` positions t, evenly spaced inside 0 .. context - 2."""
+    return [(i + 1) * context // (count + 1) - 1 for i in range(count)]
+
+
+def others(ids: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """For every id another one of `valid`, each as likely: shape and dtype of ids.  valid: (n,) ascending, n >= 2."""
+    step = torch.randint(1, len(valid), ids.shape, generator=generator)
+    return valid[(torch.searchsorted(valid, ids) + step) % len(valid)]
+
+
+def relative(y: Tensor, y_ref: Tensor) -> float:
+    """||y - y_ref|| / ||y_ref||; NaN counts as infinitely far."""
+    moved = (y - y_ref).norm()
+    if moved == 0:
+        return 0.0
+    return float((moved / y_ref.norm()).nan_to_num(torch.inf))
+
+
+def verdict(dense: float, sparse: float, leak: float, cut: float | None = None) -> list[str]:
+    """What a causal model's perplexities are worth, in plain sentences.
+
+    dense, sparse: perplexities as computed.  cut: that of the sparse model with its negative lags cut, if measured.
+    leak: `Leak.worst` of the sparse model.
+    """
+    honest = "" if cut is None else f"{cut:.4f}, {percent(cut, dense)} against dense {dense:.4f}"
+    if leak <= LEAK_LIMIT:
+        reads = "the past only" if leak <= ROUND_OFF else f"next to nothing of the future, at most {LEAK_LIMIT:g}"
+        sentences = [
+            f"perplexity {sparse:.4f} holds, {percent(sparse, dense)} against dense {dense:.4f}: "
+            f"the model reads {reads} (leak {leak:.1e})"
+        ]
+        return sentences if cut is None else [*sentences, f"with negative lags cut it is {honest}"]
+    sentences = [
+        f"perplexity {sparse:.4f} as computed cannot be trusted: the model reads the future "
+        f"(leak {leak:.2g}, above {LEAK_LIMIT:g})"
+    ]
+    if sparse < dense:
+        sentences.append(f"it looks better than dense ({percent(sparse, dense)}) because it is told part of the answer")
+    if cut is None:
+        return [*sentences, "the honest figure is not known: measure perplexity with negative lags cut"]
+    return [*sentences, f"the honest figure is perplexity_cut: {honest}"]
+
+
+def percent(value: float, base: float) -> str:
+    """Relative change as +0.12 %."""
+    return f"{100 * (value / base - 1):+.2f} %"

@@ -1,0 +1,256 @@
+"""Documents from files, and the windows of tokens that a model is scored on."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+GZIP_MAGIC = b"\x1f\x8b"
+FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
+
+Encode = Callable[[str], Sequence[int]]  # text -> token ids, without special tokens
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that is independent of the others: a file, or one record of a FASTA."""
+
+    name: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError(f"document {self.name!r} is empty; remove it or give it a text")
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Equally long pieces of documents, and which of their tokens count.
+
+    A window's token p is scored on the p tokens before it in the window.  In a document's first window every token
+    but the first is scored; in later ones those that the window before did not reach.
+    """
+
+    ids: Tensor  # (W, context) int64
+    scored_from: Tensor  # (W,) int64, first scored position, at least 1
+    document: Tensor  # (W,) int64, index into names
+    names: tuple[str, ...]  # the documents
+    stride: int  # tokens from one window's start to the next
+    left_out: int = 0  # windows left out because of letters outside the alphabet
+    tail_tokens: int = 0  # tokens at the ends of documents that fill no window
+    available: int = 0  # windows there were before a limit; 0 means these are all
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.dtype != torch.int64 or not self.ids.numel():
+            raise ValueError(f"ids are {self.ids.dtype} {tuple(self.ids.shape)}, expected int64 (windows, context)")
+        for name in ("scored_from", "document"):
+            if getattr(self, name).shape != (len(self),):
+                got = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} has shape {got}, expected ({len(self)},): one entry a window")
+        if not 1 <= int(self.scored_from.min()) <= int(self.scored_from.max()) < self.context:
+            raise ValueError(f"scored_from must lie in [1, {self.context}): the first token has nothing before it")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def context(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Scored tokens."""
+        return int((self.context - self.scored_from).sum())
+
+    @property
+    def n_documents(self) -> int:
+        """Documents that have a window here."""
+        return len(self.document.unique())
+
+    def spread(self, limit: int) -> Windows:
+        """At most `limit` of these windows, evenly spaced; each keeps the tokens it scores."""
+        rows = evenly(len(self), limit)
+        return replace(
+            self,
+            ids=self.ids[rows],
+            scored_from=self.scored_from[rows],
+            document=self.document[rows],
+            available=self.available or len(self),
+        )
+
+    def convention(self) -> str:
+        """What was scored, in words that travel with the numbers."""
+        layout = "disjoint" if self.stride == self.context else "sliding, new tokens scored"
+        plural = "" if self.n_documents == 1 else "s"
+        text = (
+            f"context {self.context}, stride {self.stride} ({layout}), no BOS, tokens with nothing before them "
+            f"in their window not scored; {self.n_tokens} tokens in {len(self)} windows of "
+            f"{self.n_documents} document{plural}"
+        )
+        if self.available > len(self):
+            text += f", evenly spaced among {self.available}"
+        if self.left_out:
+            text += f"; {self.left_out} windows with other letters left out"
+        if self.tail_tokens:
+            text += f"; {self.tail_tokens} tokens at document ends fill no window"
+        return text
+
+
+def read_documents(path: str | Path) -> list[Document]:
+    """The documents of a file: FASTA, one a record, or plain UTF-8 text, one a file; gzipped or not.
+
+    FASTA is known by its name (.fa, .fasta, .fna, with or without .gz) or by a leading '>'; gzip by its first bytes.
+    """
+    path = Path(path)
+    text = read_text(path)
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in FASTA_SUFFIXES or text.startswith(">"):
+        return read_fasta(text, path)
+    return [Document(path.name, text)]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, unzipped where its first bytes say gzip."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; pass a text or FASTA file, gzipped or not")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; pass a text or FASTA file, gzipped or not")
+    data = path.read_bytes()
+    if data.startswith(GZIP_MAGIC):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is a damaged or truncated gzip file ({error}); fetch it again") from error
+    if not data.strip():
+        raise ValueError(f"{path} is empty; pass a file with text in it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not text: NUL byte at {text.index(chr(0))}; pass a text or FASTA file")
+    return text
+
+
+def read_fasta(text: str, path: Path) -> list[Document]:
+    """One document a record, named by the first word of its header; line breaks are no part of the sequence."""
+    before, *records = re.split(r"^>", text, flags=re.MULTILINE)
+    if before.strip() or not records:
+        raise ValueError(f"{path} is called FASTA but does not start with a '>' header; rename it if it is plain text")
+    documents = []
+    for number, record in enumerate(records, start=1):
+        header, _, lines = record.partition("\n")
+        name = header.split()[0] if header.strip() else f"record {number}"
+        documents.append(Document(name, "".join(lines.split())))
+    return documents
+
+
+def windows(
+    documents: Sequence[Document],
+    encode: Encode,
+    context: int,
+    stride: int | None = None,
+    alphabet: str | None = None,
+    limit: int | None = None,
+) -> Windows:
+    """Windows of `context` tokens, one every `stride` tokens of each document; disjoint without a stride.
+
+    encode: text -> ids, no special tokens.  alphabet: letters that a window may hold, say "ACGT"; windows with
+    others are left out and counted, and each letter must be a token.  limit: keep this many, evenly spaced.
+    """
+    stride = context if stride is None else stride
+    if context < 2:
+        raise ValueError(f"context must be at least 2 tokens, one to read and one to predict; got {context}")
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride must lie in [1, {context}], the context, or tokens go unread; got {stride}")
+    cuts = [Cut(document, encode, context, stride, alphabet) for document in documents]
+    index = [(d, int(start)) for d, cut in enumerate(cuts) for start in cut.starts]
+    if not index:
+        raise ValueError(no_window(documents, cuts, context, alphabet))
+    chosen = index if limit is None else [index[i] for i in evenly(len(index), limit)]
+    return Windows(
+        ids=torch.stack([cuts[d].window(start) for d, start in chosen]),
+        scored_from=torch.tensor([1 if start == 0 else max(1, context - stride) for _, start in chosen]),
+        document=torch.tensor([d for d, _ in chosen]),
+        names=tuple(document.name for document in documents),
+        stride=stride,
+        left_out=sum(cut.left_out for cut in cuts),
+        tail_tokens=sum(cut.tail for cut in cuts),
+        available=len(index),
+    )
+
+
+class Cut:
+    """Where one document is cut: `starts` (W,) of its windows, how many were `left_out`, and the `tail` in tokens."""
+
+    def __init__(self, document: Document, encode: Encode, context: int, stride: int, alphabet: str | None) -> None:
+        self.text, self.encode, self.context = document.text, encode, context
+        self.ids: Tensor | None = None  # with an alphabet a window is encoded when it is asked for: genomes are long
+        if alphabet is None:
+            self.ids = torch.as_tensor(encode(document.text), dtype=torch.int64)
+        self.length = len(document.text) if self.ids is None else len(self.ids)
+        starts = torch.arange(0, max(0, self.length - context + 1), stride)
+        self.tail = self.length - (int(starts[-1]) + context if len(starts) else 0)
+        clean = torch.ones(len(starts), dtype=torch.bool)
+        if alphabet is not None:
+            refuse_lower_case(document, alphabet)
+            clean = free_of_others(document.text, alphabet, starts, context)
+        self.starts = starts[clean]
+        self.left_out = len(starts) - len(self.starts)
+
+    def window(self, start: int) -> Tensor:
+        """Token ids start .. start + context - 1: (context,) int64."""
+        if self.ids is not None:
+            return self.ids[start : start + self.context]
+        ids = torch.as_tensor(self.encode(self.text[start : start + self.context]), dtype=torch.int64)
+        if len(ids) != self.context:
+            raise ValueError(
+                f"encode gave {len(ids)} tokens for {self.context} letters, but an alphabet asks for one token a "
+                f"letter; encode without special tokens, or drop the alphabet"
+            )
+        return ids
+
+
+def refuse_lower_case(document: Document, alphabet: str) -> None:
+    """Lower case marks repeats in genomes; leaving such windows out would score the easy or the hard part only."""
+    lower = sorted((set(document.text) & set(alphabet.lower())) - set(alphabet))
+    if lower:
+        raise ValueError(
+            f"document {document.name!r} holds lower-case letters ({''.join(lower)}), the mark of repeats; "
+            f"turn the text to upper case first (--upper on the command line)"
+        )
+
+
+def free_of_others(text: str, alphabet: str, starts: Tensor, context: int) -> Tensor:
+    """Which windows hold letters of the alphabet only: (W,) bool."""
+    runs = [run.span() for run in re.finditer(f"[^{re.escape(alphabet)}]+", text)]
+    first, last = torch.tensor([*runs, (len(text), len(text))]).unbind(1)  # runs of other letters, and the end
+    next_run = torch.searchsorted(last, starts, right=True)  # the first that ends inside or after the window
+    return first[next_run] >= starts + context
+
+
+def no_window(documents: Sequence[Document], cuts: Sequence[Cut], context: int, alphabet: str | None) -> str:
+    """Why there is nothing to score."""
+    if not documents:
+        return "no documents were given; pass at least one"
+    if not any(cut.left_out for cut in cuts):
+        longest = max(cut.length for cut in cuts)
+        return f"no document fills a window of {context} tokens: the longest has {longest}; choose a shorter context"
+    others = sorted({letter for document in documents for letter in set(document.text)} - set(alphabet or ""))
+    shown = ", ".join(map(repr, others[:5]))
+    return f"every window of {context} letters holds others than {alphabet}: {shown}; choose a shorter context"
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """At most `limit` of the indices 0 .. count - 1, evenly spaced, from 0 on."""
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1 window, got {limit}")
+    kept = min(limit, count)
+    return [i * count // kept for i in range(kept)]

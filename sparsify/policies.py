@@ -1,0 +1,103 @@
+"""From a filter to what is kept of it.  `POLICIES` names them all.
+
+Causal models get plans that do not read the future, or do so within a bound; a low-pass alone must be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .monarch import BlockMask, check_share
+from .plan import FilterPlan, Plan
+from .sites import ConvSite
+from .spectra import energy_by_bin, energy_by_tap, first_holding
+from .split import split as split_filter
+
+HEAD = 64  # taps of a split's head where nobody says otherwise: leak 1.6e-3 at 1/8 of the tail's bins, measured
+MASK_SHARES = tuple(2.0**-i for i in range(1, 11))  # bands worth a mask, 1/2 to 1/1024
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A rule and its name, e.g. "taps 256".  choose: k (H, K) float32 and its site -> what is kept."""
+
+    name: str
+    choose: Callable[[Tensor, ConvSite], FilterPlan]
+
+
+def fft_size(context: int) -> int:
+    """Points of the spectrum that masks are made on: the power of two that holds 2 * context."""
+    return 1 << (2 * context - 1).bit_length()
+
+
+def band(site: ConvSite, share: float) -> BlockMask:
+    """Mask of the lowest `share` of the spectrum that this site's masks are made on."""
+    return BlockMask.low_pass(fft_size(site.context), share)
+
+
+def dense() -> Policy:
+    """Keep everything."""
+    return Policy("dense", lambda k, site: FilterPlan("dense"))
+
+
+def taps(count: int) -> Policy:
+    """Keep the first `count` taps: a partial convolution."""
+    if count < 1:
+        raise ValueError(f"a partial convolution keeps at least 1 tap, got {count}")
+    return Policy(
+        f"taps {count}", lambda k, site: FilterPlan("partial", count) if count < k.shape[-1] else FilterPlan("dense")
+    )
+
+
+def low_pass(share: float) -> Policy:
+    """Keep the lowest `share` of the spectrum: a frequency-sparse convolution, which reads the future if causal."""
+    check_share(share)
+    return Policy(f"low-pass {share:g}", lambda k, site: FilterPlan("frequency-sparse", mask=band(site, share)))
+
+
+def split(head: int, share: float) -> Policy:
+    """Keep the first `head` taps and the lowest `share` of the tail's spectrum: a split convolution."""
+    check_share(share)
+    return Policy(f"split {head}:{share:g}", lambda k, site: FilterPlan("split", head, band(site, share)))
+
+
+def energy(share: float) -> Policy:
+    """Keep `share` of every filter's energy, by taps or by split, whichever keeps less; dense if neither saves."""
+    check_share(share)
+
+    def choose(k: Tensor, site: ConvSite) -> FilterPlan:
+        candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(energy_by_tap(k), share))]
+        n = fft_size(site.context)
+        head, tail = (HEAD, split_filter(k, HEAD)[1]) if site.causal else (None, k)
+        by_bin = energy_by_bin(tail[:, : n // 2], n)
+        lost = (1 - share) * energy_by_tap(k).sum()
+        for kept in MASK_SHARES:
+            mask = band(site, kept)
+            if by_bin[~mask.bins()[: n // 2 + 1]].sum() > lost:
+                break
+            candidates.append(FilterPlan("split" if head else "frequency-sparse", head, mask))
+        return min(candidates, key=lambda plan: plan.density(k.shape[-1]))
+
+    return Policy(f"energy {share:g}", choose)
+
+
+POLICIES: Mapping[str, Callable[..., Policy]] = {
+    "dense": dense,
+    "taps": taps,
+    "low_pass": low_pass,
+    "split": split,
+    "energy": energy,
+}
+
+
+def make_plan(
+    sites: Sequence[ConvSite],
+    filters: Mapping[str, Tensor],
+    policy: Policy,
+    source: Mapping[str, str | None] | None = None,
+) -> Plan:
+    """A plan for every site.  filters: site name -> k (H, K) float32."""
+    return Plan({site.name: policy.choose(filters[site.name], site) for site in sites}, policy.name, source or {})

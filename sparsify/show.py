@@ -1,0 +1,145 @@
+"""Results for people: tables and sparklines from the dictionaries that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+BARS = "▁▂▃▄▅▆▇█"
+FLOOR_DB = -60.0  # what a sparkline shows as its lowest bar
+
+
+def sparkline(energy: Tensor, width: int = 24) -> str:
+    """Energy along a logarithmic axis, loudest entry of each cell, from -60 dB to 0 dB.  energy: (T,) -> text."""
+    edges = torch.logspace(0, torch.log10(torch.tensor(len(energy) + 1.0)), width + 1).long() - 1
+    peak = energy.max().clamp_min(torch.finfo(energy.dtype).tiny)
+    cells = []
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        loudest = (energy[start : max(stop, start + 1)].max() / peak).clamp_min(1e-30)
+        level = 1 - 10 * float(loudest.log10()) / FLOOR_DB
+        cells.append(BARS[max(0, min(len(BARS) - 1, int(level * len(BARS))))])
+    return "".join(cells)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0, style=None if i else "cyan")
+    for row in rows:
+        made.add_row(*map(str, row))
+    return made
+
+
+def inspected(console: Console, result: Mapping[str, Any]) -> None:
+    console.print(f"[bold]{result['source']}[/bold]  {result['family']}, {result['parameters']:,} parameters")
+    console.print(
+        f"context {result['context']:,} tokens, filters with shift {result['shift']:g}, plan: {result['plan']}"
+    )
+    sites = [(s["name"], s["channels"], f"{s['taps']:,}", "causal" if s["causal"] else "both ways", s["plan"])
+             for s in result["sites"]]  # fmt: skip
+    console.print(table("Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites))
+    if result["time"]:
+        parts = [(p["name"], f"{1e3 * p['seconds']:.2f} ms", f"{p['share']:.0%}") for p in result["time"]]
+        console.print(table(f"One forward pass of {result['timed_tokens']:,} tokens", ("part", "time", "share"), parts))
+
+
+def analyzed(console: Console, result: Mapping[str, Any]) -> None:
+    shares = [f"{100 * share:g} %" for share in result["shares"]]
+    rows = [
+        (s["name"], s["taps_line"], *(f"{t:,}" for t in s["taps"]), s["bins_line"], *(f"{b:,}" for b in s["bins"]),
+         *(f"{b:.1%}" for b in s["bandwidth"]))
+        for s in result["sites"]
+    ]  # fmt: skip
+    columns = ("site", "by tap", *shares, "by bin", *shares, *(f"band {s}" for s in shares))
+    title = f"Taps, bins (of {result['bins_in_all']:,}) and band that hold a share of the energy; bars span 60 dB"
+    console.print(table(title, columns, rows))
+    console.print(f"(log axes; n = {result['fft_size']:,}; a filter's jump at lag 0 spreads its spectrum: see `split`)")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def spread(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+
+
+def quality(console: Console, result: Mapping[str, Any]) -> None:
+    """Dense against sparse: one row a figure, one column a model."""
+    columns = [row for row in (result.get("dense"), result) if row]
+    names = ["dense", "sparse"] if len(columns) == 2 else [result["variant"]]
+    figures = [
+        ("perplexity", lambda r: spread(r["perplexity"], r["perplexity_stderr"])),
+        ("  negative lags cut", lambda r: spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
+        ("  against dense, paired", lambda r: ratio(r, "perplexity_ratio")),
+        ("  cut against dense, paired", lambda r: ratio(r, "perplexity_cut_ratio")),
+        ("bits a token", lambda r: number(r["bits_per_token"])),
+        ("leak (reads the future)", lambda r: "" if r["leak"] is None else f"{r['leak']:.1e}"),
+        ("KL from dense, nats", lambda r: "" if r["kl"] is None else f"{r['kl']:.2e}"),
+        ("top-1 agreement", lambda r: "" if r["top1_agreement"] is None else f"{r['top1_agreement']:.2%}"),
+        ("speed", lambda r: speed(r)),
+    ]
+    rows = [(label, *cells) for label, show in figures if any(cells := [show(row) for row in columns])]
+    console.print(table("Quality and speed", ("", *names), rows))
+    where = [
+        (
+            f"{b['start']:,} - {b['stop'] - 1:,}",
+            *(f"{c['perplexity_by_position'][i]['perplexity']:.4f}" for c in columns),
+        )
+        for i, b in enumerate(result["perplexity_by_position"])
+    ]
+    console.print(table("Perplexity by position", ("tokens", *names), where))
+    for sentence in result["verdict"]:
+        console.print(f"[bold]{sentence}[/bold]")
+    console.print(f"[dim]{result['convention']}[/dim]")
+
+
+def ratio(row: Mapping[str, Any], key: str) -> str:
+    if row[key] is None:
+        return ""
+    error = row[f"{key}_stderr"]
+    return f"{100 * (row[key] - 1):+.3f} %" + ("" if error is None else f" ± {100 * error:.3f} %")
+
+
+def speed(row: Mapping[str, Any]) -> str:
+    if row.get("speedup") is None:
+        return ""
+    low, high = row["speedup_quartiles"]
+    return f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f}), {row['tokens_per_second']:,.0f} tokens/s"
+
+
+def benched(console: Console, result: Mapping[str, Any]) -> None:
+    rows = [
+        (r["name"], f"{1e3 * r['upstream_seconds']:.3f} ms", f"{1e3 * r['dense_seconds']:.3f} ms",
+         f"{1e3 * r['seconds']:.3f} ms", f"{r['speedup']:.2f}x ({r['speedup_quartiles'][0]:.2f} - "
+         f"{r['speedup_quartiles'][1]:.2f})", r["plan"])
+        for r in (*result["sites"], result)
+    ]  # fmt: skip
+    title = f"{result['batch']} x {result['length']:,} tokens; speedup is paired, dense / sparse, with quartiles"
+    console.print(table(title, ("", "as upstream", "dense", "this plan", "speedup", "plan"), rows))
+    console.print(
+        "[dim]as upstream: filter and spectrum computed anew in every forward pass; dense: prepared once[/dim]"
+    )
+    c = result["conditions"]
+    console.print(f"[dim]{c['hardware']}, {c['threads']} threads, torch {c['torch']}, commit {c['commit']}[/dim]")
+
+
+def converted(console: Console, result: Mapping[str, Any]) -> None:
+    rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in result["filters"]]
+    console.print(table(f"Plan: {result['policy']}", ("site", "kept", "density", "taps ahead / taps"), rows))
+    if result["evaluation"]:
+        quality(console, result["evaluation"])
+    console.print(f"wrote [bold]{result['out']}[/bold]; next: [bold]{result['next']}[/bold]")
+
+
+def checked(console: Console, result: Mapping[str, Any]) -> None:
+    rows = [("yes" if c["ok"] else "no", c["name"], c["detail"]) for c in result["checks"]]
+    console.print(table("sparsify doctor", ("ok", "what", "found"), rows))

@@ -1,0 +1,23 @@
+"""Where a model convolves: the one type that crosses from the families to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Conv = Callable[[Tensor], Tensor]  # u (B, H, L) -> y (B, H, L)
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """One long convolution `u -> k * u` inside a model; gates, skips and projections stay with the model."""
+
+    name: str  # dotted module path, e.g. "backbone.layers.3.mixer"
+    channels: int  # H
+    length: int  # K, taps of the longest filter that the site can materialise
+    context: int  # the longest input people give it, a little less than `length` where special tokens take room
+    causal: bool
+    materialize: Callable[[], Tensor]  # -> k (H, length), float32, on the CPU
+    install: Callable[[Conv | None], None]  # put an operator in place; None brings back the model's own

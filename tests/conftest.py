@@ -1,0 +1,47 @@
+"""What every test gets: a fixed seed, poisoned memory, real data where there is some, and a GPU or a reason."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device; the same code ran on the CPU where it can"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test draws the same numbers, alone or in company."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poison_empty(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Uninitialised memory reads as NaN, integers as their largest, so an unwritten output cannot pass by luck.
+
+    torch does this itself below every way to allocate (empty, empty_like, new_empty, resize_, out=), so tracers see
+    nothing of it.  `@pytest.mark.plain_empty` leaves memory and algorithms as users have them.
+    """
+    if request.node.get_closest_marker("plain_empty"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder with real weights and texts, from SPARSIFY_TEST_DATA; without it the test skips."""
+    folder = os.environ.get("SPARSIFY_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real weights or texts; set SPARSIFY_TEST_DATA to the folder that holds them")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"SPARSIFY_TEST_DATA is {folder!r}, which is no folder")
+    return Path(folder)

@@ -1,0 +1,163 @@
+"""The convolution against its float64 definition, and its laws."""
+
+import pytest
+import torch
+from helpers import RELATIVE_L2, assert_close
+
+from sparsify import LongConv, cpu, fftconv, fftconv_ref
+
+LENGTHS = (1, 7, 255, 256, 257, 1000, 4096, 10007)
+VIEWS = {
+    "contiguous": lambda b, h, n: torch.randn(b, h, n),
+    "sliced": lambda b, h, n: torch.randn(b + 1, h + 2, n + 5)[1:, 1:-1, 3 : n + 3],
+    "transposed": lambda b, h, n: torch.randn(b, n, h).transpose(1, 2),
+}
+
+
+def direct(u, k, ahead=0):
+    """The definition, term by term, in float64."""
+    y = torch.zeros(u.shape, dtype=torch.float64)
+    for t in range(u.shape[-1]):
+        for j in range(k.shape[-1]):
+            if 0 <= t - j + ahead < u.shape[-1]:
+                y[..., t] += k[:, j].double() * u[..., t - j + ahead].double()
+    return y
+
+
+@pytest.mark.parametrize(("seqlen", "taps", "ahead"), [(1, 1, 0), (9, 9, 0), (9, 4, 0), (9, 30, 11), (5, 9, 4)])
+def test_reference_is_the_definition(seqlen, taps, ahead):
+    u, k = torch.randn(2, 3, seqlen), torch.randn(3, taps)
+    assert_close(fftconv_ref(u, k, ahead), direct(u, k, ahead), 1e-12)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("seqlen", LENGTHS)
+def test_equals_reference(seqlen, view):
+    u = VIEWS[view](2, 3, seqlen)
+    k = torch.randn(3, seqlen)
+    y_ref = fftconv_ref(u, k)
+    assert_close(fftconv(u, k), y_ref, RELATIVE_L2[torch.float32])
+    assert_close(LongConv(k)(u), y_ref, RELATIVE_L2[torch.float32])
+
+
+@pytest.mark.parametrize("taps", [1, 3, 64, 300, 5000])
+@pytest.mark.parametrize("seqlen", LENGTHS)
+def test_any_number_of_taps(seqlen, taps):
+    """Short filters run block by block, long ones are cropped to what the signal can feel."""
+    u, k = torch.randn(1, 2, seqlen), torch.randn(2, taps)
+    assert_close(LongConv(k)(u), fftconv_ref(u, k), RELATIVE_L2[torch.float32])
+
+
+@pytest.mark.parametrize("ahead", [1, 100, 1999])
+@pytest.mark.parametrize("seqlen", (1, 257, 1000, 4096))
+def test_filters_that_look_ahead(seqlen, ahead):
+    u, k = torch.randn(2, 3, seqlen), torch.randn(3, 2000)
+    assert_close(LongConv(k, ahead)(u), fftconv_ref(u, k, ahead), RELATIVE_L2[torch.float32])
+    assert_close(fftconv(u, k, ahead), fftconv_ref(u, k, ahead), RELATIVE_L2[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", RELATIVE_L2)
+def test_dtypes(dtype):
+    """Half precision goes in and comes out; the filter and the transform stay in float32."""
+    u, k = torch.randn(2, 3, 1000).to(dtype), torch.randn(3, 1000, dtype=torch.float32)
+    y = LongConv(k.double() if dtype == torch.float64 else k)(u)
+    assert y.dtype == dtype
+    assert_close(y, fftconv_ref(u, k), RELATIVE_L2[dtype])
+
+
+def test_many_rows_and_few():
+    """Batches are worked through in row blocks; every split of the rows gives the same numbers."""
+    for batch, channels, seqlen in ((1, 600, 3000), (40, 3, 20000), (3, 257, 2048)):
+        u, k = torch.randn(batch, channels, seqlen), torch.randn(channels, seqlen)
+        assert_close(LongConv(k)(u), fftconv_ref(u, k), RELATIVE_L2[torch.float32])
+
+
+def test_overlap_save_is_chosen_and_exact():
+    assert cpu.choose_size(100_000, 64)[1] < 100_000
+    assert cpu.choose_size(1000, 1000)[1] == 1000
+
+
+def test_zeros_fail():
+    u, k = torch.randn(2, 3, 1000), torch.randn(3, 1000)
+    with pytest.raises(AssertionError):
+        assert_close(torch.zeros(2, 3, 1000), fftconv_ref(u, k), RELATIVE_L2[torch.bfloat16])
+
+
+def test_causal():
+    """Changing the future leaves the past alone, to round-off."""
+    u, conv = torch.randn(1, 2, 600), LongConv(torch.randn(2, 600))
+    v = u.clone()
+    v[..., 400:] += 1.0
+    assert_close(conv(v)[..., :400], conv(u)[..., :400], RELATIVE_L2[torch.float32])
+
+
+def test_one_spectrum_serves_lengths_in_any_order():
+    conv = LongConv(torch.randn(2, 700))
+    for seqlen in (700, 3, 650, 64, 699, 1, 128, 700):
+        u = torch.randn(1, 2, seqlen)
+        assert_close(conv(u), fftconv_ref(u, conv.k), RELATIVE_L2[torch.float32])
+    assert len(conv._prepared) <= LongConv.CACHED_LENGTHS
+
+
+def test_prepared_filter_survives_a_cast_of_the_model():
+    conv = torch.nn.Sequential(LongConv(torch.randn(2, 700))).half()[0]
+    assert conv.k.dtype == torch.float32
+
+
+@pytest.mark.parametrize("conv", [fftconv, lambda u, k: LongConv(k)(u)], ids=["fftconv", "LongConv"])
+def test_gradient(conv):
+    u, k = torch.randn(1, 2, 50, requires_grad=True), torch.randn(2, 20)
+    weight = torch.randn(1, 2, 50)
+    (grad,) = torch.autograd.grad((conv(u, k) * weight).sum(), u)
+    backwards = fftconv_ref(weight.flip(-1), k).flip(-1)
+    assert_close(grad, backwards, RELATIVE_L2[torch.float32])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 255, 256, 257, 1025, 100_003, 320_003])
+def test_good_size(n):
+    """The smallest even 2-3-5-smooth size, against a search that tries them all."""
+
+    def smooth(m):
+        for p in (2, 3, 5):
+            while m % p == 0:
+                m //= p
+        return m == 1
+
+    assert cpu.good_size(n) == next(m for m in range(n, 4 * n + 4) if m % 2 == 0 and smooth(m))
+
+
+@pytest.mark.parametrize(
+    ("u", "k", "says"),
+    [
+        ((2, 16, 3), (3, 8), r"pass u.transpose\(1, 2\)"),
+        ((2, 4, 16), (3, 8), r"expected \(batch, 3, seqlen\)"),
+        ((2, 3, 16), (3, 8, 1), r"expected \(channels, taps\)"),
+    ],
+)
+def test_refuses_shapes(u, k, says):
+    with pytest.raises(ValueError, match=says):
+        fftconv(torch.randn(u), torch.randn(k))
+
+
+class TestTorch:
+    """The op under torch's own tools."""
+
+    @pytest.mark.parametrize(("seqlen", "taps"), [(300, 300), (30_000, 20)])
+    def test_opcheck(self, seqlen, taps):
+        k_f, n, hop = LongConv(torch.randn(3, taps)).prepare(seqlen, torch.device("cpu"))
+        torch.library.opcheck(torch.ops.sparsify.fftconv, (torch.randn(2, 3, seqlen), k_f, n, hop))
+
+    def test_compile(self):
+        conv, u = LongConv(torch.randn(3, 300)), torch.randn(2, 3, 300)
+        conv(u)  # prepared once, as in a model; the graph then holds the op and nothing complex
+        compiled = torch.compile(conv, fullgraph=True)
+        with torch.no_grad():
+            assert torch.equal(compiled(u), conv(u))
+
+    def test_export(self, tmp_path):
+        conv, u = LongConv(torch.randn(3, 300)), torch.randn(2, 3, 300)
+        conv(u)
+        with torch.no_grad():
+            program = torch.export.export(conv, (u,))
+            torch.export.save(program, tmp_path / "conv.pt2")
+            assert torch.equal(torch.export.load(tmp_path / "conv.pt2").module()(u), conv(u))

@@ -1,0 +1,274 @@
+"""The block-skipping transform against torch.fft, and proof that it does only the work it counts."""
+
+import cmath
+import json
+import math
+
+import pytest
+import torch
+from helpers import RELATIVE_L2, assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsify.fftconv import fftconv_ref
+from sparsify.monarch import (
+    BlockMask,
+    block_spectrum,
+    dft,
+    digits,
+    factor,
+    frequency,
+    monarch_conv,
+    monarch_fft,
+    monarch_ifft,
+    roots,
+    twiddles,
+    work,
+)
+
+EXACT = 1e-12
+LENGTHS = (1, 7, 255, 256, 257, 1000)
+FACTORS = ((64,), (16, 16), (32, 64), (4, 25), (25, 4), (8, 16, 4), (5, 6, 7), (2, 3, 4, 5))
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def random_mask(factors, share, block=None):
+    """Blocks drawn at random, at least one; a mirror is kept only by luck."""
+    whole = BlockMask.full(math.prod(factors), factors, block)
+    drawn = [index for index in whole.keep if torch.rand(()) < share]
+    return BlockMask(whole.factors, whole.block, tuple(drawn or [0]))
+
+
+def direct(u, k, mask, ahead=0):
+    """The formula: one multiplication per bin of an N-point real FFT."""
+    circle = torch.nn.functional.pad(k.double(), (0, mask.n - k.shape[-1])).roll(-ahead, -1)
+    k_f = torch.fft.rfft(circle) * mask.bins()[: mask.n // 2 + 1]
+    return torch.fft.irfft(k_f * torch.fft.rfft(u.double(), mask.n), mask.n)[..., : u.shape[-1]]
+
+
+@pytest.mark.parametrize("n", [8, 4096, 1 << 22, 3 * 5**8])
+def test_roots_are_exact(n):
+    exponent = torch.randint(n, (200,)) * torch.randint(n, (200,))
+    true = torch.tensor([cmath.exp(-2j * cmath.pi * (e % n) / n) for e in exponent.tolist()], dtype=torch.complex128)
+    assert (roots(n, exponent) - true).abs().max() < 1e-15
+    if n > 1 << 20:  # what the integer reduction is for
+        assert (torch.exp(-2j * torch.pi * exponent.double() / n) - true).abs().max() > 1e-11
+
+
+def test_tables_are_the_definition():
+    assert_close(torch.view_as_real(dft(48)), torch.view_as_real(torch.fft.fft(torch.eye(48).double())), 1e-14)
+    assert twiddles(32, 64)[31, 63] == roots(2048, torch.tensor(31 * 63))
+
+
+@pytest.mark.parametrize(
+    ("n", "factors"),
+    [(2, (2,)), (64, (64,)), (128, (8, 16)), (2048, (32, 64)), (1 << 15, (32,) * 3), (1 << 21, (32,) * 3 + (64,))],
+)
+def test_factor(n, factors):
+    assert factor(n) == factors
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_digits(factors):
+    f = torch.arange(math.prod(factors))
+    parts = digits(f, factors)
+    assert all(((part >= 0) & (part < size)).all() for part, size in zip(parts, factors, strict=True))
+    assert torch.equal(sum(part * math.prod(factors[:i]) for i, part in enumerate(parts)), f)
+    assert torch.equal(frequency(parts, factors), f)
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_transform_is_the_fft_on_the_kept_blocks(factors, share):
+    mask, x = random_mask(factors, share), randn(2, 3, math.prod(factors))
+    x_f = torch.fft.fft(x)
+    kept = monarch_fft(x, mask)
+    assert_close(torch.view_as_real(kept), torch.view_as_real(x_f[..., mask.frequencies()]), EXACT)
+    back = torch.zeros_like(x_f)
+    back[..., mask.frequencies()] = kept
+    y = torch.view_as_real(monarch_ifft(kept, mask, mask.n))
+    assert_close(y, torch.view_as_real(torch.fft.ifft(back)), EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("seqlen", LENGTHS)
+def test_without_a_mask_it_is_the_reference(seqlen, dtype):
+    for taps, ahead in ((seqlen, 0), (33, 0), (33, 20), (2 * seqlen - 1, seqlen - 1)):
+        u, k = torch.randn(2, 3, seqlen, dtype=dtype), torch.randn(3, taps, dtype=dtype)
+        y = monarch_conv(u, k, ahead=ahead)
+        assert y.dtype == dtype
+        assert_close(y, fftconv_ref(u, k, ahead), EXACT if dtype == torch.float64 else RELATIVE_L2[dtype])
+
+
+@pytest.mark.parametrize("seqlen", LENGTHS)
+@pytest.mark.parametrize(
+    ("factors", "block"),
+    [((32, 64), None), ((32, 64), (4, 16)), ((16, 8, 16), (4, 8, 4)), ((27, 75), (9, 5)), ((43, 49), (43, 7))],
+)
+def test_masked_convolution_is_the_formula(seqlen, factors, block):
+    mask, ahead = random_mask(factors, 0.6, block), seqlen // 3
+    u, k = randn(2, 3, seqlen), randn(3, seqlen)
+    y = direct(u, k, mask, ahead)
+    if mask.density:
+        assert_close(monarch_conv(u, k, mask, ahead), y, EXACT)
+        assert_close(
+            monarch_conv(u.float(), k, mask, ahead), direct(u.float(), k, mask, ahead), RELATIVE_L2[torch.float32]
+        )
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_survivors_come_with_their_mirrors(factors):
+    """So the filtered signal is real, although the kept blocks alone need not be symmetric."""
+    mask = random_mask(factors, 0.5)
+    bins, f = mask.bins(), torch.arange(mask.n)
+    assert torch.equal(bins, bins[-f % mask.n])
+    kept = torch.zeros_like(bins)
+    kept[mask.frequencies()] = True
+    assert torch.equal(bins, kept & kept[-f % mask.n])
+    assert mask.density == bins.double().mean()
+    y_f = monarch_fft(randn(2, mask.n), mask) * block_spectrum(randn(2, mask.n), mask)
+    y = monarch_ifft(y_f, mask, mask.n)
+    assert y.imag.norm() <= EXACT * y.real.norm()
+
+
+@pytest.mark.parametrize("n", [64, 2048, 1 << 15])
+@pytest.mark.parametrize("share", [1, 0.7, 0.5, 0.125, 0.01, 1e-4])
+def test_low_pass_is_a_band_of_about_its_share(n, share):
+    mask = BlockMask.low_pass(n, share)
+    f = mask.bins().nonzero().flatten()
+    distance = torch.minimum(f, n - f)
+    assert len(f) == min(n, 2 * distance.max() + 1)  # nothing missing below the cut
+    assert mask.density == pytest.approx(share, rel=0.34, abs=1 / n)
+    if share == 0.5:
+        assert mask.density == 0.5 - 1 / n
+
+
+def test_low_pass_columns_match_the_share_as_well_as_any():
+    for share in torch.linspace(0.05, 1, 60).tolist():
+        columns = [(64 * c - 1) / 2048 for c in range(1, 32)] + [1.0]  # 32 bins a column, both ends
+        best = min(columns, key=lambda density: abs(density - share))
+        off = abs(BlockMask.low_pass(2048, share).density - share)
+        assert off <= abs(best - share) + 1 / 2048  # the bin at N / 2 comes with the last column only
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 0.25, 0.02])
+def test_comb_keeps_outer_digits(share):
+    mask = BlockMask.comb(2048, share, (64, 32))
+    outer = mask.bins().view(32, 64)
+    assert (outer == outer[0]).all()
+    assert mask.density == pytest.approx(share, abs=1 / 64)
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+def test_from_bins_is_the_smallest_cover(factors):
+    bins = torch.rand(math.prod(factors)) < 3 / math.prod(factors)
+    bins[5] = True
+    mask = BlockMask.from_bins(bins, factors)
+    assert (mask.bins() | ~bins).all()
+    for index in mask.keep if len(mask.keep) > 1 else ():
+        less = BlockMask(mask.factors, mask.block, tuple(i for i in mask.keep if i != index))
+        assert (bins & ~less.bins()).any()
+
+
+@pytest.mark.parametrize("factors", [(32, 64), (16, 8, 16), (27, 75)])
+def test_dropped_blocks_are_never_read(factors):
+    """NaN in every dropped block of the spectrum changes nothing."""
+    mask, u, k = random_mask(factors, 0.5, block=(1, *factors[1:])), randn(2, 3, 900), randn(3, 900)
+    dropped = torch.ones(mask.n, dtype=torch.bool)
+    dropped[mask.frequencies()] = False
+    k_f = torch.fft.fft(k, mask.n) * mask.bins()
+    k_f[:, dropped] = torch.nan
+    y_f = torch.fft.fft(u, mask.n) * k_f
+    assert y_f.isnan().any()
+    assert_close(monarch_ifft(y_f[..., mask.frequencies()], mask, 900).real, direct(u, k, mask), EXACT)
+    assert_close(monarch_conv(u, k, mask), direct(u, k, mask), EXACT)
+
+
+@pytest.mark.parametrize("seqlen", [1000, 1500, 2000])
+@pytest.mark.parametrize("factors", [(32, 64), (16, 8, 16), (20, 100)])
+def test_work_is_what_the_matrix_products_do(factors, seqlen):
+    """Multiply-accumulates as torch counts them; a dropped block that is computed after all would show."""
+    mask, rows = random_mask(factors, 0.4, block=(4, *[size // 2 for size in factors[1:]])), 6
+    with FlopCounterMode(display=False) as forward:
+        y_f = monarch_fft(randn(2, 3, seqlen), mask)
+    with FlopCounterMode(display=False) as inverse:
+        monarch_ifft(y_f, mask, seqlen)
+    expected = 2 * rows * sum(work(mask, seqlen))
+    assert forward.get_total_flops() == inverse.get_total_flops() == expected
+
+
+def test_work_of_combs_and_bands():
+    """A comb halves every stage; a band of the same size halves the last one alone."""
+    dense = work(BlockMask.full(1 << 15))
+    assert dense == (1 << 20,) * 3  # N * Ni
+    assert (
+        work(BlockMask.from_bins(digits(torch.arange(1 << 15), (32,))[0] % 2 == 0, block=(1, 32, 32))) == (1 << 19,) * 3
+    )
+    assert work(BlockMask.low_pass(1 << 15, 0.5)) == (1 << 20, 1 << 20, 1 << 19)
+    assert work(BlockMask.full(1 << 15), 1 << 14) == (1 << 19, 1 << 20, 1 << 20)  # the padded half is skipped
+
+
+@pytest.mark.parametrize("factors", [(32, 64), (16, 8, 16)])
+def test_work_grows_with_the_mask(factors):
+    whole = BlockMask.full(math.prod(factors), factors, block=tuple(size // 4 for size in factors))
+    keep: list[int] = []
+    before = (0,) * len(factors)
+    for index in torch.randperm(len(whole.keep)).tolist():
+        keep = sorted([*keep, index])
+        now = work(BlockMask(whole.factors, whole.block, tuple(keep)))
+        assert all(a <= b for a, b in zip(before, now, strict=True)) and before < now
+        before = now
+    assert before == work(whole) == tuple(whole.n * size for size in factors)
+
+
+@pytest.mark.parametrize(
+    "mask", [BlockMask.full(2048), BlockMask.low_pass(2048, 0.1), random_mask((8, 6, 9), 0.5, (2, 3, 3))]
+)
+def test_json_round_trip(mask):
+    back = BlockMask.from_dict(json.loads(json.dumps(mask.to_dict())))
+    assert back == mask and hash(back) == hash(mask)
+    assert len(BlockMask.full(1 << 20).to_dict()["keep"]) == 1  # ranges stay short
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: factor(1000), "power of two from 2 on, got 1000"),
+        (lambda: BlockMask((32, 64), (16, 24), (0,)), "does not tile factors"),
+        (lambda: BlockMask((32, 64), (16,), (0,)), "one divisor of each"),
+        (lambda: BlockMask((32, 64), (16, 0), (0,)), "does not tile"),
+        (lambda: BlockMask((32, 64), (16, 16), (1, 1)), "ascending and unique"),
+        (lambda: BlockMask((32, 64), (16, 16), (0, 8)), r"leave the grid \(2, 4\)"),
+        (lambda: BlockMask((32, 64), (16, 16), ()), "keep must be a non-empty tuple"),
+        (lambda: BlockMask([32, 64], (16, 16), (0,)), "factors must be a non-empty tuple of integers"),
+        (lambda: BlockMask.full(2048, (32, 32)), "FFT of 1024 points, expected 2048"),
+        (lambda: BlockMask.low_pass(2048, 0), r"share must lie in \(0, 1\]"),
+        (lambda: BlockMask.comb(2048, 1.5), r"share must lie in \(0, 1\]"),
+        (lambda: BlockMask.from_bins(torch.zeros(64, dtype=torch.bool)), "at least one true"),
+        (lambda: BlockMask.from_dict({"factors": [8], "keep": [[0, 1]]}), "keys factors, block and keep"),
+        (
+            lambda: BlockMask.from_dict({"factors": [8], "block": [4], "keep": [0, 1]}),
+            r"ranges of blocks \[start, stop\]",
+        ),
+        (lambda: monarch_fft(randn(300), BlockMask.full(256)), "300 samples does not fit an FFT of 256 points"),
+        (lambda: monarch_conv(randn(2, 16, 3), randn(3, 8)), r"expected u \(\.\.\., channels, seqlen\)"),
+        (lambda: monarch_conv(randn(2, 3, 16).half(), randn(3, 8)), "expected float32 or float64"),
+        (
+            lambda: monarch_conv(randn(3, 200), randn(3, 100), BlockMask.full(256)),
+            "need an FFT of 299 points, the mask has 256",
+        ),
+    ],
+)
+def test_refusals(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_zeros_fail():
+    u, k, mask = randn(2, 3, 1000), randn(3, 1000), BlockMask.low_pass(2048, 0.05)
+    with pytest.raises(AssertionError):
+        assert_close(torch.zeros_like(u), direct(u, k, mask), RELATIVE_L2[torch.float32])
+    with pytest.raises(AssertionError):  # nor does a mask pass for its neighbour
+        assert_close(monarch_conv(u, k, BlockMask.low_pass(2048, 0.1)), direct(u, k, mask), RELATIVE_L2[torch.float32])

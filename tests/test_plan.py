@@ -1,0 +1,77 @@
+"""Plans are valid once made, read back as written, and refuse what they do not know."""
+
+import json
+
+import pytest
+import torch
+
+from sparsify.monarch import BlockMask
+from sparsify.plan import KINDS, Filter, FilterPlan, Plan
+
+MASK = BlockMask.low_pass(2048, 0.125)
+ONE_EACH = {
+    "dense": FilterPlan("dense"),
+    "partial": FilterPlan("partial", 64),
+    "frequency-sparse": FilterPlan("frequency-sparse", mask=MASK),
+    "split": FilterPlan("split", 64, MASK),
+}
+
+
+def test_every_kind_is_tried():
+    assert ONE_EACH.keys() == KINDS.keys()
+
+
+def test_reads_back_as_written(tmp_path):
+    plan = Plan(ONE_EACH, "by hand", {"name": "ORG/MODEL", "revision": "abc", "sha256": "0" * 64})
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert Plan.read(tmp_path / "plan.json") == plan
+    assert Plan.read(tmp_path / "plan.json").sha256 == plan.sha256
+
+
+def test_digest_follows_the_decision():
+    assert Plan(ONE_EACH, "a").sha256 != Plan(ONE_EACH | {"dense": FilterPlan("partial", 3)}, "a").sha256
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept(kind):
+    k = torch.randn(3, 1026)
+    kept = ONE_EACH[kind].apply(k)
+    assert kept.k.dtype == torch.float32
+    assert ONE_EACH[kind].leaks == (kept.ahead > 0)
+    if kind == "dense":
+        assert torch.equal(kept.k, k) and ONE_EACH[kind].density(1026) == 1
+    if kind == "partial":
+        assert torch.equal(kept.k, k[:, :64])
+
+
+def test_density_counts_taps_and_bins():
+    assert ONE_EACH["split"].density(1024) == pytest.approx(64 / 1024 + MASK.density)
+
+
+def test_leak_is_the_share_of_the_norm_ahead():
+    assert Filter(torch.tensor([[3.0, 4.0]]), ahead=1).leak() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: FilterPlan("sparse"), "unknown kind"),
+        (lambda: FilterPlan("partial"), "takes taps"),
+        (lambda: FilterPlan("dense", 3), "neither"),
+        (lambda: FilterPlan("partial", 0), "at least 1 tap"),
+        (lambda: FilterPlan.from_dict({"kind": "dense", "tap": 3}), "got also tap"),
+        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 1"),
+        (lambda: Plan(ONE_EACH, "x").check(["dense", "other"]), "no entry for other"),
+    ],
+)
+def test_refusals(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 1}), json.dumps({"schema": 1, "filters": 3})])
+def test_a_broken_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"plan"):
+        Plan.read(path)

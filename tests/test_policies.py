@@ -1,0 +1,57 @@
+"""Policies keep what they promise, and nothing that reads the future unless it was asked for."""
+
+import pytest
+import torch
+from test_split import smooth_filter
+
+from sparsify import policies
+from sparsify.sites import ConvSite
+from sparsify.spectra import energy_by_tap
+
+
+def site(k, causal=True):
+    return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
+
+
+def test_taps():
+    k = smooth_filter()
+    assert policies.taps(100).choose(k, site(k)).taps == 100
+    assert policies.taps(5000).choose(k, site(k)).kind == "dense"  # nothing to cut
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_energy_keeps_its_share(share):
+    for k in (smooth_filter(), torch.randn(4, 1024) * torch.exp(-torch.arange(1024) / 30.0)):
+        plan = policies.energy(share).choose(k, site(k))
+        kept = plan.apply(k)
+        lost = k.clone().double()
+        lost -= kept.k[:, kept.ahead : kept.ahead + 1024].double() if plan.leaks else 0
+        if not plan.leaks:
+            lost[:, : kept.k.shape[-1]] -= kept.k.double()
+        assert energy_by_tap(lost).sum() <= (1 - share) * energy_by_tap(k).sum() * (1 + 1e-9)
+        assert plan.density(1024) <= 1
+
+
+def test_energy_prefers_the_shorter_description():
+    late = smooth_filter().flip(-1)  # smooth, and long: few bins, many taps
+    assert policies.energy(0.999).choose(late, site(late)).kind in ("split", "dense")
+    short = torch.zeros(4, 1024)
+    short[:, :20] = torch.randn(4, 20)  # rough, and short: few taps
+    assert policies.energy(0.999).choose(short, site(short)).kind == "partial"
+    noise = torch.randn(4, 1024)  # neither
+    assert policies.energy(0.9999).choose(noise, site(noise)).density(1024) > 0.99
+
+
+def test_only_bidirectional_models_get_a_mask_alone():
+    k = smooth_filter()
+    for share in (0.9, 0.99, 0.999):
+        assert policies.energy(share).choose(k, site(k)).kind != "frequency-sparse"
+    kinds = {policies.energy(share).choose(k, site(k, causal=False)).kind for share in (0.5, 0.8, 0.9)}
+    assert "frequency-sparse" in kinds
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="at least 1 tap"):
+        policies.taps(0)
+    with pytest.raises(ValueError, match="share must lie"):
+        policies.energy(0)

@@ -1,0 +1,61 @@
+"""Split and band-limited filters: exact where they promise to be, bounded where they leak."""
+
+import pytest
+import torch
+from helpers import assert_close
+
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan
+from sparsify.split import band_limit, ramp, split
+
+
+def smooth_filter(length=1024, channels=4):
+    """Like a trained implicit filter: a few slow sinusoids under a decay, switched on at lag 0."""
+    t = torch.arange(length, dtype=torch.float64) / length
+    waves = torch.stack([torch.cos(2 * torch.pi * (c + 1) * t + c) + 0.5 for c in range(channels)])
+    return (waves * torch.exp(-5 * t)).float()
+
+
+@pytest.mark.parametrize("taps", [1, 16, 64, 5000])
+def test_head_and_tail_add_up(taps):
+    k = smooth_filter()
+    head, tail = split(k, taps)
+    tail[:, : head.shape[-1]] += head
+    assert torch.equal(tail.float(), k)
+
+
+def test_ramp_rises_smoothly():
+    w = ramp(64)
+    assert w[0] == 0 and (w.diff() >= 0).all() and w[-1] > 0.999
+    assert w.diff().max() < 2.1 / 64  # a Hann window's peak is twice its mean
+
+
+def test_full_mask_changes_nothing():
+    k = smooth_filter()
+    kept, ahead = band_limit(k, BlockMask.full(2048))
+    assert_close(kept[:, ahead : ahead + 1024], k, 1e-12)
+    assert kept[:, :ahead].abs().max() < 1e-12
+
+
+def test_band_limit_is_the_masked_circle():
+    """Convolving with the result on the circle equals multiplying spectra."""
+    k, mask = smooth_filter(), BlockMask.low_pass(2048, 0.125)
+    kept, ahead = band_limit(k, mask)
+    circle = torch.cat([kept[:, ahead : ahead + 1024], kept[:, :ahead]], dim=-1)
+    expected = torch.fft.rfft(k.double(), 2048) * mask.bins()[:1025]
+    assert_close(torch.view_as_real(torch.fft.rfft(circle)), torch.view_as_real(expected), 1e-12)
+
+
+def test_taps_beyond_the_mask_stay():
+    k = torch.cat([smooth_filter(), torch.ones(4, 2)], dim=-1)
+    kept, ahead = band_limit(k, BlockMask.low_pass(2048, 0.125))
+    assert kept.shape[-1] == 2048 + 2 and torch.equal(kept[:, -2:], torch.ones(4, 2, dtype=torch.float64))
+
+
+def test_split_leaks_far_less_than_a_low_pass():
+    k, mask = smooth_filter(), BlockMask.low_pass(2048, 0.125)
+    low_pass = FilterPlan("frequency-sparse", mask=mask).apply(k)
+    halves = FilterPlan("split", 64, mask).apply(k)
+    assert low_pass.leak() > 0.05
+    assert halves.leak() < 0.02 * low_pass.leak()
+    assert halves.cut().ahead == 0 and halves.cut().leak() == 0
