@@ -231,7 +231,7 @@ def refuse_lower_case(document: Document, alphabet: str) -> None:
 def free_of_others(text: str, alphabet: str, starts: Tensor, context: int) -> Tensor:
     """Which windows hold letters of the alphabet only: (W,) bool."""
     runs = [run.span() for run in re.finditer(f"[^{re.escape(alphabet)}]+", text)]
-    first, last = torch.tensor([*runs, (len(text), len(text))]).unbind(1)  # runs of other letters, and the end
+    first, last = torch.tensor([*runs, (len(text), len(text))]).T.contiguous()  # runs of other letters, and the end
     next_run = torch.searchsorted(last, starts, right=True)  # the first that ends inside or after the window
     return first[next_run] >= starts + context
 

@@ -9,14 +9,26 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__
 from .install_check import check_name_collision
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
+    from torch import Tensor
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals import Logits
+    from sparsify.evals.data import Windows
+    from sparsify.evals.throughput import Timing
+
+    from .plan import Plan
+    from .sites import ConvSite
 
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
 DEFAULT_WINDOWS = 500
@@ -74,40 +86,33 @@ DATA = options(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint with its filters at hand and its plan, dense where it has none."""
-
-    pretrained: Any  # converters.Pretrained
-    filters: Mapping[str, Any]
-    plan: Any  # plan.Plan
-
-    def variant(self, plan: Any = None, cut: bool = False) -> Callable[[Any], Any]:
-        from . import swap
-
-        sites = self.pretrained.sites
-        convs = swap.operators(self.filters, plan or self.plan, cut)
-        return swap.variant(self.pretrained.model, sites, convs)
-
-    @property
-    def dense_plan(self) -> Any:
-        from . import policies
-
-        return policies.make_plan(self.pretrained.sites, self.filters, policies.dense())
-
-
-def open_checkpoint(src: str, revision: str | None, shift: float | None) -> Opened:
-    """Load SRC, materialise its filters and read its plan."""
+def open_checkpoint(src: str, revision: str | None = None, shift: float | None = None) -> Pretrained:
+    """SRC, loaded, with the plan it was saved with or the dense one."""
     from sparsify.converters import load
 
-    from . import swap
-    from .plan import Plan
-
     say(f"loading {src}")
-    pretrained = load(src, revision=revision, shift=shift)
-    opened = Opened(pretrained, swap.materialize(pretrained.sites), None)
-    saved = pretrained.quantization
-    return replace(opened, plan=Plan.from_dict(saved["plan"]) if saved else opened.dense_plan)
+    return load(src, revision=revision, shift=shift)
+
+
+def variant(p: Pretrained, plan: Plan, cut: bool = False) -> Logits:
+    """The model under a plan, as a function."""
+    from . import swap
+
+    return swap.variant(p.model, p.sites, swap.operators(p.filters, plan, cut))
+
+
+def dense_plan(p: Pretrained) -> Plan:
+    from . import policies
+
+    return policies.make_plan(p.sites, p.filters, policies.dense())
+
+
+def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
+    """Token ids to time a model on: (batch, length)."""
+    import torch
+
+    first, stop = p.tokenizer.id_range
+    return torch.randint(first, stop, (batch, length))
 
 
 def say(line: str) -> None:
@@ -139,50 +144,51 @@ def emit(result: dict[str, Any], as_json: bool, table: str) -> None:
 @AS_JSON
 def inspect(src: str, length: int | None, revision: str | None, shift: float | None, as_json: bool) -> None:
     """Show the family, the long convolutions and where the time of a forward pass goes."""
-    opened = open_checkpoint(src, revision, shift)
-    pretrained = opened.pretrained
-    length = length or min(pretrained.context, 8192)
+    p = open_checkpoint(src, revision, shift)
+    length = length or min(p.context, 8192)
+    sites = [
+        {
+            "name": s.name,
+            "channels": s.channels,
+            "taps": s.length,
+            "causal": s.causal,
+            "plan": str(p.plan.filters[s.name]),
+        }
+        for s in p.sites
+    ]
     result = {
-        **described(opened),
-        "parameters": sum(p.numel() for p in pretrained.model.parameters()),
-        "context": pretrained.context,
-        "sites": [
-            {"name": s.name, "channels": s.channels, "taps": s.length, "causal": s.causal,
-             "plan": str(opened.plan.filters[s.name])}
-            for s in pretrained.sites
-        ],
+        **described(p),
+        "parameters": sum(w.numel() for w in p.model.parameters()),
+        "context": p.context,
+        "sites": sites,
         "timed_tokens": length,
-        "time": timed_parts(opened, length),
-    }  # fmt: skip
+        "time": timed_parts(p, length),
+    }
     emit(result, as_json, "inspected")
 
 
-def described(opened: Opened) -> dict[str, Any]:
+def described(p: Pretrained) -> dict[str, Any]:
     """Which checkpoint this is."""
-    p = opened.pretrained
     return {
         "source": p.source.name,
         "revision": p.source.revision,
         "sha256": p.sha256,
         "family": p.family,
         "shift": p.shift,
-        "plan": opened.plan.policy,
+        "plan": p.plan.policy,
     }
 
 
-def timed_parts(opened: Opened, length: int) -> list[dict[str, Any]]:
+def timed_parts(p: Pretrained, length: int) -> list[dict[str, Any]]:
     """Where the time of one forward pass goes, by part."""
-    import torch
-
     from sparsify.evals.breakdown import Stopwatch, breakdown
 
     from . import swap
 
-    watch, pretrained = Stopwatch(), opened.pretrained
-    convs = {name: watch.wrap(conv) for name, conv in swap.operators(opened.filters, opened.plan).items()}
-    run = swap.variant(pretrained.model, pretrained.sites, convs)
-    ids = torch.randint(*pretrained.tokenizer.id_range, (1, length))
-    return [asdict(part) for part in breakdown(pretrained.model, lambda: run(ids), watch)]
+    watch, ids = Stopwatch(), some_tokens(p, 1, length)
+    convs = {name: watch.wrap(conv) for name, conv in swap.operators(p.filters, p.plan).items()}
+    run = swap.variant(p.model, p.sites, convs)
+    return [asdict(part) for part in breakdown(p.model, lambda: run(ids), watch)]
 
 
 @main.command()
@@ -196,18 +202,16 @@ def analyze(src: str, length: int | None, revision: str | None, shift: float | N
     """Show how few taps, bins and band hold 90, 99 and 99.9 % of every filter's energy."""
     from . import policies, show, spectra
 
-    opened = open_checkpoint(src, revision, shift)
-    length = min(length or opened.pretrained.context, opened.pretrained.context)
+    p = open_checkpoint(src, revision, shift)
+    length = min(length or p.context, p.context)
     n = policies.fft_size(length)
     sites = []
-    for name, k in opened.filters.items():
+    for name, k in p.filters.items():
         s = spectra.analyze(k[:, :length], n)
-        sites.append({
-            "name": name, "taps": s.taps, "bins": s.bins, "bandwidth": s.bandwidth,
-            "taps_line": show.sparkline(s.by_tap), "bins_line": show.sparkline(s.by_bin),
-        })  # fmt: skip
+        lines = {"taps_line": show.sparkline(s.by_tap), "bins_line": show.sparkline(s.by_bin)}
+        sites.append({"name": name, "taps": s.taps, "bins": s.bins, "bandwidth": s.bandwidth, **lines})
     result = {
-        **described(opened),
+        **described(p),
         "length": length,
         "fft_size": n,
         "bins_in_all": n // 2 + 1,
@@ -220,7 +224,7 @@ def analyze(src: str, length: int | None, revision: str | None, shift: float | N
 # --- converting ----------------------------------------------------------------------------------------------------
 
 
-class HeadAndBand(click.ParamType):
+class HeadAndBand(click.ParamType[tuple[int, float]]):
     """TAPS:SHARE, e.g. 64:0.125."""
 
     name = "taps:share"
@@ -254,32 +258,29 @@ def convert(
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
 
+    from .card import card
+
     check_out(out, force)
-    opened = open_checkpoint(src, revision, shift)
-    plan = chosen_plan(opened, policy)
-    refuse_leaks(opened, plan, allow_leak)
-    sparse = replace(opened, plan=plan)
-    windows = windows_of(opened, data, context, stride, limit, upper) if data else None
-    evaluation = measured(sparse, windows, speed=True) if windows else None
+    p = open_checkpoint(src, revision, shift)
+    plan = chosen_plan(p, policy)
+    refuse_leaks(p, plan, allow_leak)
+    windows = windows_of(p, data, context, stride, limit, upper) if data else None
+    names = [shlex.quote(str(path)) for path in (out, data or "FILE", src)]
     result = {
-        **described(sparse),
+        **described(p),
         "out": str(out),
-        "policy": plan.policy,
+        "plan": plan.policy,
         "plan_sha256": plan.sha256,
-        "filters": filter_report(sparse),
-        "evaluation": evaluation,
-        "next": f"sparsify eval ppl {shlex.quote(str(out))} --data "
-        f"{shlex.quote(str(data or 'FILE'))} --baseline {shlex.quote(src)}",
+        "filters": filter_report(p, plan),
+        "evaluation": measured(p, plan, windows, speed=True) if windows else None,
+        "next": "sparsify eval ppl {} --data {} --baseline {}".format(*names),
     }
-    files = {"plan.json": plan.to_json(), "report.json": json.dumps(result, indent=2) + "\n"}
-    files["README.md"] = card(result)
-    quantization = {"quant_method": "sparsify", "format_version": 1, "shift": opened.pretrained.shift,
-                    "plan": plan.to_dict()}  # fmt: skip
-    write_folder(out, opened.pretrained, quantization, files, force=force)
+    texts = {"plan.json": plan.to_json(), "report.json": json.dumps(result, indent=2) + "\n", "README.md": card(result)}
+    write_folder(out, p, plan, texts, force=force)
     emit(result, as_json, "converted")
 
 
-def chosen_plan(opened: Opened, policy: Mapping[str, Any]) -> Any:
+def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
     """The plan that one of the options asks for."""
     from . import policies
     from .plan import Plan
@@ -288,57 +289,37 @@ def chosen_plan(opened: Opened, policy: Mapping[str, Any]) -> Any:
     if len(given) > 1:
         raise ValueError(f"got {' and '.join('--' + n.replace('_', '-') for n in given)}; give one of them")
     name, value = next(iter(given.items()), ("energy", 0.999))
-    source = {"name": opened.pretrained.source.name, "revision": opened.pretrained.source.revision,
-              "sha256": opened.pretrained.sha256}  # fmt: skip
     if name == "plan":
-        plan = Plan.read(value)
-        plan.check(list(opened.filters))
-        if plan.source.get("sha256") not in (None, source["sha256"]):
-            raise ValueError(f"{value} was made for {plan.source.get('name')} with other weights than these; "
-                             f"make a plan from this checkpoint, or take the sha256 out of the file")  # fmt: skip
+        plan = Plan.read(Path(value))
+        plan.check(list(p.filters))
+        if plan.source.get("sha256") not in (None, p.sha256):
+            raise ValueError(
+                f"{value} was made for the weights of {plan.source.get('name')}, which are not these; "
+                f"make a plan from this checkpoint, or take the sha256 out of the file"
+            )
         return plan
     arguments = value if isinstance(value, tuple) else (value,)
-    return policies.make_plan(opened.pretrained.sites, opened.filters, policies.POLICIES[name](*arguments), source)
+    source = {"name": p.source.name, "revision": p.source.revision, "sha256": p.sha256}
+    return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), source)
 
 
-def refuse_leaks(opened: Opened, plan: Any, allow: bool) -> None:
-    causal = [s.name for s in opened.pretrained.sites if s.causal and plan.filters[s.name].kind == "frequency-sparse"]
-    if causal and not allow:
+def refuse_leaks(p: Pretrained, plan: Plan, allow: bool) -> None:
+    leaking = [s.name for s in p.sites if s.causal and plan.filters[s.name].kind == "frequency-sparse"]
+    if leaking and not allow:
         raise ValueError(
-            f"under this plan a causal model reads the future at {len(causal)} of its convolutions: "
+            f"under this plan a causal model reads the future at {len(leaking)} of its convolutions: "
             f"use --split, which bounds that, or say --allow-leak"
         )
 
 
-def filter_report(opened: Opened) -> list[dict[str, Any]]:
+def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     """What is kept of every filter, and how much of it lies ahead."""
     rows = []
-    for name, k in opened.filters.items():
-        kept = opened.plan.filters[name]
-        rows.append({"name": name, "plan": str(kept), "kind": kept.kind, "density": kept.density(k.shape[-1]),
-                     "leak": kept.apply(k).leak()})  # fmt: skip
+    for name, k in p.filters.items():
+        kept = plan.filters[name]
+        figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
+        rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures})
     return rows
-
-
-def card(result: Mapping[str, Any]) -> str:
-    """README.md of a converted folder."""
-    lines = [
-        "---", "library_name: sparsify", "tags: [sparsify, long-convolution]", "---",
-        f"# {Path(result['out']).name}", "",
-        f"{result['source']} with its long convolutions under the plan *{result['policy']}*, by sparsify {__version__}.",
-        "The weights are those of the source, unchanged: without sparsify this folder loads as the dense model.", "",
-        "```python", "import sparsify.converters", f'model = sparsify.converters.load("{Path(result["out"]).name}").model',
-        "```", "",
-    ]  # fmt: skip
-    if evaluation := result["evaluation"]:
-        dense = evaluation["dense"]
-        lines += ["| | dense | sparse |", "|---|---|---|"]
-        for label, key in (("perplexity", "perplexity"), ("perplexity, negative lags cut", "perplexity_cut"),
-                           ("leak", "leak"), ("speedup", "speedup")):  # fmt: skip
-            cells = [f"{row[key]:.4g}" if row[key] is not None else "" for row in (dense, evaluation)]
-            lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
-        lines += ["", *evaluation["verdict"], "", evaluation["convention"] + "."]
-    return "\n".join(lines) + "\n"
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -361,55 +342,55 @@ def ppl(
     revision: str | None, shift: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Perplexity of MODEL, paired with the dense model on the same tokens; leak and cut perplexity if it has a plan."""
-    opened = open_checkpoint(model, revision, shift)
-    base = open_checkpoint(baseline, None, shift) if baseline else None
-    windows = windows_of(opened, data, context, stride, limit, upper)
-    emit(measured(opened, windows, base), as_json, "quality")
+    p = open_checkpoint(model, revision, shift)
+    base = open_checkpoint(baseline, shift=shift) if baseline else None
+    windows = windows_of(p, data, context, stride, limit, upper)
+    emit(measured(p, p.plan, windows, base), as_json, "quality")
 
 
-def windows_of(opened: Opened, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Any:
+def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:
     """What to score: windows of DATA in this model's tokens."""
     from sparsify.evals.data import Document, read_documents, windows
 
-    tokenizer, own = opened.pretrained.tokenizer, opened.pretrained.context
-    if context is not None and context > own:
-        raise ValueError(f"--context {context} is longer than the model's {own} tokens; choose at most {own}")
-    documents = [Document(d.name, tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
-    return windows(documents, tokenizer.encode, context or own, stride, tokenizer.alphabet, limit or None)
+    if context is not None and context > p.context:
+        raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
+    documents = [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
+    return windows(documents, p.tokenizer.encode, context or p.context, stride, p.tokenizer.alphabet, limit or None)
 
 
-def measured(opened: Opened, windows: Any, base: Opened | None = None, speed: bool = False) -> dict[str, Any]:
-    """Quality of a checkpoint under its plan, against the dense model on the same tokens."""
+def measured(
+    p: Pretrained, plan: Plan, windows: Windows, base: Pretrained | None = None, speed: bool = False
+) -> dict[str, Any]:
+    """Quality, and speed if asked for, of a checkpoint under a plan, against the dense model on the same tokens."""
     from tqdm import tqdm
 
     from sparsify.evals import causality, quality, results, throughput
 
-    sparse = base is not None or opened.plan.filters != opened.dense_plan.filters
-    variants = {"dense": (base or opened).variant((base or opened).dense_plan)}
-    if sparse:
-        variants["sparse"] = opened.variant()
-        if opened.plan.leaks:
-            variants["cut"] = opened.variant(cut=True)
+    own, causal = base or p, any(site.causal for site in p.sites)
+    variants = {"dense": variant(own, dense_plan(own))}
+    if base or plan.filters != dense_plan(p).filters:
+        variants["sparse"] = variant(p, plan)
+    shown, cuts = list(variants), {}
+    if plan.leaks and causal:
+        variants["cut"], cuts = variant(p, plan, cut=True), {"sparse": "cut"}
     with tqdm(total=len(windows), desc="perplexity", unit="window", file=sys.stderr, disable=None) as bar:
-        batch = max(1, TOKENS_A_BATCH // windows.context)
-        comparison = quality.compare(variants, windows, batch, lambda done, total: bar.update(done - bar.n))
-    causal = any(site.causal for site in opened.pretrained.sites)
-    leaks = {
-        name: causality.leak(variants[name], windows) for name in ("dense", "sparse") if name in variants and causal
-    }
-    timings: dict[str, Any] = {}
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        comparison = quality.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
+    leaks = {name: causality.leak(variants[name], windows) for name in shown} if causal else {}
+    timings: dict[str, Timing] = {}
     if speed:
         say("timing")
-        ids = windows.ids[:1]
-        timings = throughput.paired({n: lambda run=variants[n]: run(ids) for n in ("dense", "sparse") if n in variants})
-    cuts = {"sparse": "cut"} if "cut" in variants else {}
+        timings = throughput.paired({name: partial(variants[name], windows.ids[:1]) for name in shown})
     report = results.report(comparison, results.conditions(), cuts, leaks, timings, windows.context)
     rows = {row["variant"]: row for row in report.pop("results")}
-    row = rows["sparse"] if sparse else rows["dense"]
+    dense, row = rows["dense"], rows[shown[-1]]
     verdict = []
-    if sparse and causal:
-        verdict = causality.verdict(rows["dense"]["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
-    return {**described(opened), **report, **row, "dense": rows["dense"] if sparse else None, "verdict": verdict}
+    if row is not dense and causal:
+        verdict = causality.verdict(dense["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
+    return {**described(p), **report, **row, "dense": None if row is dense else dense, "verdict": verdict}
 
 
 @main.command()
@@ -425,33 +406,31 @@ def bench(
     shift: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Time MODEL against the dense model in the same rounds: every convolution, and end to end."""
-    import torch
-
     from sparsify.evals import results, throughput
 
     from . import swap
 
-    opened = open_checkpoint(model, revision, shift)
-    base = open_checkpoint(baseline, None, shift) if baseline else opened
-    length = length or min(opened.pretrained.context, 1 << 15)
-    ids = torch.randint(*opened.pretrained.tokenizer.id_range, (batch, length))
-    own = swap.variant(base.pretrained.model, base.pretrained.sites, dict.fromkeys(base.filters, None))
-    runs = {"dense": base.variant(base.dense_plan), "sparse": opened.variant(), "upstream": own}
+    p = open_checkpoint(model, revision, shift)
+    base = open_checkpoint(baseline, shift=shift) if baseline else p
+    length = length or min(p.context, 1 << 15)
+    ids = some_tokens(p, batch, length)
+    upstream = swap.variant(base.model, base.sites, dict.fromkeys(base.filters))
+    runs = {"dense": variant(base, dense_plan(base)), "sparse": variant(p, p.plan), "upstream": upstream}
     say("timing the whole model")
-    whole = throughput.paired({name: lambda run=run: run(ids) for name, run in runs.items()}, rounds)
+    whole = throughput.paired({name: partial(run, ids) for name, run in runs.items()}, rounds)
     result = {
-        **described(opened),
-        **timing_row("whole model", whole, opened.plan.policy),
+        **described(p),
+        **timing_row("whole model", whole, p.plan.policy),
         "length": length,
         "batch": batch,
         "tokens_per_second": throughput.tokens_per_second(whole["sparse"], batch * length),
-        "sites": [timed_site(opened, site, batch, length, rounds) for site in opened.pretrained.sites],
+        "sites": [timed_site(p, site, batch, length, rounds) for site in p.sites],
         "conditions": asdict(results.conditions()),
     }
     emit(result, as_json, "benched")
 
 
-def timed_site(opened: Opened, site: Any, batch: int, length: int, rounds: int) -> dict[str, Any]:
+def timed_site(p: Pretrained, site: ConvSite, batch: int, length: int, rounds: int) -> dict[str, Any]:
     """One convolution alone: as upstream (spectrum anew), dense, and under the plan; correctness first."""
     import torch
 
@@ -460,24 +439,24 @@ def timed_site(opened: Opened, site: Any, batch: int, length: int, rounds: int) 
     from .fftconv import LongConv, fftconv, fftconv_ref
 
     say(f"timing {site.name}")
-    k = opened.filters[site.name]
-    kept = opened.plan.filters[site.name].apply(k)
+    k = p.filters[site.name]
+    kept = p.plan.filters[site.name].apply(k)
     u = torch.randn(batch, site.channels, length)
     dense, sparse = LongConv(k), LongConv(kept.k, kept.ahead)
     check_close(sparse(u[:1]), fftconv_ref(u[:1], kept.k, kept.ahead), site.name)
-    with torch.inference_mode():
-        runs = {"dense": lambda: dense(u), "sparse": lambda: sparse(u), "upstream": lambda: fftconv(u, k[:, :length])}
+    runs = {"dense": partial(dense, u), "sparse": partial(sparse, u), "upstream": partial(fftconv, u, k[:, :length])}
+    with torch.no_grad():
         timings = throughput.paired(runs, rounds)
-    return timing_row(site.name, timings, str(opened.plan.filters[site.name]))
+    return timing_row(site.name, timings, str(p.plan.filters[site.name]))
 
 
-def check_close(y: Any, y_ref: Any, name: str) -> None:
+def check_close(y: Tensor, y_ref: Tensor, name: str) -> None:
     error = float((y.double() - y_ref).norm() / y_ref.norm())
     if not error < 1e-5:
         raise RuntimeError(f"{name}: the convolution is off by {error:.1e} of its norm, so timing it means nothing")
 
 
-def timing_row(name: str, timings: Mapping[str, Any], plan: str) -> dict[str, Any]:
+def timing_row(name: str, timings: Mapping[str, Timing], plan: str) -> dict[str, Any]:
     sparse = timings["sparse"]
     return {
         "name": name,

@@ -27,10 +27,11 @@ def sparkline(energy: Tensor, width: int = 24) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """A table; columns of numbers line up on the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0, style=None if i else "cyan")
+        numbers = any(str(row[i])[:1] in "0123456789+-" for row in rows if row[i] != "")
+        made.add_column(column, justify="right" if numbers else "left", no_wrap=True, style=None if i else "cyan")
     for row in rows:
         made.add_row(*map(str, row))
     return made
@@ -51,15 +52,18 @@ def inspected(console: Console, result: Mapping[str, Any]) -> None:
 
 def analyzed(console: Console, result: Mapping[str, Any]) -> None:
     shares = [f"{100 * share:g} %" for share in result["shares"]]
-    rows = [
-        (s["name"], s["taps_line"], *(f"{t:,}" for t in s["taps"]), s["bins_line"], *(f"{b:,}" for b in s["bins"]),
-         *(f"{b:.1%}" for b in s["bandwidth"]))
+    by_tap = [(s["name"], s["taps_line"], *(f"{t:,}" for t in s["taps"])) for s in result["sites"]]
+    by_bin = [
+        (s["name"], s["bins_line"], *(f"{b:,}" for b in s["bins"]), *(f"{b:.1%}" for b in s["bandwidth"]))
         for s in result["sites"]
-    ]  # fmt: skip
-    columns = ("site", "by tap", *shares, "by bin", *shares, *(f"band {s}" for s in shares))
-    title = f"Taps, bins (of {result['bins_in_all']:,}) and band that hold a share of the energy; bars span 60 dB"
-    console.print(table(title, columns, rows))
-    console.print(f"(log axes; n = {result['fft_size']:,}; a filter's jump at lag 0 spreads its spectrum: see `split`)")
+    ]
+    title = f"Leading taps, of {result['length']:,}, that hold a share of the energy"
+    console.print(table(title, ("site", "energy by tap", *shares), by_tap))
+    title = f"Largest bins, of {result['bins_in_all']:,}, and lowest band that do"
+    console.print(table(title, ("site", "energy by bin", *shares, *(f"band {s}" for s in shares)), by_bin))
+    console.print(
+        f"[dim]bars span 60 dB along a logarithmic axis; a filter's jump at lag 0 spreads its spectrum: see --split[/dim]"
+    )
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -134,7 +138,7 @@ def benched(console: Console, result: Mapping[str, Any]) -> None:
 
 def converted(console: Console, result: Mapping[str, Any]) -> None:
     rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in result["filters"]]
-    console.print(table(f"Plan: {result['policy']}", ("site", "kept", "density", "taps ahead / taps"), rows))
+    console.print(table(f"Plan: {result['plan']}", ("site", "kept", "density", "taps ahead / taps"), rows))
     if result["evaluation"]:
         quality(console, result["evaluation"])
     console.print(f"wrote [bold]{result['out']}[/bold]; next: [bold]{result['next']}[/bold]")

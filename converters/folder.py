@@ -1,0 +1,126 @@
+"""The way out: a folder with the original weights, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from sparsify.plan import Plan
+
+from .load import QUANT_METHOD, Pretrained, ours
+from .source import Source
+from .tensors import fingerprint, read_config, read_json, read_tensors, weight_files
+
+COPIED = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+
+def write_folder(
+    out: str | Path, pretrained: Pretrained, plan: Plan, files: Mapping[str, str | bytes], force: bool = False
+) -> Path:
+    """The folder `out`: the source's weights bit for bit, its config.json with `plan` in it, and `files`.
+
+    files: name -> content, such as plan.json and README.md.  A folder that holds something is replaced only with
+    `force`, and only if this package wrote it; whatever fails, it survives and nothing half-written is left.
+    """
+    out = Path(out).expanduser().resolve()
+    check_out(out, force)
+    check_names(files)
+    plan.check([site.name for site in pretrained.sites])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as room:
+        new, old = Path(room) / "new", Path(room) / "old"
+        new.mkdir()
+        entry = {"quant_method": QUANT_METHOD, "plan": plan.to_dict()}
+        config = {**pretrained.config, **pretrained.choices, "quantization_config": entry}
+        write_files(new, pretrained.source, config, files)
+        write_weights(new, pretrained)
+        check_out(out, force)  # writing took a while
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+    return out
+
+
+def check_out(out: Path, force: bool = False) -> None:
+    """Refuse to replace what `force` does not cover; worth asking before the work, too."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not force:
+        raise ValueError(f"{out} is not empty; choose another folder, or pass force=True (--force) to replace it")
+    if ours(read_config(out)) is None:
+        raise ValueError(f"{out} was not written by sparsify, so it is not replaced; choose another folder")
+
+
+def check_names(files: Mapping[str, str | bytes]) -> None:
+    for name in files:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or name == "config.json" or ".safetensors" in name:
+            raise ValueError(f"{name!r} cannot be a file beside the weights; give a relative name that is still free")
+
+
+def write_files(new: Path, source: Source, config: dict[str, Any], files: Mapping[str, str | bytes]) -> None:
+    """Everything but the weights."""
+    for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
+        shutil.copyfile(path, new / path.name)
+    if source.repo:
+        config = pointing_back(config, source.repo)
+        if (path := new / "tokenizer_config.json").is_file():
+            write_json(path, pointing_back(read_json(path), source.repo))
+    write_json(new / "config.json", config)
+    for name, content in files.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def pointing_back(config: dict[str, Any], repo: str) -> dict[str, Any]:
+    """`config` with its remote code, which is not copied, named where it stays: ORG/NAME--file.Class."""
+
+    def qualify(target: Any) -> Any:
+        if isinstance(target, list):
+            return [qualify(t) for t in target]
+        return f"{repo}--{target}" if isinstance(target, str) and "--" not in target else target
+
+    if not isinstance(targets := config.get("auto_map"), dict):
+        return config
+    return {**config, "auto_map": {name: qualify(target) for name, target in targets.items()}}
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(new: Path, pretrained: Pretrained) -> None:
+    """Safetensors byte for byte; pickles as one model.safetensors under their own names.  Read back and compared."""
+    source = pretrained.source
+    weights = weight_files(source.folder)
+    if weights.safetensors:
+        for path in (*weights.files, *([weights.index] if weights.index else [])):
+            shutil.copyfile(path, new / path.name)
+    else:
+        # tensors that share memory are written apart: safetensors has no way to say so
+        tensors = {k: v.clone().contiguous() for k, v in read_tensors(source.folder).items()}
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+    if fingerprint(read_tensors(new)) != pretrained.sha256:
+        raise ValueError(f"what was written differs from what was loaded; did {source.folder} change? load it again")

@@ -1,0 +1,450 @@
+"""HyenaDNA: implicit long filters on single nucleotides (Nguyen et al. 2023, arXiv 2306.15794).
+
+Both dialects of its checkpoints, hub (`-hf`) and raw (Lightning), with a head for language modelling (tied to the
+embedding where none is stored) or sequence classification.  Order-2 operators only, as in every released checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsify.fftconv import fftconv
+from sparsify.sites import Conv, ConvSite
+
+from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
+from .layout import assign, rename_all, strip_wrappers
+
+FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
+
+
+@dataclass(frozen=True)
+class HyenaDNAConfig:
+    """Sizes and choices of one model; all but `layer_norm_epsilon`, `shift` and `modulate` follow from its shapes."""
+
+    d_model: int
+    d_inner: int
+    n_layer: int
+    vocab_rows: int  # rows of the embedding, padding included (16 for 12 tokens)
+    max_seq_len: int  # K: longest filter and longest input, in tokens
+    emb_dim: int = 5
+    filter_order: int = 64
+    num_inner_mlps: int = 2
+    short_filter_order: int = 3
+    num_labels: int | None = None  # width of a classification head; None is a language model
+    layer_norm_epsilon: float = 1e-5
+    shift: float = 0.0  # floor of the decay window: 0.0 in training, 0.05 in the hub's modelling code
+    modulate: bool = True
+    pad_token_id: int = PAD
+
+    def __post_init__(self) -> None:
+        sizes = (self.d_model, self.d_inner, self.n_layer, self.vocab_rows, self.filter_order, self.short_filter_order)
+        if min(sizes) < 1 or self.max_seq_len < 3 or self.num_inner_mlps < 0:
+            raise ValueError(f"sizes must be positive and max_seq_len at least 3, got {self}")
+        if self.emb_dim < 3 or self.emb_dim % 2 == 0:
+            raise ValueError(f"emb_dim must be odd and at least 3 (time, cosines, sines), got {self.emb_dim}")
+        if not 0 <= self.shift < 1:
+            raise ValueError(f"shift must lie in [0, 1), got {self.shift}; take 0.0 (training) or 0.05 (hub code)")
+
+    @property
+    def context(self) -> int:
+        """Nucleotides that fit beside the two special tokens."""
+        return self.max_seq_len - 2
+
+
+class PositionalEmbedding(nn.Module):
+    """z (1, K, E): time and its Fourier features; t (1, K, 1): time in [0, 1].  Never trained."""
+
+    z: Tensor
+    t: Tensor
+
+    def __init__(self, emb_dim: int, seqlen: int) -> None:
+        super().__init__()
+        self.register_buffer("z", torch.empty(1, seqlen, emb_dim))
+        self.register_buffer("t", torch.empty(1, seqlen, 1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        seqlen, emb_dim = self.z.shape[1:]
+        bands = (emb_dim - 1) // 2
+        n = torch.arange(seqlen, dtype=torch.float64, device=self.z.device)
+        f = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=self.z.device)
+        angle = 2 * math.pi / seqlen * n[:, None] * f
+        t = (n / max(1, seqlen - 1))[:, None]
+        self.t.copy_(t)
+        self.z.copy_(torch.cat([t, angle.cos(), -angle.sin()], dim=-1))
+
+
+class Sine(nn.Module):
+    """x -> sin(freq * x), one trained frequency a unit, shared by every layer of the filter MLP."""
+
+    def __init__(self, width: int, freq: float = 10.0) -> None:
+        super().__init__()
+        self.freq = nn.Parameter(torch.full((1, width), freq))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.freq.to(x.dtype) * x)
+
+
+class Modulation(nn.Module):
+    """Decay window exp(-t |delta_c|) + shift of channel c, from slow (-3.07) to fast (-15.35)."""
+
+    deltas: Tensor
+
+    def __init__(self, channels: int, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+        self.register_buffer("deltas", torch.empty(1, 1, channels))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        slow, fast = math.log(0.01) / 1.5, math.log(0.01) / 0.3
+        self.deltas.copy_(torch.linspace(slow, fast, self.deltas.shape[-1], dtype=torch.float64))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.exp(-t * self.deltas[0].to(t.dtype).abs()) + self.shift
+
+
+class HyenaFilter(nn.Module):
+    """The implicit filter: an MLP of sinusoids of time, times a decay window; and the skip coefficient `bias` (D)."""
+
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        width, inner = config.filter_order, config.num_inner_mlps
+        self.modulate = config.modulate
+        self.bias = nn.Parameter(torch.empty(config.d_model))
+        self.pos_emb = PositionalEmbedding(config.emb_dim, config.max_seq_len)
+        # the names of the reference's nn.Sequential; its odd entries are one shared Sine
+        layers: dict[str, nn.Module] = {"0": nn.Linear(config.emb_dim, width), "1": Sine(width)}
+        layers |= {str(2 * i + 2): nn.Linear(width, width) for i in range(inner)}
+        layers[str(2 * inner + 2)] = nn.Linear(width, config.d_model, bias=False)
+        self.implicit_filter = nn.ModuleDict(layers)
+        self.modulation = Modulation(config.d_model, config.shift)
+
+    def forward(self, seqlen: int) -> Tensor:
+        """First `seqlen` taps: (d_model, seqlen), float32, differentiable."""
+        with torch.autocast(self.pos_emb.z.device.type, enabled=False):  # half precision cannot tell the taps apart
+            return self.taps(0, seqlen, torch.float32)
+
+    @torch.no_grad()
+    def materialize(self) -> Tensor:
+        """The whole filter, computed in float64: (d_model, max_seq_len), float32, on the CPU."""
+        seqlen = self.pos_emb.t.shape[1]
+        starts = range(0, seqlen, FILTER_ROWS)
+        rows = [self.taps(i, min(i + FILTER_ROWS, seqlen), torch.float64).float().cpu() for i in starts]
+        return torch.cat(rows, dim=-1)
+
+    def taps(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        z, t = (x[0, start:stop].to(dtype) for x in (self.pos_emb.z, self.pos_emb.t))
+        sine = self.implicit_filter["1"]
+        *hidden, last = (layer for layer in self.implicit_filter.values() if isinstance(layer, nn.Linear))
+        for layer in hidden:
+            z = sine(F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
+        k = F.linear(z, last.weight.to(dtype))
+        return (k * self.modulation(t) if self.modulate else k).transpose(0, 1)
+
+
+class HyenaOperator(nn.Module):
+    """Gated long convolution: y = x0 * (k * g + D g), g = x1 * v, with [x0 | x1 | v] a short convolution of the input.
+
+    u: (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        width = 3 * config.d_model
+        self.in_proj = nn.Linear(config.d_model, width)
+        self.short_filter = nn.Conv1d(width, width, config.short_filter_order, groups=width)
+        self.filter_fn = HyenaFilter(config)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.long_conv: Conv | None = None  # a prepared operator; None computes the filter anew in each forward
+
+    def forward(self, u: Tensor) -> Tensor:
+        x0, x1, v = self.short(self.in_proj(u)).chunk(3, dim=1)
+        g = x1 * v
+        y = self.convolve(g) + self.filter_fn.bias[:, None].to(g.dtype) * g
+        return self.out_proj((x0 * y).transpose(1, 2))
+
+    def short(self, z: Tensor) -> Tensor:
+        """Causal depthwise convolution: z (B, L, 3D) -> (B, 3D, L)."""
+        z = F.pad(z.transpose(1, 2), (self.short_filter.kernel_size[0] - 1, 0))
+        return F.conv1d(z, self.short_filter.weight, self.short_filter.bias, groups=z.shape[1])
+
+    def convolve(self, g: Tensor) -> Tensor:
+        if self.long_conv is not None:
+            return self.long_conv(g)
+        return fftconv(g, self.filter_fn(g.shape[-1]))
+
+    def set_conv(self, conv: Conv | None) -> None:
+        del self.long_conv  # else torch refuses a plain function where a module was
+        self.long_conv = conv
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.d_model, config.d_inner)
+        self.fc2 = nn.Linear(config.d_inner, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.mixer = HyenaOperator(config)
+        self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixer(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        embedding = nn.Embedding(config.vocab_rows, config.d_model)
+        self.embeddings = nn.ModuleDict({"word_embeddings": embedding})
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embeddings["word_embeddings"](input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.ln_f(x)
+
+
+class HyenaDNA(nn.Module):
+    """input_ids (B, L) -> logits (B, L, vocab_rows), or scores (B, num_labels).
+
+    Padding is data to this model, as in the reference: there is no attention mask to pass.
+    """
+
+    def __init__(self, config: HyenaDNAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        if config.num_labels is not None:
+            self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
+        else:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
+
+    @property
+    def context(self) -> int:
+        return self.config.context
+
+    @property
+    def head(self) -> str:
+        return "lm" if self.config.num_labels is None else "classifier"
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if input_ids.shape[-1] > self.config.max_seq_len:
+            raise ValueError(
+                f"got {input_ids.shape[-1]} tokens, the model's filters reach {self.config.max_seq_len}; "
+                f"cut the input or choose a checkpoint with a longer context"
+            )
+        x = self.backbone(input_ids)
+        if self.config.num_labels is not None:
+            return self.score(self.pool(x, input_ids))
+        return self.lm_head(x)
+
+    def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
+        """State before the first padding token; the last one where padding leads or is missing."""
+        first_pad = (input_ids == self.config.pad_token_id).int().argmax(-1)
+        return x[torch.arange(len(x), device=x.device), first_pad - 1]
+
+
+TRUNK = re.compile(r"^(?:hyena\.)?backbone\.layers\.\d+\.mixer\.(?:layer\.)?filter_fn\.implicit_filter\.")
+CHECKPOINTED = re.compile(r"\.(mixer|mlp)\.layer\.")  # what gradient checkpointing wraps gains a `.layer`
+SHARED_FREQ = re.compile(r"\.implicit_filter\.\d*[13579]\.freq$")
+LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
+EMBEDDING = "backbone.embeddings.word_embeddings.weight"
+HYENA_LM_ROWS = 50264  # same names, but English; its filters are another kind
+FILTER = "backbone.layers.0.mixer.filter_fn"
+
+
+def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True if the names are HyenaDNA's, in either dialect.  shapes: stored name -> shape."""
+    names = {strip_wrappers(name).removeprefix("hyena."): shape for name, shape in shapes.items()}
+    return any(TRUNK.match(name) for name in names) and names.get(EMBEDDING, (0,))[0] != HYENA_LM_ROWS
+
+
+def rename(name: str) -> str | None:
+    """Our name for a stored tensor; None for the counters of torchmetrics, which no model needs."""
+    if "torchmetrics" in name:
+        return None
+    name = CHECKPOINTED.sub(r".\1.", strip_wrappers(name).removeprefix("hyena."))
+    return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store three times
+
+
+def build(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+) -> tuple[HyenaDNA, tuple[str, ...]]:
+    """The model these tensors make, float32, and what was decided on the way, a sentence each.
+
+    tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json.
+    shift: floor of the decay window; None takes the config's, or 0.0, with which the checkpoints were trained.
+    """
+    found = rename_all(tensors, rename)
+    layer = config.get("layer")  # where the raw dialect keeps the operator's choices
+    flat = {**config, **(layer if isinstance(layer, Mapping) else {})}
+    sizes = configure(found, flat, shift)
+    notes = []
+    if shift is None and "shift" not in flat:
+        notes.append("decay window without floor (shift 0.0), as in training; the hub's modelling code adds 0.05")
+    if sizes.num_labels is None and "lm_head.weight" not in found:
+        found["lm_head.weight"] = found[EMBEDDING]
+        notes.append("no lm_head is stored: tied to the embedding")
+    if recomputed := complete(found, sizes):
+        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
+    with torch.device("meta"):
+        model = HyenaDNA(sizes)
+    assign(model, found)
+    return model, tuple(notes)
+
+
+def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None) -> HyenaDNAConfig:
+    """Sizes as the tensors have them; a config that says otherwise is refused.  found: our names -> tensor."""
+    rows, d_model = shape_of(found, EMBEDDING, 2)
+    _, _, short = shape_of(found, "backbone.layers.0.mixer.short_filter.weight", 3)
+    d_inner, _ = shape_of(found, "backbone.layers.0.mlp.fc1.weight", 2)
+    order, emb_dim = shape_of(found, f"{FILTER}.implicit_filter.0.weight", 2)
+    hidden = [name for name in found if re.fullmatch(rf"{re.escape(FILTER)}\.implicit_filter\.\d+\.bias", name)]
+    layers = {match[1] for name in found if (match := LAYER.match(name))}
+    sizes = HyenaDNAConfig(
+        d_model=d_model,
+        d_inner=d_inner,
+        n_layer=len(layers),
+        vocab_rows=rows,
+        max_seq_len=filter_length(found, config),
+        emb_dim=emb_dim,
+        filter_order=order,
+        num_inner_mlps=len(hidden) - 1,
+        short_filter_order=short,
+        num_labels=shape_of(found, "score.weight", 2)[0] if "score.weight" in found else None,
+        layer_norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
+        shift=number(config, "shift", 0.0) if shift is None else shift,
+        modulate=config.get("modulate") is not False,
+        pad_token_id=int(number(config, "pad_token_id", PAD)),
+    )
+    check_config(config, sizes)
+    return sizes
+
+
+def shape_of(found: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that sizes are read from."""
+    if name not in found:
+        raise ValueError(f"the checkpoint lacks {name}, from which the model's sizes are read")
+    if found[name].dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(found[name].shape)}, expected {dims} dimensions")
+    return tuple(found[name].shape)
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A number in the config; `default` where it says nothing."""
+    value = default if config.get(name) is None else config[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"config.json says {name} {value!r}, expected a number")
+    return value
+
+
+def filter_length(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
+    """K, from the stored positions, or from the config where they are left out."""
+    for name in (f"{FILTER}.pos_emb.z", f"{FILTER}.pos_emb.t"):
+        if name in found:
+            return shape_of(found, name, 3)[1]
+    length = int(number(config, "max_seq_len", number(config, "l_max", 0)))
+    if not length:
+        raise ValueError(
+            "neither pos_emb.z is stored nor max_seq_len in config.json, so the filters' length is unknown"
+        )
+    return length
+
+
+def check_config(config: Mapping[str, Any], sizes: HyenaDNAConfig) -> None:
+    """Refuse a config.json that contradicts the weights, naming both values."""
+    truth = {
+        "d_model": (sizes.d_model, "columns of the embedding"),
+        "d_inner": (sizes.d_inner, "rows of mlp.fc1"),
+        "n_layer": (sizes.n_layer, "layers"),
+        "max_seq_len": (sizes.max_seq_len, "positions in pos_emb"),
+        "l_max": (sizes.max_seq_len, "positions in pos_emb"),
+        "emb_dim": (sizes.emb_dim, "columns of implicit_filter.0"),
+        "filter_order": (sizes.filter_order, "rows of implicit_filter.0"),
+        "num_inner_mlps": (sizes.num_inner_mlps, "inner layers of implicit_filter"),
+        "short_filter_order": (sizes.short_filter_order, "taps of short_filter"),
+        "hyena_order": (2, "the only order supported"),
+        "order": (2, "the only order supported"),
+        "normalized": (False, "normalised filters are not supported"),
+    }
+    for name, (value, what) in truth.items():
+        if config.get(name) not in (None, value):
+            raise ValueError(
+                f"config.json says {name} {config[name]}, the weights need {value} ({what}); "
+                f"take config.json and weights from the same checkpoint"
+            )
+    tokens, multiple = number(config, "vocab_size", len(VOCABULARY)), number(config, "pad_vocab_size_multiple", 8)
+    if tokens != len(VOCABULARY):
+        raise ValueError(f"config.json says vocab_size {tokens}, HyenaDNA's is {len(VOCABULARY)}; not a model of DNA")
+    rows = math.ceil(tokens / max(1, multiple)) * max(1, multiple)
+    if sizes.vocab_rows != rows:
+        raise ValueError(
+            f"the embedding has {sizes.vocab_rows} rows, a vocabulary of {tokens} tokens padded to a multiple of "
+            f"{multiple} has {rows}; the checkpoint has another vocabulary, which is not supported"
+        )
+
+
+def complete(found: dict[str, Tensor], sizes: HyenaDNAConfig) -> list[str]:
+    """Put the buffers that are missing or too coarse into `found`, computed in float64; returns which.
+
+    Half precision tells only some thousand of a million time steps apart, so the filter would become a staircase.
+    """
+    buffers = ("pos_emb.z", "pos_emb.t", "modulation.deltas")
+    names = {f"backbone.layers.{i}.mixer.filter_fn.{b}": b for i in range(sizes.n_layer) for b in buffers}
+    poor = {n: b for n, b in names.items() if n not in found or found[n].dtype in (torch.float16, torch.bfloat16)}
+    if poor:
+        with torch.device(found[EMBEDDING].device):
+            positions, window = PositionalEmbedding(sizes.emb_dim, sizes.max_seq_len), Modulation(sizes.d_model, 0.0)
+        positions.reset_parameters()
+        window.reset_parameters()
+        computed = dict(zip(buffers, (positions.z, positions.t, window.deltas), strict=True))
+        found.update({name: computed[buffer] for name, buffer in poor.items()})  # one copy serves all layers
+    return sorted(set(poor.values()))
+
+
+def sites(model: HyenaDNA) -> tuple[ConvSite, ...]:
+    """The long convolution of every layer, first to last."""
+    return tuple(
+        ConvSite(
+            name=name,
+            channels=model.config.d_model,
+            length=model.config.max_seq_len,
+            context=model.config.context,
+            causal=True,
+            materialize=module.filter_fn.materialize,
+            install=module.set_conv,
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, HyenaOperator)
+    )
+
+
+def tokenizer(config: Mapping[str, Any]) -> DnaTokenizer:
+    """The vocabulary is the same in every checkpoint; `config` is not needed to know it."""
+    return DnaTokenizer()
+
+
+def choices(model: HyenaDNA) -> dict[str, Any]:
+    """What the shapes do not tell and config.json must keep."""
+    return {"shift": model.config.shift}

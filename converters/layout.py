@@ -1,0 +1,64 @@
+"""From the names a checkpoint uses to the names of our modules, with every tensor accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = re.compile(r"^(?:(?:module|model)\.)+")
+SHOWN = 6  # names listed in a refusal before it says how many more there are
+
+
+def strip_wrappers(name: str) -> str:
+    """A name without what DataParallel, Lightning and torch.compile put around it."""
+    return WRAPPERS.sub("", name.replace("_orig_mod.", ""))
+
+
+def rename_all(tensors: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """Tensors under the names `rename` gives; None drops one.  Names that meet must hold equal values."""
+    renamed: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for stored, tensor in tensors.items():
+        name = rename(stored)
+        if name is None:
+            continue
+        if name in renamed and not equal(renamed[name], tensor):
+            raise ValueError(f"{origin[name]} and {stored} are one parameter of this model, but their values differ")
+        renamed[name], origin[name] = tensor, stored
+    return renamed
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Same values; on the meta device, which has none, same shapes."""
+    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make `tensors` the parameters and buffers of `model`, as float32; all names and shapes must agree.
+
+    A model built on the meta device costs no memory until here.
+    """
+    wanted = model.state_dict()
+    odd = [
+        f"{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(wanted[name].shape)} floats"
+        for name, tensor in tensors.items()
+        if name in wanted and (tensor.shape != wanted[name].shape or not tensor.is_floating_point())
+    ]
+    complaints = (
+        ("missing", sorted(wanted.keys() - tensors.keys())),
+        ("unexpected", sorted(tensors.keys() - wanted.keys())),
+        ("of another shape or type", sorted(odd)),
+    )
+    if any(names for _, names in complaints):
+        told = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
+        raise ValueError(f"the checkpoint does not fit its family: {told}")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+
+
+def listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

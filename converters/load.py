@@ -1,0 +1,102 @@
+"""The way in: source -> tensors -> family -> model, with nothing left unexplained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify import swap
+from sparsify.plan import FilterPlan, Plan
+from sparsify.sites import ConvSite
+
+from . import registry
+from .dna_tokenizer import DnaTokenizer
+from .source import Source, resolve
+from .tensors import fingerprint, read_config, read_tensors
+
+QUANT_METHOD = "sparsify"
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A checkpoint, ready to run: the dense model and where it convolves."""
+
+    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> logits (B, L, V), or scores (B, labels)
+    sites: tuple[ConvSite, ...]
+    tokenizer: DnaTokenizer
+    family: str
+    head: str  # "lm" or "classifier"
+    context: int  # tokens of text that fit beside the special ones
+    source: Source
+    config: dict[str, Any]  # config.json as it lies in the source
+    choices: dict[str, Any]  # what config.json must say besides, so that a copy loads the same
+    sha256: str  # fingerprint of the stored tensors
+    notes: tuple[str, ...]  # decisions the checkpoint left open, a sentence each
+
+    @property
+    def shift(self) -> float | None:
+        """Floor of the decay window that the filters were made with; None for a family without one."""
+        return self.choices.get("shift")
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """What this package wrote into config.json, or None for a checkpoint it has not touched."""
+        return ours(self.config)
+
+    @cached_property
+    def filters(self) -> dict[str, Tensor]:
+        """The filter of every site, made once: name -> k (H, K) float32, on the CPU."""
+        return swap.materialize(self.sites)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan the checkpoint was saved with, or the dense one."""
+        if self.quantization is None:
+            return Plan({site.name: FilterPlan("dense") for site in self.sites}, "dense")
+        if not isinstance(saved := self.quantization.get("plan"), dict):
+            raise ValueError(
+                f"config.json of {self.source.name} has no plan in its quantization_config; convert it again"
+            )
+        return Plan.from_dict(saved)
+
+
+def ours(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The `quantization_config` of a config.json if it is ours, else None."""
+    entry = config.get("quantization_config")
+    return entry if isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD else None
+
+
+def load(
+    src: str | Path,
+    revision: str | None = None,
+    shift: float | None = None,
+    device: str | torch.device = "cpu",
+) -> Pretrained:
+    """The dense model of `src`, a folder or a hub id "ORG/NAME", in float32 whatever it is stored in.
+
+    revision: branch, tag or commit on the hub.  shift: floor of HyenaDNA's decay window; None takes config.json's,
+    or 0.0 as in training (0.05 repeats the hub's modelling code).
+    """
+    source = resolve(src, revision)
+    tensors, config = read_tensors(source.folder), read_config(source.folder)
+    name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    model, notes = family.build(tensors, config, shift)
+    model.requires_grad_(False).eval().to(device)
+    return Pretrained(
+        model=model,
+        sites=family.sites(model),
+        tokenizer=family.tokenizer(config),
+        family=name,
+        head=model.head,
+        context=model.context,
+        source=source,
+        config=config,
+        choices=family.choices(model),
+        sha256=fingerprint(tensors),
+        notes=notes,
+    )

@@ -1,0 +1,153 @@
+"""Tensors out of pickles that were never meant to be opened by strangers, and nothing else out of them.
+
+Training checkpoints carry hyper-parameters, callbacks and dates beside the weights.  Here every class that is not
+needed to rebuild a tensor becomes an `Inert`; what could act on the machine is refused by name.  Nothing is run.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# fmt: off
+DANGEROUS_MODULES = {
+    "_pickle", "code", "codeop", "ctypes", "dill", "importlib", "io", "marshal", "multiprocessing", "nt", "operator",
+    "os", "pdb", "pickle", "pip", "posix", "pty", "pydoc", "runpy", "shutil", "socket", "subprocess", "sys", "timeit",
+    "urllib", "webbrowser",
+}
+DANGEROUS_BUILTINS = {
+    "__import__", "breakpoint", "compile", "delattr", "eval", "exec", "getattr", "globals", "input", "locals", "open",
+    "setattr", "vars",
+}
+# fmt: on
+HARMLESS = {"io.BytesIO"}  # Transformer Engine leaves empty ones beside the weights
+
+
+class Inert:
+    """Stands where an object of another class was; takes whatever is done to it, keeps nothing, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def ignore(self, *args: Any) -> None:
+        pass
+
+    __setstate__ = append = extend = add = ignore
+
+
+class RefusedError(ValueError):
+    """A pickle names something that could act on the machine."""
+
+
+def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """View of a flat storage; torch itself refuses one that reaches beyond it."""
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+REBUILD: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """A pickle.Unpickler whose globals are the table above, stand-ins, or a refusal."""
+
+    def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Tensor] | None = None) -> None:
+        super().__init__(file)
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        path = f"{module}.{name}"
+        if path in REBUILD:
+            return REBUILD[path]
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        if path not in HARMLESS and dangerous(module, name):
+            raise RefusedError(path)
+        return Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, key, _, count = pid[:5]
+        if self.storage is None or kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError(f"it asks for the storage {key!r} in a way this reader does not know")
+        return self.storage(dtype, key, count)
+
+
+def dangerous(module: str, name: str) -> bool:
+    if module in ("builtins", "__builtin__"):
+        return name.split(".")[0] in DANGEROUS_BUILTINS
+    return module.split(".")[0] in DANGEROUS_MODULES
+
+
+def load(path: Path) -> Any:
+    """What a torch.save file holds: dicts, lists and numbers as they were, tensors on the CPU, the rest Inert."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                Unpickler(file).load()  # names what is dangerous in it
+            raise pickle.UnpicklingError("it is not a zip archive, which torch has written since version 1.6")
+        with zipfile.ZipFile(path) as archive:
+            return load_archive(archive)
+    except RefusedError as error:
+        raise ValueError(f"{path} asks for {error}, which no weights need; nothing was run, do not trust it") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(unreadable(path, error)) from error
+
+
+def load_archive(archive: zipfile.ZipFile) -> Any:
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise pickle.UnpicklingError("it holds no data.pkl")
+    root = names[0].removesuffix("data.pkl")
+    if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
+        raise pickle.UnpicklingError("it was written on a big-endian machine")
+    storages: dict[str, Tensor] = {}  # tensors that shared memory when saved share it again
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        if key not in storages:
+            data = bytearray(archive.read(f"{root}data/{key}"))
+            storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if data else torch.empty(0, dtype=dtype)
+        return storages[key]
+
+    with archive.open(names[0]) as file:
+        return Unpickler(file, storage).load()
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return f"{path} cannot be read as a torch checkpoint ({reason}); if it was cut short, download it again"

@@ -1,0 +1,78 @@
+"""What the demo checkpoint's card quotes: its perplexity on held-out bases, beside a Markov model of order 5.
+
+    python demo/evaluate.py 20.fa.gz demo/hyenadna-chr20-8k
+
+Both see the same windows of bases 50-60 Mb; the Markov model is counted on the bases that trained the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from train import HELD_OUT, TRAIN, read_chromosome
+
+from sparsify import policies, swap
+from sparsify.converters import load
+from sparsify.evals import Logits
+from sparsify.evals.data import Document, windows
+from sparsify.evals.quality import compare
+
+ORDER = 5
+FIRST = 7  # token id of A; C, G and T follow
+LETTERS = np.frombuffer(b"???????ACGTN????", dtype="S1")
+
+
+def markov(ids: np.ndarray, order: int) -> Logits:
+    """Logits function of a Markov model counted on ids: (bases,) uint8; contexts with an N are left out."""
+    bases = torch.from_numpy(ids.astype(np.int64)) - FIRST
+    history = sum(bases[i : len(bases) - order + i] * 4 ** (order - 1 - i) for i in range(order))
+    clean = (bases < 4).unfold(0, order + 1, 1).all(1)
+    index = history[clean] * 4 + bases[order:][clean]
+    counts = torch.bincount(index, minlength=4 ** (order + 1)).view(-1, 4).double() + 1
+    table = (counts / counts.sum(1, keepdim=True)).log()
+    start = table.exp().mean(0).log()  # for the first bases of a window, which have no full history
+
+    def logits(x: Tensor) -> Tensor:
+        x = x - FIRST
+        full = sum(x[:, i : x.shape[1] - order + 1 + i] * 4 ** (order - 1 - i) for i in range(order))
+        out = torch.full((*x.shape, 16), -torch.inf, dtype=torch.float64)
+        out[..., FIRST : FIRST + 4] = start
+        out[:, order - 1 :, FIRST : FIRST + 4] = table[full]
+        return out
+
+    return logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fasta", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--limit", type=int, default=128)
+    args = parser.parse_args()
+    ids = read_chromosome(args.fasta)
+    model = load(args.checkpoint)
+    filters = swap.materialize(model.sites)
+    dense = policies.make_plan(model.sites, filters, policies.dense())
+    runs = {
+        "markov": markov(ids[TRAIN], ORDER),
+        "model": swap.variant(model.model, model.sites, swap.operators(filters, dense)),
+    }
+    text = LETTERS[ids[HELD_OUT]].tobytes().decode()
+    scored = windows(
+        [Document("held out", text)], model.tokenizer.encode, args.context, alphabet="ACGT", limit=args.limit
+    )
+    comparison = compare(runs, scored, batch_size=2)
+    print(comparison.convention)
+    for name, quality in comparison.variants.items():
+        print(f"{name}: perplexity {quality.perplexity:.4f} +- {quality.perplexity_stderr:.4f}")
+        for bucket in quality.by_position:
+            print(f"  positions {bucket.start:5d} - {bucket.stop - 1:5d}: {bucket.perplexity:.4f}")
+
+
+if __name__ == "__main__":
+    main()
