@@ -419,7 +419,7 @@ def complete(found: dict[str, Tensor], sizes: HyenaDNAConfig) -> list[str]:
         positions.reset_parameters()
         window.reset_parameters()
         computed = dict(zip(buffers, (positions.z, positions.t, window.deltas), strict=True))
-        found.update({name: computed[buffer] for name, buffer in poor.items()})  # one copy serves all layers
+        found.update({name: computed[buffer] for name, buffer in poor.items()})
     return sorted(set(poor.values()))
 
 

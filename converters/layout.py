@@ -55,7 +55,9 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if any(names for _, names in complaints):
         told = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
         raise ValueError(f"the checkpoint does not fit its family: {told}")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    # copied: a mapped file may change under us, and lies unaligned, where sums can come out with other last bits
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(copies, strict=True, assign=True)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ QUANT_METHOD = "sparsify"
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A checkpoint, ready to run: the dense model and where it convolves."""
+    """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
     model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> logits (B, L, V), or scores (B, labels)
     sites: tuple[ConvSite, ...]
@@ -77,7 +77,9 @@ def load(
     shift: float | None = None,
     device: str | torch.device = "cpu",
 ) -> Pretrained:
-    """The dense model of `src`, a folder or a hub id "ORG/NAME", in float32 whatever it is stored in.
+    """The model of `src`, a folder or a hub id "ORG/NAME", in float32 whatever it is stored in.
+
+    Its convolutions run under the plan it was saved with, or dense; either way their filters are prepared once.
 
     revision: branch, tag or commit on the hub.  shift: floor of HyenaDNA's decay window; None takes config.json's,
     or 0.0 as in training (0.05 repeats the hub's modelling code).
@@ -87,7 +89,7 @@ def load(
     name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     model, notes = family.build(tensors, config, shift)
     model.requires_grad_(False).eval().to(device)
-    return Pretrained(
+    pretrained = Pretrained(
         model=model,
         sites=family.sites(model),
         tokenizer=family.tokenizer(config),
@@ -100,3 +102,5 @@ def load(
         sha256=fingerprint(tensors),
         notes=notes,
     )
+    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan))
+    return pretrained

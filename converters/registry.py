@@ -22,7 +22,7 @@ FAMILIES = {"hyenadna": "hyena_dna"}  # name -> module here
 Shapes = Mapping[str, tuple[int, ...]]
 
 RECOGNISED = {  # known long convolutions that have no file here yet; the first match counts
-    "M2-BERT": r"attention\.filter_fn\.implicit_filter(_rev)?\.",
+    "M2-BERT": r"attention\.filter_fn2?\.implicit_filter",
     "Hyena LM": r"backbone\.layers\.\d+\.mixer\.(layer\.)?filter_fn\.",
     "HyenaDNA in another dialect, such as multimolecule's": r"filter.*\.freq$",
     "savanna's training layout of Evo 2": r"mixer\.mixer\.filter\.(p|gamma|decay)$",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import pickle
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ class Unpickler(pickle.Unpickler):
         self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
+        # protocol 2, which torch writes, has Python 2's names: `commands` is subprocess
+        old = IMPORT_MAPPING.get(module, module), name
+        module, name = NAME_MAPPING.get((module, name), old)
         path = f"{module}.{name}"
         if path in REBUILD:
             return REBUILD[path]
@@ -109,7 +113,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def dangerous(module: str, name: str) -> bool:
-    if module in ("builtins", "__builtin__"):
+    if module == "builtins":
         return name.split(".")[0] in DANGEROUS_BUILTINS
     return module.split(".")[0] in DANGEROUS_MODULES
 
@@ -117,16 +121,27 @@ def dangerous(module: str, name: str) -> bool:
 def load(path: Path) -> Any:
     """What a torch.save file holds: dicts, lists and numbers as they were, tensors on the CPU, the rest Inert."""
     try:
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                Unpickler(file).load()  # names what is dangerous in it
-            raise pickle.UnpicklingError("it is not a zip archive, which torch has written since version 1.6")
-        with zipfile.ZipFile(path) as archive:
-            return load_archive(archive)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return load_archive(archive)
+        raise pickle.UnpicklingError(why_no_archive(path))
     except RefusedError as error:
         raise ValueError(f"{path} asks for {error}, which no weights need; nothing was run, do not trust it") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(unreadable(path, error)) from error
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint ({reason}); if it was cut short, download it again"
+        ) from error
+
+
+def why_no_archive(path: Path) -> str:
+    """What a file is that is no zip archive; refuses it by name if it is a pickle that asks for something dangerous."""
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            return "it is an archive without its end"
+        file.seek(0)
+        Unpickler(file).load()
+    return "it is a pickle, but not of the kind that torch has written since version 1.6"
 
 
 def load_archive(archive: zipfile.ZipFile) -> Any:
@@ -146,8 +161,3 @@ def load_archive(archive: zipfile.ZipFile) -> Any:
 
     with archive.open(names[0]) as file:
         return Unpickler(file, storage).load()
-
-
-def unreadable(path: Path, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    return f"{path} cannot be read as a torch checkpoint ({reason}); if it was cut short, download it again"

@@ -80,8 +80,7 @@ class Sums:
 
     @classmethod
     def zeros(cls, windows: int, buckets: int) -> Sums:
-        per_window = (torch.zeros(windows, dtype=torch.float64) for _ in range(3))
-        return cls(*per_window, torch.zeros(buckets, dtype=torch.float64))
+        return cls(*(torch.zeros(n, dtype=torch.float64) for n in (windows, windows, windows, buckets)))
 
 
 def compare(
@@ -113,7 +112,7 @@ def compare(
         tokens_in += torch.bincount(bucket, minlength=len(edges))
         baseline: Tensor | None = None
         for name, logits in variants.items():
-            rows_of_logits = predict(name, logits, ids)[:, :-1][scored]
+            rows_of_logits = predict(f"variant {name!r}", logits, ids)[:, :-1][scored]
             dtypes[str(rows_of_logits.dtype).removeprefix("torch.")] = None
             baseline = rows_of_logits if baseline is None else baseline
             nll, kl, agree = score(rows_of_logits, ids[:, 1:][scored], baseline, name)
@@ -127,13 +126,13 @@ def compare(
     return summarise(sums, windows, edges, tokens_in, "/".join(dtypes))
 
 
-def predict(name: str, logits: Logits, ids: Tensor) -> Tensor:
+def predict(who: str, logits: Logits, ids: Tensor) -> Tensor:
     """Logits (B, L, V) of one batch, with their shape checked."""
     with torch.no_grad():  # not inference_mode: spectra that a model caches here may meet autograd later
-        out = logits(ids)
+        out = logits(ids).detach()
     if out.dim() != 3 or out.shape[:2] != ids.shape or not out.is_floating_point():
         raise ValueError(
-            f"variant {name!r} returned {out.dtype} {tuple(out.shape)} for ids {tuple(ids.shape)}, "
+            f"{who} returned {out.dtype} {tuple(out.shape)} for ids {tuple(ids.shape)}, "
             f"expected floating point logits ({ids.shape[0]}, {ids.shape[1]}, vocabulary)"
         )
     return out

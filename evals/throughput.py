@@ -64,7 +64,6 @@ def paired(
         for r in range(rounds):
             for name in order(names, r):
                 taken[name].append(seconds_a_call(candidates[name], calls[name], clock))
-            gc.collect()
     return {name: timing(name, names[0], taken, calls[name]) for name in names}
 
 

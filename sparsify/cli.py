@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
 DEFAULT_WINDOWS = 500
+DEFAULT_ENERGY = 0.999
 TOKENS_A_BATCH = 1 << 14
 
 
@@ -199,8 +200,9 @@ def timed_parts(p: Pretrained, length: int) -> list[dict[str, Any]]:
 @SOURCE
 @AS_JSON
 def analyze(src: str, length: int | None, revision: str | None, shift: float | None, as_json: bool) -> None:
-    """Show how few taps, bins and band hold 90, 99 and 99.9 % of every filter's energy."""
+    """Show how few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy."""
     from . import policies, show, spectra
+    from .split import split
 
     p = open_checkpoint(src, revision, shift)
     length = min(length or p.context, p.context)
@@ -208,14 +210,23 @@ def analyze(src: str, length: int | None, revision: str | None, shift: float | N
     sites = []
     for name, k in p.filters.items():
         s = spectra.analyze(k[:, :length], n)
-        lines = {"taps_line": show.sparkline(s.by_tap), "bins_line": show.sparkline(s.by_bin)}
-        sites.append({"name": name, "taps": s.taps, "bins": s.bins, "bandwidth": s.bandwidth, **lines})
+        tail = spectra.analyze(split(k[:, :length], policies.HEAD)[1], n)
+        site = {
+            "name": name,
+            "taps": s.taps,
+            "bins": s.bins,
+            "bandwidth": s.bandwidth,
+            "tail_bandwidth": tail.bandwidth,
+        }
+        lines = {"taps": s.by_tap, "bins": s.by_bin, "tail": tail.by_bin}
+        sites.append(site | {f"{key}_line": show.sparkline(energy) for key, energy in lines.items()})
     result = {
         **described(p),
         "length": length,
         "fft_size": n,
         "bins_in_all": n // 2 + 1,
         "shares": spectra.SHARES,
+        "head": policies.HEAD,
         "sites": sites,
     }
     emit(result, as_json, "analyzed")
@@ -288,7 +299,8 @@ def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
     given = {name: value for name, value in policy.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"got {' and '.join('--' + n.replace('_', '-') for n in given)}; give one of them")
-    name, value = next(iter(given.items()), ("energy", 0.999))
+    asked: tuple[str, Any] = next(iter(given.items()), ("energy", DEFAULT_ENERGY))
+    name, value = asked
     if name == "plan":
         plan = Plan.read(Path(value))
         plan.check(list(p.filters))

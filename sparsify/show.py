@@ -26,15 +26,16 @@ def sparkline(energy: Tensor, width: int = 24) -> str:
     return "".join(cells)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table; columns of numbers line up on the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; columns of numbers line up on the right."""
+    made = Table(box=None, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
         numbers = any(str(row[i])[:1] in "0123456789+-" for row in rows if row[i] != "")
         made.add_column(column, justify="right" if numbers else "left", no_wrap=True, style=None if i else "cyan")
     for row in rows:
         made.add_row(*map(str, row))
-    return made
+    console.print(f"\n[bold]{title}[/bold]")
+    console.print(made)
 
 
 def inspected(console: Console, result: Mapping[str, Any]) -> None:
@@ -44,10 +45,10 @@ def inspected(console: Console, result: Mapping[str, Any]) -> None:
     )
     sites = [(s["name"], s["channels"], f"{s['taps']:,}", "causal" if s["causal"] else "both ways", s["plan"])
              for s in result["sites"]]  # fmt: skip
-    console.print(table("Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites))
+    table(console, "Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites)
     if result["time"]:
         parts = [(p["name"], f"{1e3 * p['seconds']:.2f} ms", f"{p['share']:.0%}") for p in result["time"]]
-        console.print(table(f"One forward pass of {result['timed_tokens']:,} tokens", ("part", "time", "share"), parts))
+        table(console, f"One forward pass of {result['timed_tokens']:,} tokens", ("part", "time", "share"), parts)
 
 
 def analyzed(console: Console, result: Mapping[str, Any]) -> None:
@@ -58,12 +59,13 @@ def analyzed(console: Console, result: Mapping[str, Any]) -> None:
         for s in result["sites"]
     ]
     title = f"Leading taps, of {result['length']:,}, that hold a share of the energy"
-    console.print(table(title, ("site", "energy by tap", *shares), by_tap))
+    table(console, title, ("site", "energy by tap", *shares), by_tap)
     title = f"Largest bins, of {result['bins_in_all']:,}, and lowest band that do"
-    console.print(table(title, ("site", "energy by bin", *shares, *(f"band {s}" for s in shares)), by_bin))
-    console.print(
-        f"[dim]bars span 60 dB along a logarithmic axis; a filter's jump at lag 0 spreads its spectrum: see --split[/dim]"
-    )
+    table(console, title, ("site", "energy by bin", *shares, *(f"band {s}" for s in shares)), by_bin)
+    tails = [(s["name"], s["tail_line"], *(f"{b:.2%}" for b in s["tail_bandwidth"])) for s in result["sites"]]
+    title = f"Lowest band that does, once the first {result['head']} taps are faded out (--split {result['head']}:BAND)"
+    table(console, title, ("site", "energy by bin", *shares), tails)
+    console.print("[dim]bars span 60 dB along a logarithmic axis; the jump at lag 0 is what spreads a spectrum[/dim]")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -92,7 +94,7 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
         ("speed", lambda r: speed(r)),
     ]
     rows = [(label, *cells) for label, show in figures if any(cells := [show(row) for row in columns])]
-    console.print(table("Quality and speed", ("", *names), rows))
+    table(console, "Quality and speed", ("", *names), rows)
     where = [
         (
             f"{b['start']:,} - {b['stop'] - 1:,}",
@@ -100,7 +102,7 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
         )
         for i, b in enumerate(result["perplexity_by_position"])
     ]
-    console.print(table("Perplexity by position", ("tokens", *names), where))
+    table(console, "Perplexity by position", ("tokens", *names), where)
     for sentence in result["verdict"]:
         console.print(f"[bold]{sentence}[/bold]")
     console.print(f"[dim]{result['convention']}[/dim]")
@@ -128,7 +130,7 @@ def benched(console: Console, result: Mapping[str, Any]) -> None:
         for r in (*result["sites"], result)
     ]  # fmt: skip
     title = f"{result['batch']} x {result['length']:,} tokens; speedup is paired, dense / sparse, with quartiles"
-    console.print(table(title, ("", "as upstream", "dense", "this plan", "speedup", "plan"), rows))
+    table(console, title, ("", "as upstream", "dense", "this plan", "speedup", "plan"), rows)
     console.print(
         "[dim]as upstream: filter and spectrum computed anew in every forward pass; dense: prepared once[/dim]"
     )
@@ -138,7 +140,7 @@ def benched(console: Console, result: Mapping[str, Any]) -> None:
 
 def converted(console: Console, result: Mapping[str, Any]) -> None:
     rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in result["filters"]]
-    console.print(table(f"Plan: {result['plan']}", ("site", "kept", "density", "taps ahead / taps"), rows))
+    table(console, f"Plan: {result['plan']}", ("site", "kept", "density", "taps ahead / taps"), rows)
     if result["evaluation"]:
         quality(console, result["evaluation"])
     console.print(f"wrote [bold]{result['out']}[/bold]; next: [bold]{result['next']}[/bold]")
@@ -146,4 +148,4 @@ def converted(console: Console, result: Mapping[str, Any]) -> None:
 
 def checked(console: Console, result: Mapping[str, Any]) -> None:
     rows = [("yes" if c["ok"] else "no", c["name"], c["detail"]) for c in result["checks"]]
-    console.print(table("sparsify doctor", ("ok", "what", "found"), rows))
+    table(console, "sparsify doctor", ("ok", "what", "found"), rows)

@@ -36,7 +36,7 @@ def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
     return lambda: install(sites, dict.fromkeys((site.name for site in sites), None))
 
 
-def variant(model: nn.Module, sites: Sequence[ConvSite], convs: Mapping[str, Conv]) -> Callable[[Tensor], Tensor]:
+def variant(model: nn.Module, sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> Conv:
     """`model` with these operators in place, as a function; other variants may run between its calls."""
 
     @torch.no_grad()

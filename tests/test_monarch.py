@@ -102,6 +102,16 @@ def test_without_a_mask_it_is_the_reference(seqlen, dtype):
         assert_close(y, fftconv_ref(u, k, ahead), EXACT if dtype == torch.float64 else RELATIVE_L2[dtype])
 
 
+@pytest.mark.parametrize(
+    ("seqlen", "taps", "ahead", "room"), [(10, 8, 0, 17), (10, 8, 3, 14), (10, 8, 7, 17), (2, 9, 4, 9)]
+)
+def test_room_is_enough_and_no_more(seqlen, taps, ahead, room):
+    u, k = randn(3, seqlen), randn(3, taps)
+    assert_close(monarch_conv(u, k, BlockMask.full(room, (room,)), ahead), fftconv_ref(u, k, ahead), EXACT)
+    with pytest.raises(ValueError, match=f"need an FFT of {room} points"):
+        monarch_conv(u, k, BlockMask.full(room - 1, (room - 1,)), ahead)
+
+
 @pytest.mark.parametrize("seqlen", LENGTHS)
 @pytest.mark.parametrize(
     ("factors", "block"),
@@ -151,6 +161,12 @@ def test_low_pass_columns_match_the_share_as_well_as_any():
         best = min(columns, key=lambda density: abs(density - share))
         off = abs(BlockMask.low_pass(2048, share).density - share)
         assert off <= abs(best - share) + 1 / 2048  # the bin at N / 2 comes with the last column only
+
+
+def test_blocks_are_as_coarse_as_the_cut_allows():
+    assert BlockMask.low_pass(2048, 0.25).block == (32, 8)
+    assert BlockMask.low_pass(2048, 23 / 2048).block == (4, 1)  # |f| < 12: narrower than a column of 32
+    assert BlockMask.comb(2048, 0.25).block == (4, 64)
 
 
 @pytest.mark.parametrize("share", [1, 0.5, 0.25, 0.02])

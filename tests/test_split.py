@@ -48,7 +48,7 @@ def test_band_limit_is_the_masked_circle():
 
 def test_taps_beyond_the_mask_stay():
     k = torch.cat([smooth_filter(), torch.ones(4, 2)], dim=-1)
-    kept, ahead = band_limit(k, BlockMask.low_pass(2048, 0.125))
+    kept, _ = band_limit(k, BlockMask.low_pass(2048, 0.125))
     assert kept.shape[-1] == 2048 + 2 and torch.equal(kept[:, -2:], torch.ones(4, 2, dtype=torch.float64))
 
 

@@ -1,0 +1,180 @@
+"""A folder is written whole or not at all, with the source's weights to the last bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import layouts
+import pytest
+import torch
+
+from sparsify.converters import check_out, folder, load, write_folder
+from sparsify.converters.source import Source
+from sparsify.converters.tensors import read_tensors
+from sparsify.plan import FilterPlan, Plan
+
+
+def plan_for(p, taps=5):
+    return Plan({site.name: FilterPlan("partial", taps) for site in p.sites}, f"taps {taps}")
+
+
+def snapshot(path):
+    """Every file below a folder, with its content."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = layouts.write(tmp_path / "source", "hf")
+    (path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization_hyena.T", null]}}')
+    (path / "modeling_hyena.py").write_text("raise SystemExit")
+    (path / "README.md").write_text("the source's card")
+    return path
+
+
+def test_weights_are_copied_byte_for_byte(source, tmp_path):
+    p = load(source)
+    out = write_folder(tmp_path / "deep" / "out", p, plan_for(p), {"plan.json": "{}", "README.md": b"# card"})
+    written = snapshot(out)
+    assert sorted(written) == ["README.md", "config.json", "model.safetensors", "plan.json", "tokenizer_config.json"]
+    assert written["model.safetensors"] == (source / "model.safetensors").read_bytes()
+    assert written["README.md"] == b"# card"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    config = json.loads(written["config.json"])
+    entry = config.pop("quantization_config")
+    assert entry["quant_method"] == "sparsify" and config.pop("shift") == 0.0
+    assert config == json.loads((source / "config.json").read_text())
+
+
+def test_shards_are_copied_with_their_index(tmp_path):
+    path = layouts.write(tmp_path / "source", "hf")
+    tensors = read_tensors(path)
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
+    for file, held in shards.items():
+        folder.save_file({n: tensors[n].clone() for n in held}, path / file)
+    table = {name: file for file, held in shards.items() for name in held}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    (path / "model.safetensors").unlink()
+    p = load(path)
+    out = write_folder(tmp_path / "out", p, plan_for(p), {})
+    assert {*shards, "model.safetensors.index.json", "config.json"} == set(snapshot(out))
+    assert all((out / file).read_bytes() == (path / file).read_bytes() for file in shards)
+
+
+@pytest.mark.parametrize("dialect", ["raw", "raw checkpointed"])
+def test_pickles_become_safetensors_under_their_own_names(tmp_path, dialect):
+    path = layouts.write(tmp_path / "source", dialect)
+    p = load(path)
+    out = write_folder(tmp_path / "out", p, plan_for(p), {})
+    before, after = read_tensors(path), read_tensors(out)
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    assert any("torchmetrics" in name for name in after)
+    assert sorted(snapshot(out)) == ["config.json", "model.safetensors"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [None, 0.05])
+def test_what_was_written_loads_as_the_same_model_with_its_plan(tmp_path, shift):
+    p = load(layouts.write(tmp_path / "source", "raw"), shift=shift)
+    assert p.quantization is None and {f.kind for f in p.plan.filters.values()} == {"dense"}
+    again = load(write_folder(tmp_path / "out", p, plan_for(p), {}))
+    ids = torch.randint(7, 11, (1, 50))
+    assert torch.equal(again.model(ids), p.model(ids))
+    assert again.plan == plan_for(p) and again.sha256 == p.sha256 and again.shift == p.shift
+    assert all(torch.equal(again.filters[name], k) for name, k in p.filters.items())
+
+
+def test_remote_code_is_named_where_it_stays(source, tmp_path):
+    p = load(source)
+    hub = Source("ORG/NAME", p.source.folder, "ORG/NAME", "abc")
+    out = write_folder(tmp_path / "out", replace(p, source=hub), plan_for(p), {})
+    config, tokens = (json.loads((out / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    assert config["auto_map"] == {"AutoConfig": "ORG/NAME--configuration_hyena.HyenaConfig"}
+    assert tokens["auto_map"] == {"AutoTokenizer": ["ORG/NAME--tokenization_hyena.T", None]}
+
+
+# --- refusals and accidents ------------------------------------------------------------------------------------------
+
+
+def test_what_lies_there_is_replaced_only_if_it_is_ours_and_asked_for(source, tmp_path):
+    p, out = load(source), tmp_path / "out"
+    out.mkdir()
+    write_folder(out, p, plan_for(p, 5), {"old.txt": "old"})  # an empty folder is free
+    with pytest.raises(ValueError, match=r"is not empty; .*--force"):
+        write_folder(out, p, plan_for(p, 7), {})
+    assert load(out).plan == plan_for(p, 5)
+    write_folder(out, p, plan_for(p, 7), {}, force=True)
+    assert load(out).plan == plan_for(p, 7) and not (out / "old.txt").exists()
+    before = snapshot(source)
+    with pytest.raises(ValueError, match="was not written by sparsify"):
+        write_folder(source, p, plan_for(p), {}, force=True)
+    with pytest.raises(ValueError, match="is a file"):
+        check_out(source / "config.json", force=True)
+    assert snapshot(source) == before
+
+
+def test_a_converted_folder_can_be_converted_in_place(source, tmp_path):
+    p = load(source)
+    out = write_folder(tmp_path / "out", p, plan_for(p, 5), {})
+    ours = load(out)
+    write_folder(out, ours, plan_for(ours, 7), {}, force=True)
+    assert load(out).plan == plan_for(p, 7) and load(out).sha256 == p.sha256
+
+
+@pytest.mark.parametrize("name", ["config.json", "../x", "/tmp/x", "model.safetensors", "model.safetensors.index.json"])
+def test_files_that_would_lie_elsewhere_or_on_the_weights(source, tmp_path, name):
+    p = load(source)
+    with pytest.raises(ValueError, match="cannot be a file beside the weights"):
+        write_folder(tmp_path / "out", p, plan_for(p), {name: "x"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_another_model_is_refused(source, tmp_path):
+    p = load(source)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        write_folder(tmp_path / "out", p, Plan({"elsewhere": FilterPlan("dense")}, "dense"), {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", ["files", "weights", "the last rename", "interrupt"])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_accident_leaves_what_was_there(source, tmp_path, monkeypatch, moment, there):
+    p, out = load(source), tmp_path / "out"
+    if there:
+        write_folder(out, p, plan_for(p, 5), {"kept.txt": "kept"})
+    before = snapshot(tmp_path)
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt if moment == "interrupt" else OSError("no space left on device")
+
+    if moment == "the last rename":
+        rename = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda a, b: fail() if a.name == "new" else rename(a, b))
+    else:
+        monkeypatch.setattr(folder, {"files": "write_json", "weights": "fingerprint"}.get(moment, "read_tensors"), fail)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        write_folder(out, p, plan_for(p, 7), {"new.txt": "new"}, force=True)
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == before and [x.name for x in tmp_path.iterdir()] == ["source", "out"][: 1 + there]
+
+
+def test_a_source_that_changed_meanwhile(source, tmp_path):
+    p = load(source)
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(source).items()}
+    tensors["lm_head.weight"] += 1
+    (source / "model.safetensors").unlink()  # the loaded model still looks into the old file
+    folder.save_file(tensors, source / "model.safetensors")
+    with pytest.raises(ValueError, match="load it again"):
+        write_folder(tmp_path / "out", p, plan_for(p), {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_ours_without_a_plan(source):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "sparsify"}}))
+    p = load(source)
+    with pytest.raises(ValueError, match="has no plan"):
+        p.plan  # noqa: B018
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    assert load(source).quantization is None

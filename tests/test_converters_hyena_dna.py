@@ -1,0 +1,320 @@
+"""HyenaDNA in every layout it is published in, against a direct computation in float64."""
+
+import math
+
+import layouts
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close, relative_l2
+from layouts import CHECKPOINTS, DIALECTS, LABELS, TINY, config, dress, shapes, weights
+
+from sparsify import fftconv_ref
+from sparsify.converters import hyena_dna, load
+from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, PositionalEmbedding
+
+FLOAT32, FLOAT64 = 1e-5, 1e-6  # relative L2; in float64 what remains is that stored filters are float32
+
+
+def oracle_filter(w, layer, shift):
+    """h (D, K): implicit filter times decay window, from the formulas, no torch and no FFT."""
+    p = {k.split("filter_fn.")[1]: v for k, v in w.items() if k.startswith(f"backbone.layers.{layer}.mixer.filter_fn.")}
+    a, freq = p["pos_emb.z"][0], p["implicit_filter.1.freq"][0]
+    for i in (0, 2, 4):
+        a = np.sin(freq * (a @ p[f"implicit_filter.{i}.weight"].T + p[f"implicit_filter.{i}.bias"]))
+    window = np.exp(-p["pos_emb.t"][0] * np.abs(p["modulation.deltas"][0])) + shift
+    return ((a @ p["implicit_filter.6.weight"].T) * window).T
+
+
+def oracle_hidden(plain, ids, shift):
+    """Last hidden states (B, L, D) in float64, each convolution as its defining sum."""
+    w = {name: tensor.double().numpy() for name, tensor in plain.items()}
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def affine(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def convolve(k, u):  # (C, K), (B, C, L): row n of the matrix holds the tap at lag n - m in column m
+        lag = np.subtract.outer(np.arange(u.shape[-1]), np.arange(u.shape[-1]))
+        taps = k[:, lag.clip(0, k.shape[-1] - 1)] * ((lag >= 0) & (lag < k.shape[-1]))
+        return np.einsum("cnm,bcm->bcn", taps, u)
+
+    x = w["backbone.embeddings.word_embeddings.weight"][ids.numpy()]
+    for i in range(1 + max(int(name.split(".")[2]) for name in w if ".layers." in name)):
+        at = f"backbone.layers.{i}"
+        z = affine(norm(x, f"{at}.norm1"), f"{at}.mixer.in_proj").transpose(0, 2, 1)
+        taps = w[f"{at}.mixer.short_filter.weight"][:, 0, ::-1]  # stored last lag first
+        x0, x1, v = np.split(convolve(taps, z) + w[f"{at}.mixer.short_filter.bias"][:, None], 3, axis=1)
+        g = x1 * v
+        y = x0 * (convolve(oracle_filter(w, i, shift), g) + w[f"{at}.mixer.filter_fn.bias"][:, None] * g)
+        x = x + affine(y.transpose(0, 2, 1), f"{at}.mixer.out_proj")
+        h = affine(norm(x, f"{at}.norm2"), f"{at}.mlp.fc1")
+        h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        x = x + affine(h, f"{at}.mlp.fc2")
+    return torch.from_numpy(norm(x, "backbone.ln_f"))
+
+
+def oracle(plain, ids, shift=0.0):
+    return oracle_hidden(plain, ids, shift) @ plain["lm_head.weight"].double().T
+
+
+def some_ids(length=66):
+    return torch.randint(7, 12, (2, length))
+
+
+def build(plain, dialect="plain", shift=None, sizes=TINY, **changed):
+    kind = DIALECTS[dialect]
+    return hyena_dna.build(dress(plain, kind), {**config(sizes, kind), **changed}, shift)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_published_size_fits_without_memory(name, dialect):
+    sizes, kind = CHECKPOINTS[name], DIALECTS[dialect]
+    tensors = {k: torch.empty(shape, device="meta") for k, shape in dress(shapes(sizes), kind).items()}
+    model, _ = hyena_dna.build(tensors, config(sizes, kind))
+    assert model.config.max_seq_len == sizes.l_max and model.context == sizes.l_max - 2
+    assert [s.name for s in hyena_dna.sites(model)] == [f"backbone.layers.{i}.mixer" for i in range(sizes.n_layer)]
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dialect", [name for name, d in DIALECTS.items() if d.head != "score"])
+def test_every_layout_computes_what_the_formulas_say(dialect, tmp_path):
+    p = load(layouts.write(tmp_path / "source", dialect))
+    ids = some_ids()
+    assert (p.family, p.head, p.context) == ("hyenadna", "lm", 64)
+    assert_close(p.model(ids), oracle(weights(TINY), ids), FLOAT32)
+    assert not any(w.requires_grad for w in p.model.parameters()) and not p.model.training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [0.0, 0.05])
+@pytest.mark.parametrize("length", [1, 7, 64, 66])
+def test_float64_agrees_with_the_formulas(shift, length):
+    plain, ids = layouts.untied(), some_ids(length)
+    model, _ = build(plain, shift=shift)
+    for site in hyena_dna.sites(model):
+        k = site.materialize()
+        site.install(lambda g, k=k: fftconv_ref(g, k[:, : g.shape[-1]]))
+    logits = model.double()(ids)
+    assert_close(logits, oracle(plain, ids, shift), FLOAT64)
+    with pytest.raises(AssertionError):
+        assert_close(torch.zeros_like(logits), oracle(plain, ids, shift), FLOAT32)
+    if length == 66:  # another window, or a head that is not looked at, is far outside the bar
+        assert relative_l2(logits, oracle(plain, ids, 0.05 - shift)) > 100 * FLOAT32
+        assert relative_l2(logits, oracle(weights(TINY), ids, shift)) > 100 * FLOAT32
+
+
+@torch.no_grad()
+def test_changing_the_future_leaves_the_past_alone():
+    model, _ = build(weights(TINY))
+    ids = some_ids()
+    changed = ids.clone()
+    changed[:, 40:] = 7 + (ids[:, 40:] - 6) % 5
+    before, after = model(ids), model(changed)
+    assert_close(after[:, :40], before[:, :40], 1e-6)
+    assert relative_l2(after[:, 40:], before[:, 40:]) > 0.1
+
+
+@torch.no_grad()
+def test_classifier_reads_the_state_before_the_first_padding(tmp_path):
+    p = load(layouts.write(tmp_path / "source", "hf classifier"))
+    ids = some_ids(20)
+    ids[0, 15:] = 4  # padding after the sequence
+    ids[1, :6] = 4  # padding before it, as the published tokenizer does
+    plain = weights(TINY)
+    scores = oracle_hidden(plain, ids, 0.0) @ plain["score.weight"].double().T
+    assert p.head == "classifier" and p.model(ids).shape == (2, LABELS)
+    assert_close(p.model(ids), torch.stack([scores[0, 14], scores[1, 19]]), FLOAT32)
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+def test_shift_is_a_choice_that_is_told():
+    plain = weights(TINY)
+    model, notes = build(plain)
+    assert model.config.shift == 0.0 and any("0.05" in note for note in notes)
+    for arguments, expected in (({"shift": 0.05}, 0.05), ({"shift": 0.0}, 0.0)):
+        model, notes = build(plain, **arguments)
+        assert model.config.shift == expected and not any("0.05" in note for note in notes)
+    saved = {**config(TINY, DIALECTS["plain"]), "shift": 0.05}
+    assert hyena_dna.build(dress(plain, DIALECTS["plain"]), saved)[0].config.shift == 0.05
+    assert hyena_dna.build(dress(plain, DIALECTS["plain"]), saved, 0.0)[0].config.shift == 0.0
+
+
+def test_without_modulation_there_is_no_window():
+    plain = weights(TINY)
+    raw = config(TINY, DIALECTS["plain"])
+    bare, _ = hyena_dna.build(dress(plain, DIALECTS["plain"]), {**raw, "layer": {**raw["layer"], "modulate": False}})
+    k = hyena_dna.sites(bare)[0].materialize()
+    t, deltas = (layouts.positions(TINY)[name][0] for name in ("pos_emb.t", "modulation.deltas"))
+    assert_close(k * torch.exp(-t * deltas.abs()).T, hyena_dna.sites(build(plain)[0])[0].materialize(), FLOAT64)
+
+
+def test_materialized_filters_are_the_formulas():
+    plain = weights(TINY)
+    model, _ = build(plain, shift=0.05)
+    arrays = {name: tensor.double().numpy() for name, tensor in plain.items()}
+    for i, site in enumerate(hyena_dna.sites(model)):
+        k = site.materialize()
+        assert k.dtype == torch.float32 and k.shape == (site.channels, site.length) and site.causal
+        assert_close(k, torch.from_numpy(oracle_filter(arrays, i, 0.05)), 1e-7)
+
+
+def test_filters_are_made_in_pieces_that_fit_together(monkeypatch):
+    site = hyena_dna.sites(build(weights(TINY))[0])[0]
+    whole = site.materialize()
+    monkeypatch.setattr(hyena_dna, "FILTER_ROWS", 17)
+    assert torch.equal(site.materialize(), whole)
+
+
+@torch.no_grad()
+def test_operators_of_any_kind_go_in_and_out():
+    """A plain function after a module is what torch would refuse."""
+    model, _ = build(weights(TINY))
+    site, ids = hyena_dna.sites(model)[0], some_ids()
+    own = model(ids)
+    for conv in (torch.nn.Identity(), torch.zeros_like, torch.nn.Identity(), None):
+        site.install(conv)
+        assert torch.equal(model(ids), own) == (conv is None)
+
+
+def test_half_precision_weights_are_computed_with_in_float32():
+    """Positions in bfloat16 tell too few taps apart, so they are made anew; the rest is taken as stored."""
+    sizes = layouts.Sizes(1, 12, 20, 1026, order=8)
+    stored = {name: tensor.bfloat16() for name, tensor in weights(sizes).items()}
+    assert len(stored["backbone.layers.0.mixer.filter_fn.pos_emb.t"].unique()) < 0.6 * sizes.l_max
+    model, notes = build(stored, sizes=sizes)
+    assert any("pos_emb.t" in note for note in notes)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    rounded = {name: tensor.float() for name, tensor in stored.items()}
+    exact = {f"backbone.layers.0.mixer.filter_fn.{name}": tensor for name, tensor in layouts.positions(sizes).items()}
+    ids = some_ids(300)
+    with torch.no_grad():
+        assert_close(model(ids), oracle({**rounded, **exact}, ids), FLOAT32)
+
+
+def test_positions_stored_in_float32_are_used_as_stored():
+    plain = weights(TINY)
+    name = "backbone.layers.1.mixer.filter_fn.pos_emb.z"
+    plain[name] = plain[name] * 1.5
+    assert torch.equal(build(plain)[0].state_dict()[name], plain[name])
+
+
+def test_positions_left_out_are_made_anew():
+    plain = weights(TINY)
+    sparse = {name: tensor for name, tensor in plain.items() if "pos_emb" not in name and "deltas" not in name}
+    model, notes = build(sparse)
+    assert any("recomputed" in note for note in notes)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, plain[name]), name
+    bare = config(TINY, DIALECTS["plain"])
+    del bare["layer"]["l_max"]
+    with pytest.raises(ValueError, match="filters' length is unknown"):
+        hyena_dna.build(dress(sparse, DIALECTS["plain"]), bare)
+
+
+def test_no_config_is_needed():
+    model, _ = hyena_dna.build(dress(weights(TINY), DIALECTS["raw"]), {})
+    assert (model.config.d_inner, model.config.n_layer) == (TINY.d_inner, TINY.n_layer)
+
+
+def test_a_training_run_reaches_every_parameter():
+    model = HyenaDNA(HyenaDNAConfig(d_model=12, d_inner=20, n_layer=2, vocab_rows=16, max_seq_len=66))
+    for module in model.modules():
+        if isinstance(module, PositionalEmbedding | hyena_dna.Modulation):
+            module.reset_parameters()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model(some_ids(20)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_and_unexpected_keys_are_named_in_one_sentence():
+    tensors = dress(weights(TINY), DIALECTS["hf"])
+    del tensors["hyena.backbone.layers.1.mlp.fc2.bias"]
+    tensors["hyena.backbone.layers.1.mlp.fc3.bias"] = torch.zeros(3)
+    tensors["hyena.backbone.ln_f.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError) as refusal:
+        hyena_dna.build(tensors, {})
+    for part in ("1 missing", "mlp.fc2.bias", "1 unexpected", "mlp.fc3.bias", "ln_f.bias is (3,)", "expected (12,)"):
+        assert part in str(refusal.value)
+
+
+def test_a_layer_that_is_gone_is_missed():
+    """Its 26 tensors but for the 3 that can be computed."""
+    tensors = {k: v for k, v in weights(layouts.Sizes(3, 12, 20, 66, order=8)).items() if ".layers.1." not in k}
+    with pytest.raises(ValueError, match=r"23 missing: backbone\.layers\.1\..*26 unexpected: backbone\.layers\.2\."):
+        hyena_dna.build(dress(tensors, DIALECTS["plain"]), {})
+
+
+def test_sizes_cannot_be_read_from_what_is_not_there():
+    tensors = dress(weights(TINY), DIALECTS["plain"])
+    del tensors["backbone.layers.0.mlp.fc1.weight"]
+    with pytest.raises(ValueError, match=r"lacks backbone\.layers\.0\.mlp\.fc1\.weight"):
+        hyena_dna.build(tensors, {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"d_model": 256}, "d_model 256, the weights need 12"),
+        ({"n_layer": 4}, "n_layer 4, the weights need 2"),
+        ({"layer": {"l_max": 1026}}, "l_max 1026, the weights need 66"),
+        ({"layer": {"order": 3}}, "order 3, the weights need 2"),
+        ({"vocab_size": 39818}, "vocab_size 39818"),
+        ({"vocab_size": "12"}, "vocab_size '12', expected a number"),
+        ({"pad_vocab_size_multiple": 32}, "16 rows"),
+        ({"shift": 7.0}, "shift must lie in"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_refused(changed, says):
+    with pytest.raises(ValueError, match=says):
+        build(weights(TINY), **changed)
+
+
+def test_another_vocabulary_is_refused():
+    plain = weights(TINY)
+    for name in ("lm_head.weight", "backbone.embeddings.word_embeddings.weight"):
+        plain[name] = torch.randn(32, TINY.d_model)
+    with pytest.raises(ValueError, match=r"32 rows, a vocabulary of 12 tokens .* has 16"):
+        build(plain)
+
+
+def test_frequencies_that_differ_are_refused():
+    tensors = dress(weights(TINY), DIALECTS["raw"])
+    name = "model.backbone.layers.0.mixer.filter_fn.implicit_filter.5.freq"
+    tensors[name] = tensors[name] + 1
+    with pytest.raises(ValueError, match=r"implicit_filter\.5\.freq are one parameter"):
+        hyena_dna.build(tensors, {})
+
+
+def test_integer_weights_are_refused():
+    tensors = dress(weights(TINY), DIALECTS["plain"])
+    tensors["backbone.ln_f.weight"] = torch.ones(12, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"ln_f\.weight is \(12,\) torch\.int8"):
+        hyena_dna.build(tensors, {})
+
+
+def test_an_input_beyond_the_filters_is_refused():
+    model, _ = build(weights(TINY))
+    with pytest.raises(ValueError, match="got 67 tokens, the model's filters reach 66"):
+        model(some_ids(67))
+
+
+@pytest.mark.parametrize("changed", [{"d_model": 0}, {"emb_dim": 4}, {"shift": -0.1}, {"max_seq_len": 2}])
+def test_a_config_that_exists_is_valid(changed):
+    sizes = {"d_model": 12, "d_inner": 20, "n_layer": 2, "vocab_rows": 16, "max_seq_len": 66}
+    with pytest.raises(ValueError):
+        HyenaDNAConfig(**{**sizes, **changed})

@@ -1,0 +1,62 @@
+"""The names of the tensors decide which family a checkpoint is; what is not supported is called by its name."""
+
+import pytest
+
+from sparsify.converters import registry
+
+HYENA_LM = {
+    "backbone.embeddings.word_embeddings.weight": (50264, 864),
+    "backbone.layers.0.mixer.filter_fn.implicit_filter.0.weight": (64, 33),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "hyena.", "model.", "module.model.", "_orig_mod.hyena."])
+@pytest.mark.parametrize("wrapper", ["", "layer."])
+def test_hyenadna_under_every_prefix(prefix, wrapper):
+    shapes = {
+        f"{prefix}backbone.embeddings.word_embeddings.weight": (16, 128),
+        f"{prefix}backbone.layers.0.mixer.{wrapper}filter_fn.implicit_filter.0.weight": (64, 5),
+    }
+    name, family = registry.find(shapes)
+    assert name == "hyenadna" and family.__name__ == "sparsify.converters.hyena_dna"
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        ("bert.encoder.layer.0.attention.filter_fn.implicit_filter_rev.0.weight", "M2-BERT"),
+        ("model.bert.encoder.layer.3.attention.filter_fn2.implicit_filter_rev.1.freq", "M2-BERT"),
+        ("backbone.blocks.0.filter.poles", "StripedHyena 1 / Evo 1"),
+        ("blocks.2.filter.log_poles blocks.1.filter.h", "StripedHyena 2 / Evo 2"),
+        ("sequential.2.mixer.mixer.filter.p", "savanna"),
+        ("backbone.layers.0.mixer.ssm_k_kernel.kernel.C", "H3"),
+        ("model.encoder.layers.0.mixer.filter.implicit_filter.1.freq model.final_layer_norm.weight", "multimolecule"),
+    ],
+)
+def test_known_but_not_supported(names, family):
+    with pytest.raises(LookupError, match=rf"{family}.* not supported yet; known families: hyenadna"):
+        registry.find(dict.fromkeys(names.split(), (8, 8)))
+
+
+def test_hyena_lm_shares_the_names_but_not_the_vocabulary():
+    with pytest.raises(LookupError, match="Hyena LM, which is not supported yet"):
+        registry.find(HYENA_LM)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "backbone.layers.0.mixer.A_log backbone.layers.0.mixer.conv1d.weight",  # Mamba
+        "model.layers.0.self_attn.q_proj.weight model.final_layer_norm.weight",
+        "bert.encoder.layer.0.attention.self.query.weight",
+    ],
+)
+def test_models_without_a_long_convolution(names):
+    with pytest.raises(LookupError, match=r"no long convolution found among \d tensors .*known families: hyenadna"):
+        registry.find(dict.fromkeys(names.split(), (8, 8)))
+
+
+def test_an_error_inside_a_family_stays_itself(monkeypatch):
+    monkeypatch.setitem(registry.FAMILIES, "hyenadna", "no_such_file")
+    with pytest.raises(ModuleNotFoundError, match="no_such_file"):
+        registry.find(HYENA_LM)

@@ -1,0 +1,295 @@
+"""Files are read as stored, and what is damaged, foreign or hostile is told apart in one sentence."""
+
+import json
+import pickle
+import sys
+import types
+
+import layouts
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sparsify.converters import load
+from sparsify.converters.tensors import fingerprint, read_config, read_tensors, weight_files
+
+TENSORS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b": torch.arange(4, dtype=torch.bfloat16),
+    "c.bias": torch.tensor(3.5, dtype=torch.float64),
+    "n": torch.arange(3),
+    "none": torch.zeros(0, 3),
+}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def write_shards(folder):
+    names = sorted(TENSORS)
+    shards = {"model-00001-of-00002.safetensors": names[:2], "model-00002-of-00002.safetensors": names[2:]}
+    for file, held in shards.items():
+        save_file({name: TENSORS[name] for name in held}, folder / file)
+    table = {name: file for file, held in shards.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    return folder
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_one_safetensors_file(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert same(read_tensors(tmp_path), TENSORS)
+
+
+def test_shards(tmp_path):
+    assert same(read_tensors(write_shards(tmp_path)), TENSORS)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.ckpt", "model.pt", "my_own.pth"])
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda t: {"state_dict": t, "epoch": 1}, lambda t: {"state": {"model": t}, "rng": 7}]
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_of_every_trainer(tmp_path, name, wrap, zipped):
+    torch.save(wrap({**TENSORS, "steps": 12}), tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert same(read_tensors(tmp_path), TENSORS)
+
+
+def test_safetensors_before_pickles_and_weights_before_leftovers(tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    torch.save({"lr": 1e-3}, tmp_path / "training_args.bin")
+    torch.save({}, tmp_path / "optimizer.pt")
+    assert list(read_tensors(tmp_path)) == ["w"]
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert same(read_tensors(tmp_path), TENSORS)
+
+
+def foreign(monkeypatch, name):
+    """A module that exists while a checkpoint is saved and is gone when it is read."""
+    module = types.ModuleType(name)
+
+    class DictConfig:
+        def __init__(self, content):
+            self.content = content
+
+        def __reduce__(self):
+            return (type(self), (self.content,), {"flags": {"readonly": True}}, None, iter([("lr", 6e-4)]))
+
+        def __setitem__(self, key, value):
+            pass
+
+    class AnyNode(dict):
+        pass
+
+    for cls in (DictConfig, AnyNode):
+        cls.__module__, cls.__qualname__ = name, cls.__name__
+        setattr(module, cls.__name__, cls)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def test_a_training_checkpoint_full_of_foreign_classes(tmp_path, monkeypatch):
+    """Lightning with OmegaConf hyper-parameters: classes that are not installed, dates, typing.Any, numpy, sets."""
+    import collections
+    import datetime
+    import typing
+
+    import numpy
+
+    omegaconf = foreign(monkeypatch, "omegaconf_of_somebody")
+    kind = layouts.DIALECTS["raw checkpointed"]
+    tensors = layouts.dress(layouts.untied(), kind)
+    tensors["model.backbone.ln_f.weight"] = torch.nn.Parameter(tensors["model.backbone.ln_f.weight"])
+    checkpoint = {
+        "state_dict": collections.OrderedDict(tensors),
+        "hyper_parameters": omegaconf.DictConfig({"model": omegaconf.AnyNode(a=1), "type": typing.Any}),
+        "callbacks": {omegaconf.DictConfig: [numpy.float64(0.1), {1, 2}, datetime.datetime(2023, 6, 1)]},
+        "loops": collections.defaultdict(list, fit=[torch.device("cpu"), torch.float32, torch.Size([3])]),
+        "optimizer_states": [{"exp_avg": torch.ones(4)}],
+    }
+    torch.save(checkpoint, tmp_path / "weights.ckpt")
+    (tmp_path / "config.json").write_text(json.dumps(layouts.config(layouts.TINY, kind)))
+    monkeypatch.delitem(sys.modules, omegaconf.__name__)
+    assert same(read_tensors(tmp_path), tensors)
+    assert "omegaconf_of_somebody" not in sys.modules
+    ids = torch.randint(7, 11, (1, 40))
+    plain = load(layouts.write(tmp_path / "plain", "plain", plain=layouts.untied()))
+    assert torch.equal(load(tmp_path).model(ids), plain.model(ids))
+
+
+def test_tensors_that_share_memory_come_back_as_stored(tmp_path, monkeypatch):
+    """Tied, transposed and sliced: through the reader that knows no class but tensors."""
+    odd = foreign(monkeypatch, "somebody_else")
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {"base": base, "tied": base, "transposed": base.T, "row": base[1], "empty": base[:0]}
+    torch.save({"state_dict": tensors, "odd": odd.AnyNode()}, tmp_path / "model.pt")
+    assert same(read_tensors(tmp_path), tensors)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Unpickling this calls something."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def hostile(marker):
+    import builtins
+    import os
+    import subprocess
+
+    order = f"touch {marker}"
+    return {
+        "posix.system": Call(os.system, order),
+        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(marker)]),
+        "builtins.eval": Call(builtins.eval, f"open({str(marker)!r}, 'w')"),
+        "builtins.exec": Call(builtins.exec, f"open({str(marker)!r}, 'w')"),
+        "builtins.getattr": Call(getattr, os, "system"),
+        "io.open": Call(open, str(marker), "w"),
+    }
+
+
+@pytest.mark.parametrize("way", ["torch", "torch, old format", "pickle"])
+@pytest.mark.parametrize("name", hostile(""))
+def test_a_hostile_pickle_is_named_and_never_run(tmp_path, name, way):
+    marker, path = tmp_path / "was-run", tmp_path / "pytorch_model.bin"
+    payload = hostile(marker)[name]
+    if name == "builtins.getattr":
+        payload = Call(getattr, "text", "upper")  # harmless here, but the way to everything else
+    content = {"state_dict": {"w": torch.ones(2)}, "hooks": payload}
+    if way == "pickle":
+        path.write_bytes(pickle.dumps({"hooks": payload}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == "torch")
+    before = path.read_bytes()
+    with pytest.raises(ValueError) as refusal:
+        read_tensors(tmp_path)
+    if way != "torch, old format":
+        assert name in str(refusal.value) and "nothing was run" in str(refusal.value)
+    assert not marker.exists() and path.read_bytes() == before
+
+
+def test_a_method_of_an_unknown_class_is_not_called(tmp_path, monkeypatch):
+    """Anything a stand-in is asked to do, it ignores: here it is called, filled, and given a state."""
+    odd = foreign(monkeypatch, "somebody_else")
+    inner = Call(odd.DictConfig, "touch")
+    torch.save({"w": torch.ones(2), "odd": [inner, odd.DictConfig(inner)]}, tmp_path / "model.pt")
+    monkeypatch.setattr(odd.DictConfig, "__init__", lambda *_: pytest.fail("the class itself was used"))
+    assert list(read_tensors(tmp_path)) == ["w"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("dialect", ["plain", "raw"])
+def test_a_file_that_was_cut_short(tmp_path, dialect, share):
+    folder = layouts.write(tmp_path / "source", dialect)
+    path = weight_files(folder).files[0]
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"{path.name} .*(cut short|without its end).*download it again"):
+        read_tensors(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>Not Found</html>", b"\x80\x02]q\x00(", b"\xff" * 4096])
+def test_a_file_that_is_something_else(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read_tensors(tmp_path)
+
+
+def test_a_bit_that_flipped_in_a_foreign_checkpoint(tmp_path, monkeypatch):
+    odd = foreign(monkeypatch, "somebody_else")
+    torch.save({"w": torch.full((999,), 1.25), "odd": odd.AnyNode()}, tmp_path / "model.pt")
+    data = bytearray((tmp_path / "model.pt").read_bytes())
+    data[data.index(b"\x00\x00\xa0\x3f" * 9)] ^= 1
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(ValueError, match="CRC"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.ckpt"])
+def test_a_git_lfs_pointer(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:5ce2146c\nsize 1802200\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        read_tensors(tmp_path)
+
+
+def test_a_pickle_without_tensors(tmp_path):
+    torch.save({"lr": 0.1}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="no tensors by name"):
+        read_tensors(tmp_path)
+
+
+def test_no_weights_says_what_was_looked_for(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*pytorch_model\.bin.*weights\.ckpt"):
+        read_tensors(tmp_path)
+
+
+def test_several_candidates_are_not_guessed_between(tmp_path):
+    for name in ("one.safetensors", "two.safetensors"):
+        save_file(TENSORS, tmp_path / name)
+    with pytest.raises(ValueError, match=r"one\.safetensors, two\.safetensors"):
+        read_tensors(tmp_path)
+
+
+def test_shards_that_do_not_add_up(tmp_path):
+    folder = write_shards(tmp_path)
+    index, last = folder / "model.safetensors.index.json", folder / "model-00002-of-00002.safetensors"
+    save_file({"c.bias": TENSORS["c.bias"]}, last)
+    with pytest.raises(ValueError, match="promises n, which no shard holds"):
+        read_tensors(folder)
+    save_file(TENSORS, last)
+    with pytest.raises(ValueError, match=r"repeats a\.weight"):
+        read_tensors(folder)
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match=r"names the shard model-00002-of-00002\.safetensors, which"):
+        read_tensors(folder)
+    for text, says in (
+        ('{"weight_map": {"a": "../model.safetensors"}}', "lie beside their index"),
+        ('{"weight_map": ["a"]}', "has no weight_map"),
+        ("[]", "holds a list"),
+        ("{", "is not JSON"),
+    ):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=says):
+            read_tensors(folder)
+
+
+def test_a_config_that_is_not_json(tmp_path):
+    assert read_config(tmp_path) == {}
+    (tmp_path / "config.json").write_text('{"d_model": 128')
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        read_config(tmp_path)
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_the_file(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    backwards = {name: TENSORS[name] for name in reversed(TENSORS)}
+    strided = {**TENSORS, "a.weight": TENSORS["a.weight"].T.contiguous().T}
+    marks = {fingerprint(t) for t in (TENSORS, backwards, strided, read_tensors(tmp_path))}
+    assert len(marks) == 1 and len(marks.pop()) == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"b": torch.arange(4, dtype=torch.bfloat16) + 1},
+        {"b": torch.arange(4, dtype=torch.float16)},
+        {"b": torch.arange(4, dtype=torch.bfloat16)[None]},
+        {"b2": torch.zeros(1)},
+    ],
+)
+def test_the_fingerprint_sees_every_change(change):
+    assert fingerprint({**TENSORS, **change}) != fingerprint(TENSORS)
