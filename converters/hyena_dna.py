@@ -265,7 +265,7 @@ class HyenaDNA(nn.Module):
         return x[torch.arange(len(x), device=x.device), first_pad - 1]
 
 
-TRUNK = re.compile(r"^(?:hyena\.)?backbone\.layers\.\d+\.mixer\.(?:layer\.)?filter_fn\.implicit_filter\.")
+TRUNK = re.compile(r"backbone\.layers\.\d+\.mixer\.(?:layer\.)?filter_fn\.implicit_filter\.")
 CHECKPOINTED = re.compile(r"\.(mixer|mlp)\.layer\.")  # what gradient checkpointing wraps gains a `.layer`
 SHARED_FREQ = re.compile(r"\.implicit_filter\.\d*[13579]\.freq$")
 LAYER = re.compile(r"backbone\.layers\.(\d+)\.")

@@ -55,7 +55,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if any(names for _, names in complaints):
         told = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
         raise ValueError(f"the checkpoint does not fit its family: {told}")
-    # copied: a mapped file may change under us, and lies unaligned, where sums can come out with other last bits
+    # copied, because safetensors maps its file into memory, and who overwrites the file would change the model
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(copies, strict=True, assign=True)
 

@@ -1,4 +1,4 @@
-"""The way in: source -> tensors -> family -> model, with nothing left unexplained."""
+"""The way in: source -> tensors -> family -> model -> planned convolutions, with nothing left unexplained."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class Pretrained:
     def shift(self) -> float | None:
         """Floor of the decay window that the filters were made with; None for a family without one."""
         return self.choices.get("shift")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @property
     def quantization(self) -> dict[str, Any] | None:

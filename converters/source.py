@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TEXTS = ("*.json", "*.md", "vocab.txt", "merges.txt", "LICENSE*")  # never *.py: no code of a checkpoint is run
@@ -53,6 +54,7 @@ def snapshot(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path
     import huggingface_hub  # here, because a folder needs no hub
     from huggingface_hub import errors
 
+    http_error: Any = errors.HfHubHTTPError.__bases__[0]  # httpx's, or httpx2's: whichever this hub uses
     where = f"revision {revision} of {repo}" if revision else repo
     try:
         path = huggingface_hub.snapshot_download(
@@ -70,13 +72,15 @@ def snapshot(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path
             f"there is neither a folder {repo} here nor a public repository of that name on the hub; "
             f"check the spelling, or set HF_TOKEN if the repository is private"
         ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{where} is not a folder here, the hub cannot be reached, and there is no complete copy in its cache; "
-            f"connect, or pass a local folder"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
-        hint = "; set HF_TOKEN to a token that may read it" if status in (401, 403) else "; try again later"
-        raise ValueError(f"the hub answered {status} when asked for {where}{hint}") from error
+    except (errors.LocalEntryNotFoundError, http_error) as error:
+        raise FileNotFoundError(f"{where} is not a folder here, and {why_not(error)}") from error
     return Path(path)
+
+
+def why_not(error: Exception) -> str:
+    """What kept the hub from serving, and what to do."""
+    for e in (error, error.__cause__):
+        if status := getattr(getattr(e, "response", None), "status_code", None):
+            remedy = "set HF_TOKEN to a token that may read it" if status in (401, 403) else "try again later"
+            return f"the hub answered {status}; {remedy}"
+    return "the hub cannot be reached, nor is there a complete copy in its cache; connect, or pass a local folder"

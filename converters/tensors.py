@@ -114,7 +114,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
-    tensors = {k: v.detach() for k, v in unwrap(read_pickle(path)).items() if isinstance(v, Tensor)}
+    content = unwrap(read_pickle(path))
+    tensors = {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name; expected a state dict, or one inside a training checkpoint")
     return tensors

@@ -1,13 +1,15 @@
 """What the demo checkpoint's card quotes: its perplexity on held-out bases, beside a Markov model of order 5.
 
-    python demo/evaluate.py 20.fa.gz demo/hyenadna-chr20-8k
+    python demo/evaluate.py 20.fa.gz demo/hyenadna-chr20-8k [--text demo/chr20-held-out.fa.gz]
 
 Both see the same windows of bases 50-60 Mb; the Markov model is counted on the bases that trained the network.
+--text also writes the short stretch of them that ships as the demo's evaluation text.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from sparsify.evals.quality import compare
 
 ORDER = 5
 FIRST = 7  # token id of A; C, G and T follow
+TEXT = slice(55_000_000, 55_000_000 + 24 * 8192)  # free of N
 LETTERS = np.frombuffer(b"???????ACGTN????", dtype="S1")
 
 
@@ -47,14 +50,24 @@ def markov(ids: np.ndarray, order: int) -> Logits:
     return logits
 
 
+def write_text(ids: np.ndarray, path: Path) -> None:
+    """The demo's evaluation text, a gzipped FASTA of one record."""
+    letters = LETTERS[ids[TEXT]].tobytes().decode()
+    lines = [f">chr20:{TEXT.start + 1}-{TEXT.stop} GRCh37", *(letters[i : i + 80] for i in range(0, len(letters), 80))]
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--limit", type=int, default=128)
+    parser.add_argument("--text", type=Path, help="write the evaluation text here")
     args = parser.parse_args()
     ids = read_chromosome(args.fasta)
+    if args.text:
+        write_text(ids, args.text)
     model = load(args.checkpoint)
     filters = swap.materialize(model.sites)
     dense = policies.make_plan(model.sites, filters, policies.dense())

@@ -70,11 +70,12 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-SOURCE = options(
+SOURCE = options(  # what `open_checkpoint` takes
     click.option("--revision", help="Branch, tag or commit on the hub."),
     click.option(
         "--shift", type=float, help="Floor of HyenaDNA's decay window: 0 as trained, 0.05 as in the hub's own code."
     ),
+    click.option("--device", help="Where to run: cpu, cuda, cuda:1.  [default: cuda if there is one]"),
 )
 DATA = options(
     click.option("--context", type=click.IntRange(2), help="Tokens in a window.  [default: the model's context]"),
@@ -87,12 +88,17 @@ DATA = options(
 )  # fmt: skip
 
 
-def open_checkpoint(src: str, revision: str | None = None, shift: float | None = None) -> Pretrained:
+def open_checkpoint(src: str, revision: str | None, shift: float | None, device: str | None) -> Pretrained:
     """SRC, loaded, with the plan it was saved with or the dense one."""
+    import torch
+
     from sparsify.converters import load
 
     say(f"loading {src}")
-    return load(src, revision=revision, shift=shift)
+    p = load(src, revision, shift, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for note in p.notes:
+        say(f"note: {note}")
+    return p
 
 
 def variant(p: Pretrained, plan: Plan, cut: bool = False) -> Logits:
@@ -143,9 +149,9 @@ def emit(result: dict[str, Any], as_json: bool, table: str) -> None:
 )
 @SOURCE
 @AS_JSON
-def inspect(src: str, length: int | None, revision: str | None, shift: float | None, as_json: bool) -> None:
+def inspect(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     """Show the family, the long convolutions and where the time of a forward pass goes."""
-    p = open_checkpoint(src, revision, shift)
+    p = open_checkpoint(src, **where)
     length = length or min(p.context, 8192)
     sites = [
         {
@@ -199,12 +205,12 @@ def timed_parts(p: Pretrained, length: int) -> list[dict[str, Any]]:
 )
 @SOURCE
 @AS_JSON
-def analyze(src: str, length: int | None, revision: str | None, shift: float | None, as_json: bool) -> None:
+def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     """Show how few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy."""
     from . import policies, show, spectra
     from .split import split
 
-    p = open_checkpoint(src, revision, shift)
+    p = open_checkpoint(src, **where)
     length = min(length or p.context, p.context)
     n = policies.fft_size(length)
     sites = []
@@ -264,7 +270,8 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
 @AS_JSON
 def convert(
     src: str, out: Path, data: Path | None, force: bool, allow_leak: bool, context: int | None, stride: int | None,
-    limit: int, upper: bool, revision: str | None, shift: float | None, as_json: bool, **policy: Any,
+    limit: int, upper: bool, as_json: bool, taps: int | None, energy: float | None, split: tuple[int, float] | None,
+    low_pass: float | None, plan: Path | None, **where: Any,
 ) -> None:  # fmt: skip
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
@@ -272,22 +279,26 @@ def convert(
     from .card import card
 
     check_out(out, force)
-    p = open_checkpoint(src, revision, shift)
-    plan = chosen_plan(p, policy)
-    refuse_leaks(p, plan, allow_leak)
+    p = open_checkpoint(src, **where)
+    chosen = chosen_plan(p, {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan})
+    refuse_leaks(p, chosen, allow_leak)
     windows = windows_of(p, data, context, stride, limit, upper) if data else None
     names = [shlex.quote(str(path)) for path in (out, data or "FILE", src)]
     result = {
         **described(p),
         "out": str(out),
-        "plan": plan.policy,
-        "plan_sha256": plan.sha256,
-        "filters": filter_report(p, plan),
-        "evaluation": measured(p, plan, windows, speed=True) if windows else None,
+        "plan": chosen.policy,
+        "plan_sha256": chosen.sha256,
+        "filters": filter_report(p, chosen),
+        "evaluation": measured(p, chosen, windows, speed=True) if windows else None,
         "next": "sparsify eval ppl {} --data {} --baseline {}".format(*names),
     }
-    texts = {"plan.json": plan.to_json(), "report.json": json.dumps(result, indent=2) + "\n", "README.md": card(result)}
-    write_folder(out, p, plan, texts, force=force)
+    texts = {
+        "plan.json": chosen.to_json(),
+        "report.json": json.dumps(result, indent=2) + "\n",
+        "README.md": card(result),
+    }
+    write_folder(out, p, chosen, texts, force=force)
     emit(result, as_json, "converted")
 
 
@@ -351,11 +362,11 @@ def evaluate() -> None:
 @AS_JSON
 def ppl(
     model: str, data: Path, baseline: str | None, context: int | None, stride: int | None, limit: int, upper: bool,
-    revision: str | None, shift: float | None, as_json: bool,
+    as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Perplexity of MODEL, paired with the dense model on the same tokens; leak and cut perplexity if it has a plan."""
-    p = open_checkpoint(model, revision, shift)
-    base = open_checkpoint(baseline, shift=shift) if baseline else None
+    p = open_checkpoint(model, **where)
+    base = open_checkpoint(baseline, **where | {"revision": None}) if baseline else None
     windows = windows_of(p, data, context, stride, limit, upper)
     emit(measured(p, p.plan, windows, base), as_json, "quality")
 
@@ -364,6 +375,8 @@ def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | Non
     """What to score: windows of DATA in this model's tokens."""
     from sparsify.evals.data import Document, read_documents, windows
 
+    if p.head != "lm":
+        raise ValueError(f"{p.source.name} has a {p.head}'s head, and perplexity takes a language model's")
     if context is not None and context > p.context:
         raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
     documents = [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
@@ -396,7 +409,7 @@ def measured(
     if speed:
         say("timing")
         timings = throughput.paired({name: partial(variants[name], windows.ids[:1]) for name in shown})
-    report = results.report(comparison, results.conditions(), cuts, leaks, timings, windows.context)
+    report = results.report(comparison, results.conditions(p.device), cuts, leaks, timings, windows.context)
     rows = {row["variant"]: row for row in report.pop("results")}
     dense, row = rows["dense"], rows[shown[-1]]
     verdict = []
@@ -414,16 +427,15 @@ def measured(
 @SOURCE
 @AS_JSON
 def bench(
-    model: str, baseline: str | None, length: int | None, batch: int, rounds: int, revision: str | None,
-    shift: float | None, as_json: bool,
+    model: str, baseline: str | None, length: int | None, batch: int, rounds: int, as_json: bool, **where: Any
 ) -> None:  # fmt: skip
     """Time MODEL against the dense model in the same rounds: every convolution, and end to end."""
     from sparsify.evals import results, throughput
 
     from . import swap
 
-    p = open_checkpoint(model, revision, shift)
-    base = open_checkpoint(baseline, shift=shift) if baseline else p
+    p = open_checkpoint(model, **where)
+    base = open_checkpoint(baseline, **where | {"revision": None}) if baseline else p
     length = length or min(p.context, 1 << 15)
     ids = some_tokens(p, batch, length)
     upstream = swap.variant(base.model, base.sites, dict.fromkeys(base.filters))
@@ -437,7 +449,7 @@ def bench(
         "batch": batch,
         "tokens_per_second": throughput.tokens_per_second(whole["sparse"], batch * length),
         "sites": [timed_site(p, site, batch, length, rounds) for site in p.sites],
-        "conditions": asdict(results.conditions()),
+        "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "benched")
 
@@ -453,9 +465,9 @@ def timed_site(p: Pretrained, site: ConvSite, batch: int, length: int, rounds: i
     say(f"timing {site.name}")
     k = p.filters[site.name]
     kept = p.plan.filters[site.name].apply(k)
-    u = torch.randn(batch, site.channels, length)
+    u, k = torch.randn(batch, site.channels, length, device=p.device), k.to(p.device)
     dense, sparse = LongConv(k), LongConv(kept.k, kept.ahead)
-    check_close(sparse(u[:1]), fftconv_ref(u[:1], kept.k, kept.ahead), site.name)
+    check_close(sparse(u[:1]), fftconv_ref(u[:1], kept.k.to(p.device), kept.ahead), site.name)
     runs = {"dense": partial(dense, u), "sparse": partial(sparse, u), "upstream": partial(fftconv, u, k[:, :length])}
     with torch.no_grad():
         timings = throughput.paired(runs, rounds)

@@ -104,7 +104,7 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
     ]
     table(console, "Perplexity by position", ("tokens", *names), where)
     for sentence in result["verdict"]:
-        console.print(f"[bold]{sentence}[/bold]")
+        console.print(f"[bold]{sentence[0].upper()}{sentence[1:]}.[/bold]")
     console.print(f"[dim]{result['convention']}[/dim]")
 
 

@@ -37,11 +37,12 @@ def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
 
 
 def variant(model: nn.Module, sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> Conv:
-    """`model` with these operators in place, as a function; other variants may run between its calls."""
+    """`model` with these operators in place, as a function of ids on any device; other variants may run in between."""
+    device = next(model.parameters()).device
 
     @torch.no_grad()
     def run(input_ids: Tensor) -> Tensor:
         install(sites, convs)
-        return model(input_ids)
+        return model(input_ids.to(device))
 
     return run
