@@ -26,7 +26,7 @@ help:
 	@echo "make test   run the tests; SPARSIFY_TEST_DATA=FOLDER adds those that need real weights and texts"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
-	@echo "make clean  remove what the targets above made"
+	@echo "make clean  remove .venv and what else the targets above made"
 
 demo: $(VENV)/.core
 	$(BIN)/sparsify convert $(DEMO_ARGS)
@@ -43,7 +43,7 @@ types: $(VENV)/.with-dev
 	cd .types && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p sparsify
 
 clean:
-	rm -rf $(VENV) .types out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .types out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.python:
 	@$(or $(PYTHON),false) $(NEW_ENOUGH) || { \

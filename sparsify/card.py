@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-
-FIGURES = (  # label, key in the report
-    ("perplexity", "perplexity"),
-    ("perplexity, negative lags cut", "perplexity_cut"),
-    ("leak: how far logits move when the future changes", "leak"),
-    ("speedup", "speedup"),
-)
+from . import __version__, figures
 
 
 def card(result: Mapping[str, Any]) -> str:
@@ -38,14 +31,12 @@ model = load("{name}").model
 
 def measured(evaluation: Mapping[str, Any]) -> str:
     """Dense against sparse, the verdict and the conditions."""
-    dense, where = evaluation["dense"] or evaluation, evaluation["conditions"]
-    rows = []
-    for label, key in FIGURES:
-        cells = ["" if row[key] is None else f"{row[key]:.4g}" for row in (dense, evaluation)]
-        rows.append(f"| {label} | {cells[0]} | {cells[1]} |")
+    names, where = figures.variants(evaluation), evaluation["conditions"]
+    head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    rows = [f"| {' | '.join(row)} |" for row in figures.figure_rows(evaluation)]
     notes = [
         *evaluation["verdict"],
         evaluation["convention"],
         f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, {where['date']}",
     ]
-    return "\n".join(["\n| | dense | sparse |\n|---|---|---|", *rows, "", *(f"- {note}" for note in notes), ""])
+    return "\n".join(["", *head, *rows, "", *(f"- {note}" for note in notes), ""])

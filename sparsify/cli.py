@@ -276,6 +276,7 @@ def convert(
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
 
+    from . import report
     from .card import card
 
     check_out(out, force)
@@ -296,6 +297,7 @@ def convert(
     texts = {
         "plan.json": chosen.to_json(),
         "report.json": json.dumps(result, indent=2) + "\n",
+        "report.html": report.page(result),
         "README.md": card(result),
     }
     write_folder(out, p, chosen, texts, force=force)
@@ -336,12 +338,15 @@ def refuse_leaks(p: Pretrained, plan: Plan, allow: bool) -> None:
 
 
 def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
-    """What is kept of every filter, and how much of it lies ahead."""
+    """What is kept of every filter, how much of it lies ahead, and where its energy lies."""
+    from . import policies, report
+
     rows = []
     for name, k in p.filters.items():
         kept = plan.filters[name]
         figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
-        rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures})
+        drawn = {"curves": report.curves(k, kept, policies.fft_size(p.context))}
+        rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows
 
 

@@ -6,7 +6,9 @@ Verdict first, then the figures behind it, the spectra of every filter, the plan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -15,64 +17,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import show
+from .figures import figure_rows, position_rows, power, ratio, variants
+from .figures import speed as speedup
+from .plan import FilterPlan
+from .spectra import energy_by_bin, energy_by_tap
+from .split import split
 
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
-Ranges = Sequence[tuple[float, float]]
 
 FLOOR_DB = -80.0  # quieter entries are drawn here
 LEAK_LIMIT = 1e-2  # as in evals/causality.py, which the core does not import: above it a perplexity is not believed
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 320, 30, 8, 20, 20  # of a chart and its margins, in SVG units
-FIGURES: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (  # label, cell of one variant
-    ("perplexity", lambda r: show.spread(r["perplexity"], r["perplexity_stderr"])),
-    ("perplexity, negative lags cut", lambda r: show.spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
-    ("against dense, paired", lambda r: show.ratio(r, "perplexity_ratio")),
-    ("cut against dense, paired", lambda r: show.ratio(r, "perplexity_cut_ratio")),
-    ("bits a token", lambda r: show.number(r["bits_per_token"])),
-    ("leak: how far logits move when the future changes", lambda r: power(r["leak"])),
-    ("KL from dense, nats", lambda r: power(r["kl"], 2)),
-    ("top-1 agreement", lambda r: "" if r["top1_agreement"] is None else f"{r['top1_agreement']:.2%}"),
-    ("speed, with quartiles", show.speed),
-)
 CSS = """
 :root{color-scheme:light dark;--page:#fbfaf8;--card:#fff;--ink:#1c1b19;--soft:#605d57;--rule:#e3e0d9;
 --kept:#2563c9;--tail:#bd5208;--green:#17713f;--amber:#8a5a00;--red:#b3261e}
 @media screen and (prefers-color-scheme:dark){:root{--page:#151412;--card:#1e1d1a;--ink:#eeece6;--soft:#aaa69d;
 --rule:#37352f;--kept:#79aaff;--tail:#f39a54;--green:#5fcf91;--amber:#e6b450;--red:#ff8379}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:clamp(1rem,4vw,3rem);max-width:80rem;background:var(--page);color:var(--ink);
-font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere;-webkit-text-size-adjust:100%;print-color-adjust:exact}
+body{margin:0 auto;padding:clamp(1rem,4vw,3rem);max-width:72rem;background:var(--page);color:var(--ink);
+font:1rem/1.5 system-ui,sans-serif;overflow-wrap:break-word;-webkit-text-size-adjust:100%;print-color-adjust:exact}
 h1{font-size:1.05rem;font-weight:600;margin:0 0 1rem}h1 i{font-style:normal;color:var(--soft);padding:0 .3em}
 h2{font-size:1.2rem;margin:3rem 0 .75rem}h3{font-size:1rem;margin:0}p{margin:.25rem 0;max-width:46rem}
 .soft,figcaption,dt,th{color:var(--soft);font-weight:400}.soft,figcaption,footer{font-size:.85rem}
 .verdict{border-left:.4rem solid var(--tone);padding:.1rem 0 .1rem 1.1rem}
 .verdict strong{color:var(--tone);font-size:.85rem}
-.verdict .first{font-size:clamp(1.25rem,3vw,1.75rem);line-height:1.25;font-weight:600;letter-spacing:-.01em}
+.verdict .first{font-size:clamp(1.25rem,3vw,1.75rem);line-height:1.25;font-weight:600;letter-spacing:-.01em;
+max-width:54rem;text-wrap:balance;margin-bottom:.4rem}
 .verdict p::first-letter{text-transform:uppercase}
 .green{--tone:var(--green)}.amber{--tone:var(--amber)}.red{--tone:var(--red)}
 dl{margin:0}dd{margin:0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,11rem),1fr));gap:1rem;margin-top:1.75rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,8.5rem),1fr));gap:1rem;margin-top:1.75rem}
+.tiles div{max-width:20rem}
 .tiles div,article,pre{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:.8rem 1rem}
-.tiles dd{font-size:1.6rem;line-height:1.3;font-weight:600}.tiles dd+dd{font-size:.85rem;font-weight:400}
-table{border-collapse:collapse;width:100%;max-width:46rem;font-variant-numeric:tabular-nums}
+.tiles dd{font-size:1.6rem;line-height:1.3;font-weight:600}.tiles dd+dd{font-size:.85rem;font-weight:400;
+color:var(--soft)}
+table{border-collapse:collapse;width:100%;max-width:46rem;font-size:clamp(.875rem,2.5vw,1rem);
+font-variant-numeric:tabular-nums}
 th,td{padding:.4rem 0 .4rem 1rem;border-top:1px solid var(--rule);text-align:right;vertical-align:baseline}
-thead th{border:0;font-size:.85rem}tr>:first-child{text-align:left;padding-left:0}
-.sites{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,33rem),1fr));gap:1rem;margin-top:1rem}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1rem;align-items:start}
-.positions{max-width:62rem;gap:1rem 3rem}
-figure{margin:.6rem 0 0}svg{display:block;width:100%;height:auto;margin-top:.3rem}figure span{white-space:nowrap}
-figure i{display:inline-block;width:.7em;height:.7em;border-radius:2px;margin:0 .35em 0 .8em}
-text{font:11px system-ui,sans-serif;fill:var(--soft)}
+thead th{border:0;font-size:.85rem}tr>:first-child{padding-left:0;width:38%}
+.plan tr>:first-child{width:auto}tr>:first-child,.plan tr>:nth-child(2){text-align:left}
+:is(td,dd,code) span{white-space:nowrap}
+.sites{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,31rem),1fr));gap:1rem;margin-top:1rem}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13.5rem),1fr));gap:.5rem 1rem}
+.positions{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem 3rem;align-items:start}
+.positions figure{max-width:30rem}
+figure{margin:.6rem 0 0;display:flex;flex-direction:column;container-type:inline-size}
+svg{width:100%;height:auto;margin-top:auto}
+figcaption b{display:block;color:var(--ink);font-weight:500}
+figcaption span{white-space:nowrap;margin-right:.8em}
+figcaption i{display:inline-block;width:.7em;height:.7em;border-radius:2px;margin-right:.35em}
+text{font:12px system-ui,sans-serif;fill:var(--soft)}
+@container (min-width:22rem){.sites text{font-size:9px}}
 .grid{stroke:var(--rule);fill:none}.cut{stroke:var(--soft);stroke-dasharray:3 3}
-.band{fill:var(--ink);opacity:.06}
 .line{fill:none;stroke:var(--hue);stroke-width:1.5;stroke-linejoin:round}.area{fill:var(--hue);opacity:.3}
-.kept{--hue:var(--kept)}.tail{--hue:var(--tail)}.whole,.dense{--hue:var(--soft)}
-i{background:var(--hue)}h1 i{background:none}g.gone,i.gone{opacity:.35}
+.kept{--hue:var(--kept)}.tail{--hue:var(--tail)}.whole{--hue:var(--soft)}
+figcaption i{background:var(--hue)}.gone .line{opacity:.6}.gone .area{opacity:.1}i.gone{opacity:.4}
 .dot{fill:var(--hue)}.ring{fill:none;stroke:var(--hue);stroke-width:1.5}
-footer dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.5rem 1.5rem;margin:1rem 0}
-footer p{max-width:none;color:var(--soft)}pre{white-space:pre-wrap;user-select:all;margin:0;font-size:.9rem}
-@media print{body{padding:0;font-size:10pt}h2{margin-top:1.5rem;break-after:avoid}
-.sites{grid-template-columns:1fr}article,figure,tr,.tiles{break-inside:avoid}}
+footer dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.5rem 1.5rem}
+footer dl{margin-top:1rem}footer p{max-width:none;color:var(--soft)}
+pre{white-space:pre-wrap;user-select:all;margin:0;font-size:.9rem}
+@media print{:root{--page:#fff}body{padding:0;font-size:10pt}h2{margin-top:1.5rem}h2,.soft{break-after:avoid}
+.sites{grid-template-columns:1fr}article,figure,tr,p,.tiles{break-inside:avoid}}
 """
 
 
@@ -80,12 +84,12 @@ def page(result: Mapping[str, Any]) -> str:
     """The page as text.  result: the dictionary that `sparsify convert` prints, and writes as report.json."""
     source, out, evaluation = escape(result["source"]), escape(result["out"]), result["evaluation"]
     sections = [
-        ("Quality and speed", evaluation and figures(evaluation)),
+        ("Quality and speed", evaluation and quality(evaluation)),
         ("Where the energy lies, and what is kept of it", spectra(result["filters"])),
         ("Perplexity by position", evaluation and positions(evaluation)),
         (f"Plan: {result['plan']}", plan(result["filters"])),
         ("Conditions", conditions(result)),
-        ("Next", f"<pre><code>{escape(result['next'])}</code></pre>"),
+        ("Next", f"<pre><code>{text(result['next'])}</code></pre>"),
     ]
     body = "\n".join(f"<section><h2>{escape(title)}</h2>{part}</section>" for title, part in sections if part)
     return f"""<!DOCTYPE html>
@@ -112,19 +116,18 @@ def headline(result: Mapping[str, Any]) -> str:
     """The verdict in its colour, and the three or four numbers to remember."""
     evaluation, kept = result["evaluation"], [f["density"] for f in result["filters"]]
     share = f"{min(kept):.1%}" if min(kept) == max(kept) else f"{min(kept):.1%} to {max(kept):.1%}"
-    tiles = [("kept of every filter", share, "taps and bins, dense is 100 %")]
+    tiles = [("kept of every filter", share, "taps and bins; dense is 100 %")]
     colour, word = tone(evaluation)
     if evaluation:
-        honest = "perplexity_ratio" if evaluation["perplexity_cut_ratio"] is None else "perplexity_cut_ratio"
-        value, _, error = show.ratio(evaluation, honest).partition(" ± ")
-        note = "negative lags cut" if honest == "perplexity_cut_ratio" else "paired"
-        tiles.insert(0, ("perplexity against dense", value, note + (f", ± {error}" if error else "")))
-        value, _, rest = show.speed(evaluation).partition(" ")
-        tiles.insert(1, ("speed against dense", value, rest))
-        tiles.append(("leak", power(evaluation["leak"]), f"trusted up to {LEAK_LIMIT:g}"))
+        cut = evaluation["perplexity_cut_ratio"] is not None
+        value, _, error = ratio(evaluation, "perplexity_cut_ratio" if cut else "perplexity_ratio").partition(" ± ")
+        note = "against dense" + (f", ± {error}" if error else "") + (", negative lags cut" if cut else "")
+        speed, _, quartiles = speedup(evaluation if evaluation["dense"] else {}).split(",")[0].partition(" ")
+        tiles = [("perplexity", value, note), ("speed", speed, f"against dense, quartiles {quartiles}"), *tiles,
+                 ("leak", power(evaluation["leak"]), f"trusted up to {LEAK_LIMIT:g}")]  # fmt: skip
     first, *others = sentences(evaluation)
     numbers = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd class='soft'>{escape(note)}</dd></div>"
+        f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd><dd>{text(note)}</dd></div>"
         for name, value, note in tiles
         if value
     )
@@ -154,37 +157,31 @@ def sentences(evaluation: Mapping[str, Any] | None) -> Sequence[str]:
         return evaluation["verdict"]
     if evaluation["dense"] is None:
         return [f"the plan keeps everything: perplexity {evaluation['perplexity']:.4f}, that of the dense model"]
-    against, dense = show.ratio(evaluation, "perplexity_ratio"), evaluation["dense"]["perplexity"]
+    against, dense = ratio(evaluation, "perplexity_ratio"), evaluation["dense"]["perplexity"]
     return [f"perplexity {evaluation['perplexity']:.4f}, {against} against dense {dense:.4f}"]
 
 
-def power(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}e}"
-
-
-def variants(evaluation: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Name -> what was measured: dense and sparse, or dense alone where the plan keeps everything."""
-    return {"dense": evaluation["dense"], "sparse": evaluation} if evaluation["dense"] else {"dense": evaluation}
+def text(words: str) -> str:
+    """Escaped words that break between numbers and options, not inside them: 3.1614 ± 0.1414 only before the ±."""
+    return re.sub(r"± \S+( %)?|\([^()]*\)|\S+ (%|tokens/s)|--[\w-]+", r"<span>\g<0></span>", escape(words))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = []
+    for name, *cells in rows:  # site names may break after their dots
+        first = f'<th scope="row">{text(name).replace(".", ".<wbr>")}</th>'
+        lines.append(f"<tr>{first}{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>")
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def figures(evaluation: Mapping[str, Any]) -> str:
-    columns = variants(evaluation)
-    rows = [(label, *(cell(row) for row in columns.values())) for label, cell in FIGURES]
-    return table(["", *columns], [row for row in rows if any(row[1:])])
+def quality(evaluation: Mapping[str, Any]) -> str:
+    return table(["", *variants(evaluation)], figure_rows(evaluation))
 
 
 def plan(filters: Sequence[Mapping[str, Any]]) -> str:
     rows = [(f["name"], f["plan"], f"{f['density']:.3f}", power(f["leak"])) for f in filters]
-    return table(["site", "kept", "density", "taps ahead / taps"], rows)
+    return f'<div class="plan">{table(["site", "kept", "density", "taps ahead / taps"], rows)}</div>'
 
 
 def conditions(result: Mapping[str, Any]) -> str:
@@ -215,8 +212,32 @@ def curve(energy: Tensor, points: int = 160) -> list[list[float]]:
     return [[x, round(dB, 1)] for x, dB in zip((cells[1:] - 1).tolist(), level.tolist(), strict=True)]
 
 
+def curves(k: Tensor, kept: FilterPlan, n: int) -> dict[str, Any]:
+    """What `spectra` draws of one filter.  k: (H, K).  n: points of the spectrum where the plan has no mask."""
+    n = kept.mask.n if kept.mask else n
+    tail = split(k, kept.taps)[1] if kept.taps and kept.mask else None
+    return {
+        "taps": curve(energy_by_tap(k)),
+        "bins": curve(energy_by_bin(k[:, : n // 2], n)),
+        "tail": None if tail is None else curve(energy_by_bin(tail[:, : n // 2], n)),
+        "kept_taps": kept.taps,
+        "kept_band": kept.mask and bands(kept.mask.bins()[: n // 2 + 1]),
+    }
+
+
+def bands(bins: Tensor) -> list[list[float]]:
+    """Runs of kept bins as [start, stop] shares of the band.  bins: (n // 2 + 1,) bool."""
+    edges = torch.diff(torch.nn.functional.pad(bins.int(), (1, 1)))
+    starts, stops = ((edges == sign).nonzero().flatten().tolist() for sign in (1, -1))
+    return [[start / len(bins), stop / len(bins)] for start, stop in zip(starts, stops, strict=True)]
+
+
 def spectra(filters: Sequence[Mapping[str, Any]]) -> str:
-    """Two panels a site: energy by tap and by bin, with what is kept of it."""
+    """Two panels a site: energy by tap and by bin, with what is kept of it; nothing for filters without curves.
+
+    curves: {taps, bins, tail: as from `curve`, tail None for plans without one; kept_taps: int | None;
+    kept_band: [[start, stop], ...] as shares of the band | None}.
+    """
     drawn = [f for f in filters if f.get("curves")]
     if not drawn:
         return ""
@@ -234,131 +255,127 @@ def spectra(filters: Sequence[Mapping[str, Any]]) -> str:
     return f'<p class="soft">{note}</p><div class="sites">{cards}</div>'
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A chart: x from left to right and y from low to high, mapped linearly to width by height SVG units."""
+
+    width: int
+    height: int
+    left: float
+    right: float
+    low: float
+    high: float
+    margin: int = 32  # left of the plot, for labels
+
+    def x(self, value: float) -> float:
+        return self.margin + (value - self.left) / (self.right - self.left) * (self.width - self.margin - 8)
+
+    def y(self, value: float) -> float:
+        return 18 + (self.high - value) / (self.high - self.low) * (self.height - 38)
+
+    def path(self, points: Points) -> str:
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+
+    def stretch(self, points: Points, start: float, stop: float, kind: str) -> str:
+        """A curve from start to stop, its ends interpolated: a line and the area under it."""
+        first, last = np.interp([start, stop], *np.array(points).T)
+        line = self.path([(start, first), *(p for p in points if start < p[0] < stop), (stop, last)])
+        area = f"{line} {self.path([(stop, self.low), (start, self.low)])}Z"
+        return f'<g class="{kind}"><path class="area" d="M{area}"/><path class="line" d="M{line}"/></g>'
+
+    def svg(self, title: str, desc: str, ticks: Mapping[float, str], levels: Mapping[float, str], body: str) -> str:
+        """The whole chart.  ticks, levels: where labels stand along x and y."""
+        axes = [f'<path class="grid" d="M{self.margin},{self.y(y):.1f}H{self.width - 8}"/>'
+                f'<text x="{self.margin - 5}" y="{self.y(y) + 4:.1f}" text-anchor="end">{label}</text>'
+                for y, label in levels.items()]  # fmt: skip
+        for x, label in ticks.items():
+            side = "end" if self.x(x) > self.width - 24 else "middle"
+            at = self.x(x) + (8 if side == "end" else 0)
+            axes.append(f'<text x="{at:.1f}" y="{self.height - 5}" text-anchor="{side}">{label}</text>')
+        return (f'<svg viewBox="0 0 {self.width} {self.height}" role="img"><title>{escape(title)}</title>'
+                f"<desc>{escape(desc)}</desc>{''.join(axes)}{body}</svg>")  # fmt: skip
+
+
+def figure(caption: str, legend: Sequence[tuple[str, str]], chart: str) -> str:
+    """A chart under its caption and legend.  legend: (class, label)."""
+    swatches = " ".join(f'<span><i class="{kind}"></i>{escape(label)}</span>' for kind, label in legend)
+    return f"<figure><figcaption><b>{escape(caption)}</b>{swatches}</figcaption>{chart}</figure>"
+
+
 def by_tap(name: str, curves: Mapping[str, Any]) -> str:
     points, kept = curves["taps"], curves["kept_taps"]
-    end = points[-1][0]
-    if kept is None or kept >= end:
-        return panel(f"{name}: energy by tap", "tap", points, [(1, end)], [("kept", "filter, all taps")])
-    rest = ("tail", "tail, band-limited") if curves["tail"] else ("kept gone", "dropped")
-    kinds = [("kept", "head, exact" if curves["tail"] else "kept"), rest]
-    return panel(f"{name}: energy by tap", "tap", points, [(1, kept)], kinds, f"{kept:,} taps")
+    if kept is None or kept >= points[-1][0]:
+        return panel(name, "tap", points, [], [("kept", "whole filter")])
+    if curves["tail"]:
+        kinds = [("kept", "head, exact"), ("tail", "tail, band-limited")]
+    else:
+        kinds = [("kept", "kept"), ("kept gone", "dropped")]
+    return panel(name, "tap", points, [(1, kept)], kinds, f"{kept:,} taps")
 
 
 def by_bin(name: str, curves: Mapping[str, Any]) -> str:
-    tail, band, title = curves["tail"], curves["kept_band"], f"{name}: energy by bin"
-    points, hue, what = (tail, "tail", "tail") if tail else (curves["bins"], "kept", "filter")
-    end = points[-1][0]
+    tail, band = curves["tail"], curves["kept_band"]
     if band is None:
-        return panel(title, "bin", points, [(1, end)], [(hue, f"{what}, all bins")])
-    ranges = [(max(1.0, start * end), max(1.0, stop * end)) for start, stop in band]
-    share = f"{sum(stop - start for start, stop in band):.3g}"
-    kinds = [(hue, f"{what}, kept"), (f"{hue} gone", "dropped")]
-    return panel(title, "bin", points, ranges, kinds, f"{share} of the band", curves["bins"] if tail else None)
+        return panel(name, "bin", curves["bins"], [], [("kept", "whole filter")])
+    hue, what, points = ("tail", "tail, kept", tail) if tail else ("kept", "kept", curves["bins"])
+    kept = [(start * points[-1][0], stop * points[-1][0]) for start, stop in band]
+    share = f"{sum(stop - start for start, stop in band):.3g} of the band"
+    return panel(name, "bin", points, kept, [(hue, what), (f"{hue} gone", "dropped")], share, tail and curves["bins"])
 
 
 def panel(
-    title: str, unit: str, points: Points, ranges: Ranges, kinds: Sequence[tuple[str, str]], cut: str = "",
+    name: str, unit: str, points: Points, kept: Points, kinds: Sequence[tuple[str, str]], cut: str = "",
     whole: Points | None = None,
 ) -> str:  # fmt: skip
-    """A curve over a logarithmic axis, inside `ranges` as the first of `kinds` (class, label), elsewhere as the second.
+    """Energy by tap or bin, drawn as the first of `kinds` (class, label) where it is kept and as the second elsewhere.
 
-    cut: what the end of the last range is labelled with.  whole: a curve to compare with, drawn as a line on top.
+    kept: [[start, stop], ...]; empty is everywhere.  cut: label of the last stop.  whole: a curve drawn on top.
     """
-    height, end = 170, points[-1][0]
-    along = scale(0, math.log(max(end, 2)), LEFT, WIDTH - RIGHT)
-    down = scale(0, FLOOR_DB, TOP, height - BOTTOM)
-
-    def x(value: float) -> float:
-        return along(math.log(value))
-
-    edges = [1.0, *(edge for pair in ranges for edge in pair), end]  # kept stretches alternate with others
-    stretches = [(a, b, kinds[1 - i % 2][0]) for i, (a, b) in enumerate(pairwise(edges)) if b > a]
-    drawn = [stretch(points, a, b, kind, x, down) for a, b, kind in stretches]
-    ticks = [(x(10**i), compact(10**i)) for i in range(int(math.log10(end)) + 1)]
-    levels = [(down(dB), f"{dB:.0f}") for dB in np.linspace(0, FLOOR_DB, 5)]
-    if whole:
-        drawn.append(f'<path class="line whole" d="M{path(whole, x, down)}"/>')
+    end = points[-1][0]
+    frame = Frame(280, 150, 0, math.log10(max(end, 2)), FLOOR_DB, 0)
+    line, top = ([(math.log10(x), dB) for x, dB in shown] for shown in (points, whole or []))
+    edges = [math.log10(min(max(edge, 1), end)) for pair in kept or [(1, end)] for edge in pair]
+    stretches = enumerate(pairwise([0, *edges, line[-1][0]]))  # the odd ones are kept
+    drawn = [frame.stretch(line, a, b, kinds[1 - i % 2][0]) for i, (a, b) in stretches if a < b]
+    if top:
+        drawn.append(f'<path class="line whole" d="M{frame.path(top)}"/>')
+        kinds = [*kinds, ("whole", "whole filter")]
     if cut:
-        at = x(ranges[-1][1])
-        side = "end" if at > WIDTH / 2 else "start"
-        drawn.insert(0, "".join(f'<rect class="band" x="{x(a):.1f}" y="{TOP}" width="{x(b) - x(a):.1f}" '
-                                f'height="{height - BOTTOM - TOP}"/>' for a, b in ranges))  # fmt: skip
-        drawn.append(f'<path class="cut" d="M{at:.1f},{TOP - 6}V{height - BOTTOM}"/>')
-        drawn.append(f'<text x="{at:.1f}" y="{TOP - 8}" text-anchor="{side}">{escape(cut)}</text>')
-    legend = [*kinds, ("whole", "whole filter")] if whole else kinds
-    swatches = "".join(f'<span><i class="{kind}"></i>{escape(label)}</span> ' for kind, label in legend)
-    desc = f"{title}, dB, {unit} 1 to {end:,}; {', '.join(label for _, label in legend)} {cut}".strip()
-    chart = svg(height, title, desc, axes(height, ticks, levels) + "".join(drawn))
-    return f"<figure><figcaption>energy by {unit}{swatches}</figcaption>{chart}</figure>"
+        x = frame.x(edges[-1])
+        side, at = ("end", x - 4) if x > frame.width / 2 else ("start", x + 4)
+        drawn.append(f'<path class="cut" d="M{x:.1f},4V{frame.y(FLOOR_DB):.1f}"/>')
+        drawn.append(f'<text x="{at:.1f}" y="12" text-anchor="{side}">{cut}</text>')
+    ticks = {float(i): compact(10**i) for i in range(int(frame.right) + 1)}
+    levels = {dB: f"{dB:.0f}" for dB in (0.0, -20.0, -40.0, -60.0, FLOOR_DB)}
+    desc = f"{', '.join(label for _, label in kinds)}; {cut or 'nothing dropped'}; {unit} 1 to {compact(end)}"
+    chart = frame.svg(f"{name}: energy by {unit}, dB", desc, ticks, levels, "".join(drawn))
+    return figure(f"energy by {unit}, dB", kinds, chart)
 
 
 def positions(evaluation: Mapping[str, Any]) -> str:
     """Perplexity by position as a chart, dense as rings and sparse as dots, and as a table."""
-    columns, height = variants(evaluation), 200
-    rows = {name: row["perplexity_by_position"] for name, row in columns.items()}
+    rows = {name: row["perplexity_by_position"] for name, row in variants(evaluation).items()}
     buckets = evaluation["perplexity_by_position"]
     values = [bucket["perplexity"] for row in rows.values() for bucket in row]
     step = nice((max(values) - min(values)) / 3 or 1e-3)
-    low, high = math.floor(min(values) / step), math.ceil(max(values) / step + 1e-9)
-    x = scale(-0.5, len(buckets) - 0.5, LEFT + 12, WIDTH - RIGHT)
-    y = scale(low * step, high * step, height - BOTTOM, TOP)
-    digits = max(0, -math.floor(math.log10(step)))
-    levels = [(y(i * step), f"{i * step:.{digits}f}") for i in range(low, high + 1)]
+    low, high = math.floor(min(values) / step), math.floor(max(values) / step) + 1
+    frame = Frame(400, 200, 0, len(buckets), low * step, high * step, margin=50)
+    levels = {i * step: f"{i * step:.{max(0, -math.floor(math.log10(step)))}f}" for i in range(low, high + 1)}
     every = 1 + len(buckets) // 9  # so that labels do not touch
-    ticks = [(x(i - 0.5), compact(b["start"])) for i, b in enumerate(buckets) if i % every == 0]
+    edges = [*(bucket["start"] for bucket in buckets), buckets[-1]["stop"]]
+    ticks = {float(i): compact(edge) for i, edge in enumerate(edges) if i % every == 0}
+    marks = {name: ("whole", "ring", 5.5) if name == "dense" else ("kept", "dot", 3) for name in rows}
     drawn = []
-    for name, row in rows.items():
-        kind, shape, radius = ("dense", "ring", 5) if name == "dense" else ("kept", "dot", 3)
-        at = [(i, bucket["perplexity"]) for i, bucket in enumerate(row)]
-        drawn.append(f'<g class="{kind}"><path class="line" d="M{path(at, x, y)}"/>')
-        drawn += [f'<circle class="{shape}" cx="{x(i):.1f}" cy="{y(v):.1f}" r="{radius}"/>' for i, v in at]
-        drawn.append("</g>")
-    title = f"perplexity by position, {' and '.join(rows)}"
-    chart = svg(height, title, f"{title}; the same numbers are in the table", axes(height, ticks, levels) + "".join(drawn))
-    legend = "".join(f'<span><i class="{"dense" if n == "dense" else "kept"}"></i>{n}</span> ' for n in rows)
-    numbers = [
-        (f"{b['start']:,} – {b['stop'] - 1:,}", *(show.number(row[i]["perplexity"]) for row in rows.values()))
-        for i, b in enumerate(buckets)
-    ]
-    figure = f"<figure><figcaption>tokens read so far{legend}</figcaption>{chart}</figure>"
-    return f'<div class="pair positions">{figure}{table(["tokens", *rows], numbers)}</div>'
-
-
-def scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
-    """The linear map of low .. high to first .. last."""
-    return lambda value: first + (value - low) / (high - low) * (last - first)
-
-
-def path(points: Points | Sequence[tuple[float, float]], x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-
-
-def stretch(
-    points: Points, start: float, stop: float, kind: str, x: Callable[[float], float], y: Callable[[float], float]
-) -> str:
-    """A curve from start to stop, its ends interpolated: a line and the area under it."""
-    xs, levels = np.array(points).T
-    first, last = np.interp(np.log([start, stop]), np.log(xs), levels)
-    line = path([(start, first), *(p for p in points if start < p[0] < stop), (stop, last)], x, y)
-    below = f"{x(stop):.1f},{y(FLOOR_DB):.1f} {x(start):.1f},{y(FLOOR_DB):.1f}Z"
-    return f'<g class="{kind}"><path class="area" d="M{line} {below}"/><path class="line" d="M{line}"/></g>'
-
-
-def axes(height: int, ticks: Sequence[tuple[float, str]], levels: Sequence[tuple[float, str]]) -> str:
-    """Grid and labels: ticks (x, label) below, levels (y, label) on the left."""
-    left = float(levels[0][1] != "0") * 12 + LEFT
-    drawn = [f'<path class="grid" d="M{left},{y:.1f}H{WIDTH - RIGHT}"/>'
-             f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{label}</text>' for y, label in levels]  # fmt: skip
-    drawn += [f'<path class="grid" d="M{x:.1f},{height - BOTTOM}v4"/>'
-              f'<text x="{x:.1f}" y="{height - 4}" text-anchor="middle">{label}</text>' for x, label in ticks]  # fmt: skip
-    return "".join(drawn)
-
-
-def svg(height: int, title: str, desc: str, body: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>'
-        f"<desc>{escape(desc)}</desc>{body}</svg>"
-    )
+    for name, (kind, shape, radius) in marks.items():
+        points = [(i + 0.5, bucket["perplexity"]) for i, bucket in enumerate(rows[name])]
+        dots = "".join(f'<circle class="{shape}" cx="{frame.x(i):.1f}" cy="{frame.y(v):.1f}" r="{radius}"/>'
+                       for i, v in points)  # fmt: skip
+        drawn.append(f'<g class="{kind}"><path class="line" d="M{frame.path(points)}"/>{dots}</g>')
+    title = f"perplexity by tokens read so far, {' and '.join(rows)}"
+    chart = frame.svg(title, "the same numbers stand in the table", ticks, levels, "".join(drawn))
+    legend = [(kind, name) for name, (kind, _, _) in marks.items()]
+    picture = figure("perplexity as computed, by tokens read so far", legend, chart)
+    return f'<div class="pair positions">{picture}{table(["tokens", *rows], position_rows(evaluation))}</div>'
 
 
 def nice(step: float) -> float:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from . import figures
+
 BARS = "▁▂▃▄▅▆▇█"
 FLOOR_DB = -60.0  # what a sparkline shows as its lowest bar
 
@@ -68,58 +70,14 @@ def analyzed(console: Console, result: Mapping[str, Any]) -> None:
     console.print("[dim]bars span 60 dB along a logarithmic axis; the jump at lag 0 is what spreads a spectrum[/dim]")
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def spread(value: float | None, stderr: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
-
-
 def quality(console: Console, result: Mapping[str, Any]) -> None:
     """Dense against sparse: one row a figure, one column a model."""
-    columns = [row for row in (result.get("dense"), result) if row]
-    names = ["dense", "sparse"] if len(columns) == 2 else [result["variant"]]
-    figures = [
-        ("perplexity", lambda r: spread(r["perplexity"], r["perplexity_stderr"])),
-        ("  negative lags cut", lambda r: spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
-        ("  against dense, paired", lambda r: ratio(r, "perplexity_ratio")),
-        ("  cut against dense, paired", lambda r: ratio(r, "perplexity_cut_ratio")),
-        ("bits a token", lambda r: number(r["bits_per_token"])),
-        ("leak (reads the future)", lambda r: "" if r["leak"] is None else f"{r['leak']:.1e}"),
-        ("KL from dense, nats", lambda r: "" if r["kl"] is None else f"{r['kl']:.2e}"),
-        ("top-1 agreement", lambda r: "" if r["top1_agreement"] is None else f"{r['top1_agreement']:.2%}"),
-        ("speed", lambda r: speed(r)),
-    ]
-    rows = [(label, *cells) for label, show in figures if any(cells := [show(row) for row in columns])]
-    table(console, "Quality and speed", ("", *names), rows)
-    where = [
-        (
-            f"{b['start']:,} - {b['stop'] - 1:,}",
-            *(f"{c['perplexity_by_position'][i]['perplexity']:.4f}" for c in columns),
-        )
-        for i, b in enumerate(result["perplexity_by_position"])
-    ]
-    table(console, "Perplexity by position", ("tokens", *names), where)
+    names = figures.variants(result)
+    table(console, "Quality and speed", ("", *names), figures.figure_rows(result))
+    table(console, "Perplexity by position", ("tokens", *names), figures.position_rows(result))
     for sentence in result["verdict"]:
         console.print(f"[bold]{sentence[0].upper()}{sentence[1:]}.[/bold]")
     console.print(f"[dim]{result['convention']}[/dim]")
-
-
-def ratio(row: Mapping[str, Any], key: str) -> str:
-    if row[key] is None:
-        return ""
-    error = row[f"{key}_stderr"]
-    return f"{100 * (row[key] - 1):+.3f} %" + ("" if error is None else f" ± {100 * error:.3f} %")
-
-
-def speed(row: Mapping[str, Any]) -> str:
-    if row.get("speedup") is None:
-        return ""
-    low, high = row["speedup_quartiles"]
-    return f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f}), {row['tokens_per_second']:,.0f} tokens/s"
 
 
 def benched(console: Console, result: Mapping[str, Any]) -> None:
@@ -143,7 +101,9 @@ def converted(console: Console, result: Mapping[str, Any]) -> None:
     table(console, f"Plan: {result['plan']}", ("site", "kept", "density", "taps ahead / taps"), rows)
     if result["evaluation"]:
         quality(console, result["evaluation"])
-    console.print(f"wrote [bold]{result['out']}[/bold]; next: [bold]{result['next']}[/bold]")
+    console.print(
+        f"wrote [bold]{result['out']}[/bold], look at {result['out']}/report.html; next: [bold]{result['next']}[/bold]"
+    )
 
 
 def checked(console: Console, result: Mapping[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""Measured numbers as people read them, in tables and reports alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]  # what was measured of one variant, see evals/results.py
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def power(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}e}"
+
+
+def spread(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return ""
+    return number(value) + ("" if stderr is None else f" ± {stderr:.4f}")
+
+
+def ratio(row: Row, key: str) -> str:
+    """Relative change against dense, with its standard error."""
+    if row[key] is None:
+        return ""
+    error = row[f"{key}_stderr"]
+    return f"{100 * (row[key] - 1):+.3f} %" + ("" if error is None else f" ± {100 * error:.3f} %")
+
+
+def speed(row: Row) -> str:
+    """Speedup with its quartiles, and throughput."""
+    if row.get("speedup") is None:
+        return ""
+    low, high = row["speedup_quartiles"]
+    return f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f}), {row['tokens_per_second']:,.0f} tokens/s"
+
+
+FIGURES: Sequence[tuple[str, Callable[[Row], str]]] = (  # label, cell of one variant
+    ("perplexity", lambda r: spread(r["perplexity"], r["perplexity_stderr"])),
+    ("perplexity, negative lags cut", lambda r: spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
+    ("against dense, paired", lambda r: ratio(r, "perplexity_ratio")),
+    ("cut against dense, paired", lambda r: ratio(r, "perplexity_cut_ratio")),
+    ("bits a token", lambda r: number(r["bits_per_token"])),
+    ("leak (reads the future)", lambda r: power(r["leak"])),
+    ("KL from dense, nats", lambda r: power(r["kl"], 2)),
+    ("top-1 agreement", lambda r: "" if r["top1_agreement"] is None else f"{r['top1_agreement']:.2%}"),
+    ("speed, with quartiles", speed),
+)
+
+
+def variants(evaluation: Row) -> dict[str, Row]:
+    """Name -> what was measured: dense and sparse, or the one model there is."""
+    if evaluation["dense"]:
+        return {"dense": evaluation["dense"], "sparse": evaluation}
+    return {evaluation["variant"]: evaluation}
+
+
+def figure_rows(evaluation: Row) -> list[tuple[str, ...]]:
+    """A row a figure that was measured: its label, then a cell a variant."""
+    rows = [(label, *(cell(row) for row in variants(evaluation).values())) for label, cell in FIGURES]
+    return [row for row in rows if any(row[1:])]
+
+
+def position_rows(evaluation: Row) -> list[tuple[str, ...]]:
+    """A row a bucket of positions: its tokens, then the perplexity of every variant."""
+    columns = [row["perplexity_by_position"] for row in variants(evaluation).values()]
+    return [
+        (f"{buckets[0]['start']:,} - {buckets[0]['stop'] - 1:,}", *(number(b["perplexity"]) for b in buckets))
+        for buckets in zip(*columns, strict=True)
+    ]
