@@ -10,7 +10,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= out/hyenadna-chr20-8k
-DEMO_ARGS ?= demo/hyenadna-chr20-8k $(OUT) --data demo/chr20-held-out.fa.gz --force
+DEMO_ARGS ?= demo/hyenadna-chr20-8k $(OUT) --taps 256 --data demo/chr20-held-out.fa.gz --force
 PYTEST_ARGS ?=
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'

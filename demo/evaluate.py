@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from train import HELD_OUT, TRAIN, read_chromosome
+from train import HELD_OUT, TRAIN, read_chromosome, window_starts
 
 from sparsify import policies, swap
 from sparsify.converters import load
@@ -26,6 +26,7 @@ from sparsify.evals.quality import compare
 ORDER = 5
 FIRST = 7  # token id of A; C, G and T follow
 TEXT = slice(55_000_000, 55_000_000 + 24 * 8192)  # free of N
+CONTEXTS = (64, 256, 1024, 4096, 8128)
 LETTERS = np.frombuffer(b"???????ACGTN????", dtype="S1")
 
 
@@ -57,6 +58,21 @@ def write_text(ids: np.ndarray, path: Path) -> None:
     path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
 
 
+def by_context(run: Logits, starts: np.ndarray, ids: np.ndarray, reach: int, scored: int = 64) -> None:
+    """Print the perplexity of the last `scored` bases of each window when fewer or more bases before them are read."""
+    means: list[Tensor] = []
+    for before in CONTEXTS:
+        ends = starts + reach
+        rows = [torch.from_numpy(ids[e - scored - before : e].astype(np.int64)) for e in ends]
+        losses = [torch.nn.functional.cross_entropy(run(row[None, :-1])[0, before - 1 :], row[before:]) for row in rows]
+        means.append(torch.stack(losses).double())
+        gain = means[0] - means[-1]
+        print(
+            f"{before:5d} bases before: perplexity {means[-1].mean().exp():.4f}, nats gained over {CONTEXTS[0]}: "
+            f"{gain.mean():.5f} +- {gain.std() / len(gain) ** 0.5:.5f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta", type=Path)
@@ -85,6 +101,8 @@ def main() -> None:
         print(f"{name}: perplexity {quality.perplexity:.4f} +- {quality.perplexity_stderr:.4f}")
         for bucket in quality.by_position:
             print(f"  positions {bucket.start:5d} - {bucket.stop - 1:5d}: {bucket.perplexity:.4f}")
+    starts = window_starts(ids, HELD_OUT, args.context)
+    by_context(runs["model"], starts[:: len(starts) // 400], ids, args.context)
 
 
 if __name__ == "__main__":

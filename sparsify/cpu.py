@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-ROWS_BYTES = 1 << 21  # work on about this much signal at a time: two cores' L2, measured flat from 1 to 4 MiB
+ROWS_BYTES = 1 << 21  # rows worked on together hold about this much signal: what stays in the caches of two cores
+ROWS_AT_LEAST = 16  # and are this many, because every call of an FFT plans it anew
 OVERLAP_BLOCKS = (1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)  # overlap-save block sizes worth trying
 
 
@@ -53,17 +52,22 @@ def fftconv(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
     """
     batch, channels, seqlen = u.shape
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    convolve = whole if hop >= seqlen else functools.partial(overlap_save, hop=hop)
-    rows = max(1, ROWS_BYTES // (u.shape[-1] * k_f.element_size()))
+    rows = max(ROWS_AT_LEAST, ROWS_BYTES // (seqlen * k_f.element_size()))
     if rows >= channels:  # several samples fit
         step = rows // channels
         for b in range(0, batch, step):
-            y[b : b + step] = convolve(u[b : b + step], k_f, n)
+            y[b : b + step] = convolve(u[b : b + step], k_f, n, hop)
         return y
     for b in range(batch):
         for h in range(0, channels, rows):
-            y[b, h : h + rows] = convolve(u[b, h : h + rows], k_f[h : h + rows], n)
+            y[b, h : h + rows] = convolve(u[b, h : h + rows], k_f[h : h + rows], n, hop)
     return y
+
+
+def convolve(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
+    """The same with all rows at once: u (..., H, L) -> y (..., H, L), dtype of u."""
+    y = whole(u, k_f, n) if hop >= u.shape[-1] else overlap_save(u, k_f, n, hop)
+    return y.to(u.dtype, memory_format=torch.contiguous_format)
 
 
 def whole(u: Tensor, k_f: Tensor, n: int) -> Tensor:

@@ -108,7 +108,7 @@ class LongConv(nn.Module):
 _library = torch.library.Library("sparsify", "DEF")  # the form with the least overhead a call
 _library.define("fftconv(Tensor u, Tensor k_f, SymInt n, SymInt hop) -> Tensor")
 _library.impl("fftconv", cpu.fftconv, "CPU")
-_library.impl("fftconv", cpu.fftconv, "CUDA")  # cuFFT, until a kernel of ours takes over
+_library.impl("fftconv", cpu.convolve, "CUDA")  # cuFFT, all rows at once
 
 
 @torch.library.register_fake("sparsify::fftconv", lib=_library)

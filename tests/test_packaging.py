@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,11 @@ def test_one_version():
     assert PROJECT["version"] == sparsify.__version__
     with contextlib.suppress(PackageNotFoundError):  # a bare checkout works, too
         assert version(DISTRIBUTION) == sparsify.__version__, "installed before the version changed; install again"
+
+
+def test_each_dependency_stands_once():
+    names = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
+    assert names == sorted(set(names))
 
 
 def test_licence_and_readme_are_there():
