@@ -7,6 +7,7 @@ import importlib.util
 import json
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -292,7 +293,7 @@ def convert(
         "plan_sha256": chosen.sha256,
         "filters": filter_report(p, chosen),
         "evaluation": measured(p, chosen, windows, speed=True) if windows else None,
-        "next": "sparsify eval ppl {} --data {} --baseline {}".format(*names),
+        "next": f"{program()} eval ppl {names[0]} --data {names[1]} --baseline {names[2]}",
     }
     texts = {
         "plan.json": chosen.to_json(),
@@ -302,6 +303,13 @@ def convert(
     }
     write_folder(out, p, chosen, texts, force=force)
     emit(result, as_json, "converted")
+
+
+def program() -> str:
+    """How to call this program again from the same shell."""
+    if shutil.which("sparsify"):
+        return "sparsify"
+    return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else shlex.quote(sys.argv[0])
 
 
 def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:

@@ -6,7 +6,6 @@ import time
 from functools import partial
 
 import pytest
-import torch
 
 from sparsify.evals.throughput import order, paired, tokens_per_second, wall_clock
 
