@@ -75,6 +75,7 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
     names = figures.variants(result)
     table(console, "Quality and speed", ("", *names), figures.figure_rows(result))
     table(console, "Perplexity by position", ("tokens", *names), figures.position_rows(result))
+    console.print()
     for sentence in result["verdict"]:
         console.print(f"[bold]{sentence[0].upper()}{sentence[1:]}.[/bold]")
     console.print(f"[dim]{result['convention']}[/dim]")
@@ -102,8 +103,9 @@ def converted(console: Console, result: Mapping[str, Any]) -> None:
     if result["evaluation"]:
         quality(console, result["evaluation"])
     console.print(
-        f"wrote [bold]{result['out']}[/bold], look at {result['out']}/report.html; next: [bold]{result['next']}[/bold]"
+        f"\nwrote [bold]{result['out']}[/bold]; look at {result['out']}/report.html, then type", soft_wrap=True
     )
+    console.print(f"[bold]{result['next']}[/bold]", soft_wrap=True)
 
 
 def checked(console: Console, result: Mapping[str, Any]) -> None:
