@@ -44,8 +44,8 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except EXPECTED as error:
-            if isinstance(error, click.ClickException | click.exceptions.Exit):
-                raise
+            if isinstance(error, click.ClickException | click.exceptions.Exit | KeyError | IndexError):
+                raise  # told by click already, or a bug of ours
             raise click.ClickException(" ".join(str(error).split())) from error
 
 

@@ -153,6 +153,8 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> Plan:
         """The plan in a JSON file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -125,6 +125,7 @@ def test_module_is_the_same_program():
         (("convert", "{src}", "{out}", "--energy", 2), "share must lie"),
         (("convert", "{src}", "{src}", "--taps", 5), "--force"),
         (("convert", "{src}", "{out}", "--plan", "{dna}"), "is no plan"),
+        (("convert", "{src}", "{out}", "--plan", "{out}"), "there is no plan file"),
         (("eval", "ppl", "{src}", "--data", "{out}"), "there is no file"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999), "longer than the model's"),
         (("eval", "ppl", "{src}", "--data", "{lower}"), "lower-case"),
