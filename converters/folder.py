@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sparsify.plan import Plan
 
+from .layout import listed
 from .load import QUANT_METHOD, Pretrained, ours
 from .source import Source
 from .tensors import fingerprint, read_config, read_json, read_tensors, weight_files
@@ -39,16 +40,20 @@ def write_folder(
     """
     out = Path(out).expanduser().resolve()
     check_out(out, force)
+    check_apart(out, pretrained.source.folder)
     check_names(files)
     plan.check([site.name for site in pretrained.sites])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as room:
         new, old = Path(room) / "new", Path(room) / "old"
         new.mkdir()
-        entry = {"quant_method": QUANT_METHOD, "plan": plan.to_dict()}
-        config = {**pretrained.config, **pretrained.choices, "quantization_config": entry}
-        write_files(new, pretrained.source, config, files)
+        config, repo = pretrained.config, pretrained.source.repo
+        config = pointing_back(config, repo) if repo else config
+        write_files(new, pretrained.source, files)
         write_weights(new, pretrained)
+        names = sorted({"config.json", *(path.name for path in new.iterdir())})  # what --force may replace later
+        entry = {"quant_method": QUANT_METHOD, "plan": plan.to_dict(), "files": names}
+        write_json(new / "config.json", {**config, **pretrained.choices, "quantization_config": entry})
         check_out(out, force)  # writing took a while
         if out.exists():
             out.rename(old)
@@ -63,14 +68,23 @@ def write_folder(
 
 def check_out(out: Path, force: bool = False) -> None:
     """Refuse to replace what `force` does not cover; worth asking before the work, too."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder")
+    if file := next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{file} is a file; name a folder")
     if not out.exists() or not any(out.iterdir()):
         return
     if not force:
         raise ValueError(f"{out} is not empty; choose another folder, or pass force=True (--force) to replace it")
-    if ours(read_config(out)) is None:
+    entry = ours(read_config(out))
+    if entry is None:
         raise ValueError(f"{out} was not written by sparsify, so it is not replaced; choose another folder")
+    if strangers := sorted({path.name for path in out.iterdir()} - set(entry.get("files", ()))):
+        raise ValueError(f"{out} also holds {listed(strangers)}, which sparsify did not write; move that away")
+
+
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse a folder inside the source, or around it: replacing one would take the other along."""
+    if source in out.parents or out in source.parents:
+        raise ValueError(f"{out} and the checkpoint in {source} lie one inside the other; choose another folder")
 
 
 def check_names(files: Mapping[str, str | bytes]) -> None:
@@ -80,15 +94,12 @@ def check_names(files: Mapping[str, str | bytes]) -> None:
             raise ValueError(f"{name!r} cannot be a file beside the weights; give a relative name that is still free")
 
 
-def write_files(new: Path, source: Source, config: dict[str, Any], files: Mapping[str, str | bytes]) -> None:
-    """Everything but the weights."""
+def write_files(new: Path, source: Source, files: Mapping[str, str | bytes]) -> None:
+    """Everything but config.json and the weights."""
     for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
         shutil.copyfile(path, new / path.name)
-    if source.repo:
-        config = pointing_back(config, source.repo)
-        if (path := new / "tokenizer_config.json").is_file():
-            write_json(path, pointing_back(read_json(path), source.repo))
-    write_json(new / "config.json", config)
+    if source.repo and (path := new / "tokenizer_config.json").is_file():
+        write_json(path, pointing_back(read_json(path), source.repo))
     for name, content in files.items():
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         (new / name).write_bytes(content.encode() if isinstance(content, str) else content)

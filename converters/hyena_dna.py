@@ -182,9 +182,12 @@ class HyenaOperator(nn.Module):
             return self.long_conv(g)
         return fftconv(g, self.filter_fn(g.shape[-1]))
 
-    def set_conv(self, conv: Conv | None) -> None:
+    def set_conv(self, conv: Conv | None) -> Conv | None:
+        """Put `conv` in place of the long convolution, None for the model's own; returns the one before."""
+        before = self.long_conv
         del self.long_conv  # else torch refuses a plain function where a module was
         self.long_conv = conv
+        return before
 
 
 class Mlp(nn.Module):

@@ -75,6 +75,14 @@ def ours(config: dict[str, Any]) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD else None
 
 
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that is not here before anything is read."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says the same thing in many ways
+        raise ValueError(f"there is no device {str(device)!r} here; leave --device out, or pass cpu") from error
+
+
 def load(
     src: str | Path,
     revision: str | None = None,
@@ -88,6 +96,7 @@ def load(
     revision: branch, tag or commit on the hub.  shift: floor of HyenaDNA's decay window; None takes config.json's,
     or 0.0 as in training (0.05 repeats the hub's modelling code).
     """
+    check_device(device)
     source = resolve(src, revision)
     tensors, config = read_tensors(source.folder), read_config(source.folder)
     name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})

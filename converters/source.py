@@ -22,6 +22,11 @@ class Source:
     repo: str | None = None  # "ORG/NAME" if it came from the hub
     revision: str | None = None  # the hub's commit
 
+    @property
+    def label(self) -> str:
+        """The hub id, or the folder's own name: what may be published without telling where files lie here."""
+        return self.repo or self.folder.name
+
 
 def resolve(src: str | Path, revision: str | None = None) -> Source:
     """The files of `src`, an existing folder or else a hub id "ORG/NAME", downloaded if need be.

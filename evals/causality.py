@@ -90,10 +90,10 @@ def verdict(dense: float, sparse: float, leak: float, cut: float | None = None) 
     """
     honest = "" if cut is None else f"{cut:.4f}, {percent(cut, dense)} against dense {dense:.4f}"
     if leak <= LEAK_LIMIT:
-        reads = "the past only" if leak <= ROUND_OFF else f"next to nothing of the future, at most {LEAK_LIMIT:g}"
+        reads = "the past only" if leak <= ROUND_OFF else "next to nothing of the future"
         sentences = [
-            f"perplexity {sparse:.4f} holds, {percent(sparse, dense)} against dense {dense:.4f}: "
-            f"the model reads {reads} (leak {leak:.1e})"
+            f"perplexity {sparse:.4f}, {percent(sparse, dense)} against dense {dense:.4f}, can be trusted: "
+            f"the model reads {reads} (worst leak found {leak:.1e})"
         ]
         return sentences if cut is None else [*sentences, f"with negative lags cut it is {honest}"]
     sentences = [

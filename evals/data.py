@@ -148,7 +148,9 @@ def read_fasta(text: str, path: Path) -> list[Document]:
     for number, record in enumerate(records, start=1):
         header, _, lines = record.partition("\n")
         name = header.split()[0] if header.strip() else f"record {number}"
-        documents.append(Document(name, "".join(lines.split())))
+        if not (sequence := "".join(lines.split())):
+            raise ValueError(f"record {name} of {path} is empty; take it out of the file")
+        documents.append(Document(name, sequence))
     return documents
 
 

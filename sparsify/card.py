@@ -34,9 +34,11 @@ def measured(evaluation: Mapping[str, Any]) -> str:
     names, where = figures.variants(evaluation), evaluation["conditions"]
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     rows = [f"| {' | '.join(row)} |" for row in figures.figure_rows(evaluation)]
+    machine = f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}"
     notes = [
         *evaluation["verdict"],
         evaluation["convention"],
-        f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, {where['date']}",
+        "speed is that of one window, paired rounds",
+        f"{machine}, commit {where['commit']}, {where['date']}",
     ]
     return "\n".join(["", *head, *rows, "", *(f"- {note}" for note in notes), ""])

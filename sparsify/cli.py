@@ -102,6 +102,15 @@ def open_checkpoint(src: str, revision: str | None, shift: float | None, device:
     return p
 
 
+def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrained:
+    """The dense checkpoint that `p` is compared with, from its main branch, under the same shift unless told."""
+    shift = p.shift if where["shift"] is None else where["shift"]
+    base = open_checkpoint(src, **{**where, "revision": None, "shift": shift})
+    if base.plan.filters != dense_plan(base).filters:
+        raise ValueError(f"the baseline {src} is under the plan {base.plan.policy} itself; pass a dense checkpoint")
+    return base
+
+
 def variant(p: Pretrained, plan: Plan, cut: bool = False) -> Logits:
     """The model under a plan, as a function."""
     from . import swap
@@ -128,10 +137,15 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def as_text(result: dict[str, Any]) -> str:
+    """JSON that every reader takes: NaN is an error, not a number."""
+    return json.dumps(result, indent=2, allow_nan=False)
+
+
 def emit(result: dict[str, Any], as_json: bool, table: str) -> None:
     """`result` on stdout, as JSON or through the function of that name in show.py."""
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(as_text(result))
         return
     from rich.console import Console
 
@@ -178,7 +192,7 @@ def inspect(src: str, length: int | None, as_json: bool, **where: Any) -> None:
 def described(p: Pretrained) -> dict[str, Any]:
     """Which checkpoint this is."""
     return {
-        "source": p.source.name,
+        "source": p.source.label,
         "revision": p.source.revision,
         "sha256": p.sha256,
         "family": p.family,
@@ -212,7 +226,9 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     from .split import split
 
     p = open_checkpoint(src, **where)
-    length = min(length or p.context, p.context)
+    length = length or p.context
+    if length > p.context:
+        raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
     n = policies.fft_size(length)
     sites = []
     for name, k in p.filters.items():
@@ -285,7 +301,6 @@ def convert(
     chosen = chosen_plan(p, {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan})
     refuse_leaks(p, chosen, allow_leak)
     windows = windows_of(p, data, context, stride, limit, upper) if data else None
-    names = [shlex.quote(str(path)) for path in (out, data or "FILE", src)]
     result = {
         **described(p),
         "out": str(out),
@@ -293,16 +308,28 @@ def convert(
         "plan_sha256": chosen.sha256,
         "filters": filter_report(p, chosen),
         "evaluation": measured(p, chosen, windows, speed=True) if windows else None,
-        "next": f"{program()} eval ppl {names[0]} --data {names[1]} --baseline {names[2]}",
+        "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}"
+        + given(context, stride, limit, upper),
     }
     texts = {
         "plan.json": chosen.to_json(),
-        "report.json": json.dumps(result, indent=2) + "\n",
+        "report.json": as_text(result) + "\n",
         "report.html": report.page(result),
         "README.md": card(result),
     }
     write_folder(out, p, chosen, texts, force=force)
     emit(result, as_json, "converted")
+
+
+def given(context: int | None, stride: int | None, limit: int, upper: bool) -> str:
+    """The options of `DATA` that differ from their defaults, as one would type them."""
+    options = {"context": context, "stride": stride, "limit": None if limit == DEFAULT_WINDOWS else limit}
+    typed = [f" --{name} {value}" for name, value in options.items() if value is not None]
+    return "".join(typed) + (" --upper" if upper else "")
+
+
+def quoted(path: Path | str) -> str:
+    return shlex.quote(str(path))
 
 
 def program() -> str:
@@ -332,16 +359,19 @@ def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
             )
         return plan
     arguments = value if isinstance(value, tuple) else (value,)
-    source = {"name": p.source.name, "revision": p.source.revision, "sha256": p.sha256}
+    source = {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
     return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), source)
 
 
 def refuse_leaks(p: Pretrained, plan: Plan, allow: bool) -> None:
-    leaking = [s.name for s in p.sites if s.causal and plan.filters[s.name].kind == "frequency-sparse"]
-    if leaking and not allow:
+    from .policies import LEAK_LIMIT
+
+    leaks = {s.name: plan.filters[s.name].apply(p.filters[s.name]).leak() for s in p.sites if s.causal}
+    worst = max(leaks, key=lambda name: leaks[name], default="")
+    if worst and leaks[worst] > LEAK_LIMIT and not allow:
         raise ValueError(
-            f"under this plan a causal model reads the future at {len(leaking)} of its convolutions: "
-            f"use --split, which bounds that, or say --allow-leak"
+            f"under this plan a causal model reads the future: {leaks[worst]:.0%} of the filter of {worst} lies ahead, "
+            f"and {LEAK_LIMIT:.0%} may; use --split with more taps or a wider band, or say --allow-leak"
         )
 
 
@@ -369,7 +399,7 @@ def evaluate() -> None:
 @evaluate.command()
 @click.argument("model")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Text or FASTA file, gzipped or not.")
-@click.option("--baseline", help="Checkpoint to compare with.  [default: MODEL itself, dense]")
+@click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
 @DATA
 @SOURCE
 @AS_JSON
@@ -379,7 +409,7 @@ def ppl(
 ) -> None:  # fmt: skip
     """Perplexity of MODEL, paired with the dense model on the same tokens; leak and cut perplexity if it has a plan."""
     p = open_checkpoint(model, **where)
-    base = open_checkpoint(baseline, **where | {"revision": None}) if baseline else None
+    base = open_baseline(baseline, p, where) if baseline else None
     windows = windows_of(p, data, context, stride, limit, upper)
     emit(measured(p, p.plan, windows, base), as_json, "quality")
 
@@ -428,12 +458,13 @@ def measured(
     verdict = []
     if row is not dense and causal:
         verdict = causality.verdict(dense["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
-    return {**described(p), **report, **row, "dense": None if row is dense else dense, "verdict": verdict}
+    compared = {"plan": plan.policy, "dense": None if row is dense else dense, "dense_source": own.source.label}
+    return {**described(p), **report, **row, **compared, "verdict": verdict}
 
 
 @main.command()
 @click.argument("model")
-@click.option("--baseline", help="Checkpoint to compare with.  [default: MODEL itself, dense]")
+@click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
 @click.option("--length", type=click.IntRange(1), help="Tokens in a sequence.  [default: context, up to 32768]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=11, show_default=True)
@@ -448,7 +479,7 @@ def bench(
     from . import swap
 
     p = open_checkpoint(model, **where)
-    base = open_checkpoint(baseline, **where | {"revision": None}) if baseline else p
+    base = open_baseline(baseline, p, where) if baseline else p
     length = length or min(p.context, 1 << 15)
     ids = some_tokens(p, batch, length)
     upstream = swap.variant(base.model, base.sites, dict.fromkeys(base.filters))
@@ -509,6 +540,14 @@ def timing_row(name: str, timings: Mapping[str, Timing], plan: str) -> dict[str,
 # --- the machine ---------------------------------------------------------------------------------------------------
 
 
+def installed(name: str) -> tuple[str, bool, str]:
+    """A check of the doctor's: name, whether it is there, its version."""
+    try:
+        return name, True, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, False, f"missing: pip install {name}"
+
+
 @main.command()
 @AS_JSON
 def doctor(as_json: bool) -> None:
@@ -528,10 +567,7 @@ def doctor(as_json: bool) -> None:
             True,
             f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         ),
-        *(
-            (name, True, importlib.metadata.version(name))
-            for name in ("transformers", "huggingface_hub", "safetensors")
-        ),
+        *(installed(name) for name in ("transformers", "huggingface_hub", "safetensors")),
         ("convolution", error < 1e-6, f"relative L2 error {error:.1e} against float64"),
         ("gpu", gpu is not None, gpu or "none: the CPU backend is used"),
         ("cuda.bindings", bindings, "found" if bindings else "not found: needed for kernels on a GPU only"),

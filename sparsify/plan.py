@@ -4,7 +4,7 @@ kind               kept                                          on a causal mod
 dense              all taps                                      exact
 partial            first `taps` taps                             exact
 frequency-sparse   blocks of the spectrum                        reads the future
-split              `taps` taps + blocks of the tail's spectrum   reads the future within a stated bound
+split              `taps` taps + blocks of the tail's spectrum   reads a little of the future, see Filter.leak
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ class FilterPlan:
         """Kept taps plus bins, as a share of a filter of `length` taps; more than 1 costs more than dense."""
         if self.kind == "dense":
             return 1.0
-        taps = min(self.taps or 0, length) / length
-        return taps + (self.mask.density if self.mask else 0.0)
+        taps = min(self.taps or 0, length)
+        if self.mask is None:
+            return taps / length
+        beyond = max(0, length - self.mask.n // 2)  # taps that the mask does not reach stay
+        return (taps + beyond) / length + self.mask.density
 
     def apply(self, k: Tensor) -> Filter:
         """The filter that is convolved with under this plan.  k: (H, K) float32."""
@@ -144,7 +147,10 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         if data.get("schema") != SCHEMA:
             raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}; rebuild it with `sparsify convert`")
-        filters = {name: FilterPlan.from_dict(f) for name, f in data["filters"].items()}
+        try:
+            filters = {name: FilterPlan.from_dict(f) for name, f in data["filters"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
         return cls(filters, data.get("policy", "file"), data.get("source", {}))
 
     def to_json(self) -> str:
@@ -156,11 +162,15 @@ class Plan:
         if not path.is_file():
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no plan: {type(error).__name__} {error}; see `sparsify convert`") from error
+            data = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no plan: {error}; see `sparsify convert`") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} is no plan but a {type(data).__name__}; see `sparsify convert`")
+        return cls.from_dict(data)
 
     @property
     def sha256(self) -> str:
-        """Digest of the decision alone: equal plans for equal checkpoints have equal digests."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """Digest of the decision alone: equal plans for equal weights have equal digests, wherever they lie."""
+        decision = {"filters": self.to_dict()["filters"], "weights": self.source.get("sha256")}
+        return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from .split import split
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
 
 FLOOR_DB = -80.0  # quieter entries are drawn here
+COSTLY = 1.01  # perplexity over dense perplexity above which a plan is not shown in green
 LEAK_LIMIT = 1e-2  # as in evals/causality.py, which the core does not import: above it a perplexity is not believed
 CSS = """
 :root{color-scheme:light dark;--page:#fbfaf8;--card:#fff;--ink:#1c1b19;--soft:#605d57;--rule:#e3e0d9;
@@ -146,6 +147,8 @@ def tone(evaluation: Mapping[str, Any] | None) -> tuple[str, str]:
         return "red", "cannot be trusted"
     if evaluation["perplexity_stderr"] is None:
         return "amber", "without a standard error"
+    if (evaluation["perplexity_cut_ratio"] or evaluation["perplexity_ratio"] or 1) > COSTLY:
+        return "amber", "can be trusted, and is worse than dense"
     return "green", "can be trusted"
 
 

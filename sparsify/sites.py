@@ -20,4 +20,6 @@ class ConvSite:
     context: int  # the longest input people give it, a little less than `length` where special tokens take room
     causal: bool
     materialize: Callable[[], Tensor]  # -> k (H, length), float32, on the CPU
-    install: Callable[[Conv | None], None]  # put an operator in place; None brings back the model's own
+    install: Callable[
+        [Conv | None], Conv | None
+    ]  # puts an operator in place, returns the one before; None is the model's own

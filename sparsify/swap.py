@@ -14,7 +14,10 @@ from .sites import Conv, ConvSite
 
 def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
     """The filter of every site: name -> k (H, K) float32."""
-    return {site.name: site.materialize() for site in sites}
+    filters = {site.name: site.materialize() for site in sites}
+    if broken := [name for name, k in filters.items() if not k.isfinite().all()]:
+        raise ValueError(f"the filter of {broken[0]} has infinite or undefined taps; the weights behind it are damaged")
+    return filters
 
 
 def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> dict[str, Conv]:
@@ -24,16 +27,19 @@ def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> d
     return {name: LongConv(f.k, f.ahead) for name, f in ((n, f.cut() if cut else f) for n, f in kept.items())}
 
 
-def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> None:
-    """Put an operator into each site; None brings back the model's own."""
-    for site in sites:
-        site.install(convs[site.name])
+def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> dict[str, Conv | None]:
+    """Put an operator into each site, None for the model's own; returns those that were there."""
+    return {site.name: site.install(convs[site.name]) for site in sites}
 
 
 def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
     """Swap in the planned convolutions, in place; returns the function that undoes it.  Weights stay untouched."""
-    install(sites, operators(materialize(sites), plan))
-    return lambda: install(sites, dict.fromkeys((site.name for site in sites), None))
+    before = install(sites, operators(materialize(sites), plan))
+
+    def undo() -> None:
+        install(sites, before)
+
+    return undo
 
 
 def variant(model: nn.Module, sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> Conv:

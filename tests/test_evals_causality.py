@@ -131,5 +131,5 @@ def test_verdict_without_the_cut_asks_for_it():
 @pytest.mark.parametrize(("amount", "words"), [(2e-7, "the past only"), (4e-4, "next to nothing of the future")])
 def test_verdict_without_a_leak(amount, words):
     said = verdict(dense=3.0574, sparse=3.0573, leak=amount)
-    assert len(said) == 1 and "holds, +0.00 % against dense" in said[0] and words in said[0]
+    assert len(said) == 1 and "+0.00 % against dense 3.0574, can be trusted" in said[0] and words in said[0]
     assert "3.0600, +0.09 %" in verdict(dense=3.0574, sparse=3.0573, leak=amount, cut=3.06)[1]

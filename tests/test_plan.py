@@ -28,6 +28,12 @@ def test_reads_back_as_written(tmp_path):
     assert Plan.read(tmp_path / "plan.json").sha256 == plan.sha256
 
 
+def test_digest_is_of_the_decision_alone():
+    here, there = ({"name": name, "revision": None, "sha256": "0" * 64} for name in ("a", "b"))
+    assert Plan(ONE_EACH, "x", here).sha256 == Plan(ONE_EACH, "y", there).sha256
+    assert Plan(ONE_EACH, "x", here).sha256 != Plan(ONE_EACH, "x", here | {"sha256": "1" * 64}).sha256
+
+
 def test_digest_follows_the_decision():
     assert Plan(ONE_EACH, "a").sha256 != Plan(ONE_EACH | {"dense": FilterPlan("partial", 3)}, "a").sha256
 
@@ -46,6 +52,7 @@ def test_what_is_kept(kind):
 
 def test_density_counts_taps_and_bins():
     assert ONE_EACH["split"].density(1024) == pytest.approx(64 / 1024 + MASK.density)
+    assert FilterPlan("frequency-sparse", mask=MASK).density(4096) == pytest.approx(3072 / 4096 + MASK.density)
 
 
 def test_leak_is_the_share_of_the_norm_ahead():
@@ -69,7 +76,9 @@ def test_refusals(make, says):
         make()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 1}), json.dumps({"schema": 1, "filters": 3})])
+@pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 1}), json.dumps({"schema": 1, "filters": 3}),
+     json.dumps({"schema": 1, "filters": {"a": {"kind": "partial", "taps": "5"}}}),
+     json.dumps({"schema": 1, "filters": {"a": {"kind": "frequency-sparse", "mask": 3}}})])  # fmt: skip
 def test_a_broken_file_is_one_sentence(tmp_path, text):
     path = tmp_path / "plan.json"
     path.write_text(text)

@@ -1,5 +1,7 @@
 """Operators go in and come out; nothing else in the model changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import assert_close
@@ -43,6 +45,25 @@ def test_undo_brings_back_identical_weights_and_outputs(model):
     assert torch.equal(model(ids), own)
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[n], p) for n, p in before.items())
+
+
+@torch.no_grad()
+def test_undo_brings_back_an_earlier_plan(model):
+    model, sites, ids = model
+    filters = swap.materialize(sites)
+    swap.apply_(sites, policies.make_plan(sites, filters, policies.taps(9)))
+    nine = model(ids)
+    undo = swap.apply_(sites, policies.make_plan(sites, filters, policies.taps(3)))
+    assert not torch.equal(model(ids), nine)
+    undo()
+    assert torch.equal(model(ids), nine)
+
+
+def test_damaged_filters_are_refused(model):
+    _, sites, _ = model
+    broken = replace(sites[0], materialize=lambda: torch.full((12, 66), torch.nan))
+    with pytest.raises(ValueError, match=r"filter of backbone.layers.0.mixer has infinite or undefined taps"):
+        swap.materialize([broken, *sites[1:]])
 
 
 @torch.no_grad()
