@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
+from .cpu import keep_freed_memory
 from .install_check import check_name_collision
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
@@ -57,6 +58,7 @@ def main() -> None:
     SRC and MODEL are a folder or a hub id (ORG/NAME) everywhere alike.
     """
     check_name_collision()
+    keep_freed_memory()
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 ROWS_BYTES = 1 << 21  # rows worked on together hold about this much signal: what stays in the caches of two cores
 ROWS_AT_LEAST = 16  # and are this many, because every call of an FFT costs some 0.1 ms besides its work, measured
 OVERLAP_BLOCKS = (1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)  # overlap-save block sizes worth trying
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep freed memory for the next tensor instead of returning it to the system; False where it cannot.
+
+    Otherwise every large tensor is made of fresh pages, and the first touch of a page costs more than the work on it.
+    It holds for the whole process, so a program says it, never an import.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def good_size(n: int) -> int:
