@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
-from sparsify.plan import FilterPlan, Plan
+from sparsify.plan import Plan
 from sparsify.sites import ConvSite
 
 from . import registry
@@ -61,7 +61,7 @@ class Pretrained:
     def plan(self) -> Plan:
         """The plan the checkpoint was saved with, or the dense one."""
         if self.quantization is None:
-            return Plan({site.name: FilterPlan("dense") for site in self.sites}, "dense")
+            return Plan.dense(site.name for site in self.sites)
         if not isinstance(saved := self.quantization.get("plan"), dict):
             raise ValueError(
                 f"config.json of {self.source.name} has no plan in its quantization_config; convert it again"

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from train import HELD_OUT, TRAIN, read_chromosome, window_starts
 
-from sparsify import policies, swap
 from sparsify.converters import load
 from sparsify.evals import Logits
 from sparsify.evals.data import Document, windows
@@ -85,12 +84,7 @@ def main() -> None:
     if args.text:
         write_text(ids, args.text)
     model = load(args.checkpoint)
-    filters = swap.materialize(model.sites)
-    dense = policies.make_plan(model.sites, filters, policies.dense())
-    runs = {
-        "markov": markov(ids[TRAIN], ORDER),
-        "model": swap.variant(model.model, model.sites, swap.operators(filters, dense)),
-    }
+    runs = {"markov": markov(ids[TRAIN], ORDER), "model": model.model}
     text = LETTERS[ids[HELD_OUT]].tobytes().decode()
     scored = windows(
         [Document("held out", text)], model.tokenizer.encode, args.context, alphabet="ACGT", limit=args.limit

@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,9 +44,9 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, KeyError, IndexError):
+            raise  # told by click already, or a bug of ours
         except EXPECTED as error:
-            if isinstance(error, click.ClickException | click.exceptions.Exit | KeyError | IndexError):
-                raise  # told by click already, or a bug of ours
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
@@ -108,7 +108,7 @@ def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrain
     """The dense checkpoint that `p` is compared with, from its main branch, under the same shift unless told."""
     shift = p.shift if where["shift"] is None else where["shift"]
     base = open_checkpoint(src, **{**where, "revision": None, "shift": shift})
-    if base.plan.filters != dense_plan(base).filters:
+    if not base.plan.is_dense:
         raise ValueError(f"the baseline {src} is under the plan {base.plan.policy} itself; pass a dense checkpoint")
     return base
 
@@ -120,10 +120,11 @@ def variant(p: Pretrained, plan: Plan, cut: bool = False) -> Logits:
     return swap.variant(p.model, p.sites, swap.operators(p.filters, plan, cut))
 
 
-def dense_plan(p: Pretrained) -> Plan:
-    from . import policies
+def dense_variant(p: Pretrained) -> Logits:
+    """The model with everything kept, whatever its plan."""
+    from .plan import Plan
 
-    return policies.make_plan(p.sites, p.filters, policies.dense())
+    return variant(p, Plan.dense(p.filters))
 
 
 def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
@@ -301,17 +302,19 @@ def convert(
     check_out(out, force)
     p = open_checkpoint(src, **where)
     chosen = chosen_plan(p, {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan})
-    refuse_leaks(p, chosen, allow_leak)
+    filters = filter_report(p, chosen)
+    if not allow_leak:
+        refuse_leaks(p, filters)
     windows = windows_of(p, data, context, stride, limit, upper) if data else None
     result = {
         **described(p),
         "out": str(out),
         "plan": chosen.policy,
         "plan_sha256": chosen.sha256,
-        "filters": filter_report(p, chosen),
+        "filters": filters,
         "evaluation": measured(p, chosen, windows, speed=True) if windows else None,
         "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}"
-        + given(context, stride, limit, upper),
+        + typed(context, stride, limit, upper),
     }
     texts = {
         "plan.json": chosen.to_json(),
@@ -323,11 +326,11 @@ def convert(
     emit(result, as_json, "converted")
 
 
-def given(context: int | None, stride: int | None, limit: int, upper: bool) -> str:
+def typed(context: int | None, stride: int | None, limit: int, upper: bool) -> str:
     """The options of `DATA` that differ from their defaults, as one would type them."""
     options = {"context": context, "stride": stride, "limit": None if limit == DEFAULT_WINDOWS else limit}
-    typed = [f" --{name} {value}" for name, value in options.items() if value is not None]
-    return "".join(typed) + (" --upper" if upper else "")
+    named = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    return named + (" --upper" if upper else "")
 
 
 def quoted(path: Path | str) -> str:
@@ -338,7 +341,7 @@ def program() -> str:
     """How to call this program again from the same shell."""
     if shutil.which("sparsify"):
         return "sparsify"
-    return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else shlex.quote(sys.argv[0])
+    return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else quoted(sys.argv[0])
 
 
 def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
@@ -365,15 +368,16 @@ def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
     return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), source)
 
 
-def refuse_leaks(p: Pretrained, plan: Plan, allow: bool) -> None:
-    from .policies import LEAK_LIMIT
+def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a plan under which too much of a causal filter lies ahead.  filters: rows of `filter_report`."""
+    from .policies import AHEAD_LIMIT
 
-    leaks = {s.name: plan.filters[s.name].apply(p.filters[s.name]).leak() for s in p.sites if s.causal}
-    worst = max(leaks, key=lambda name: leaks[name], default="")
-    if worst and leaks[worst] > LEAK_LIMIT and not allow:
+    causal = {site.name for site in p.sites if site.causal}
+    leak, worst = max(((row["leak"], row["name"]) for row in filters if row["name"] in causal), default=(0.0, ""))
+    if leak > AHEAD_LIMIT:
         raise ValueError(
-            f"under this plan a causal model reads the future: {leaks[worst]:.0%} of the filter of {worst} lies ahead, "
-            f"and {LEAK_LIMIT:.0%} may; use --split with more taps or a wider band, or say --allow-leak"
+            f"under this plan a causal model reads the future: {leak:.0%} of the filter of {worst} lies ahead, "
+            f"and {AHEAD_LIMIT:.0%} may; use --split with more taps or a wider band, or say --allow-leak"
         )
 
 
@@ -437,8 +441,8 @@ def measured(
     from sparsify.evals import causality, quality, results, throughput
 
     own, causal = base or p, any(site.causal for site in p.sites)
-    variants = {"dense": variant(own, dense_plan(own))}
-    if base or plan.filters != dense_plan(p).filters:
+    variants = {"dense": dense_variant(own)}
+    if base or not plan.is_dense:
         variants["sparse"] = variant(p, plan)
     shown, cuts = list(variants), {}
     if plan.leaks and causal:
@@ -485,7 +489,7 @@ def bench(
     length = length or min(p.context, 1 << 15)
     ids = some_tokens(p, batch, length)
     upstream = swap.variant(base.model, base.sites, dict.fromkeys(base.filters))
-    runs = {"dense": variant(base, dense_plan(base)), "sparse": variant(p, p.plan), "upstream": upstream}
+    runs = {"dense": dense_variant(base), "sparse": variant(p, p.plan), "upstream": upstream}
     say("timing the whole model")
     whole = throughput.paired({name: partial(run, ids) for name, run in runs.items()}, rounds)
     result = {
@@ -521,7 +525,9 @@ def timed_site(p: Pretrained, site: ConvSite, batch: int, length: int, rounds: i
 
 
 def check_close(y: Tensor, y_ref: Tensor, name: str) -> None:
-    error = float((y.double() - y_ref).norm() / y_ref.norm())
+    from sparsify.evals.causality import relative
+
+    error = relative(y.double(), y_ref)
     if not error < 1e-5:
         raise RuntimeError(f"{name}: the convolution is off by {error:.1e} of its norm, so timing it means nothing")
 
@@ -556,10 +562,12 @@ def doctor(as_json: bool) -> None:
     """Check this installation: versions, backends, and that the convolution is right."""
     import torch
 
+    from sparsify.evals.causality import relative
+
     from .fftconv import fftconv, fftconv_ref
 
     u, k = torch.randn(2, 3, 1000), torch.randn(3, 1000)
-    error = float((fftconv(u, k).double() - fftconv_ref(u, k)).norm() / fftconv_ref(u, k).norm())
+    error = relative(fftconv(u, k).double(), fftconv_ref(u, k))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     bindings = bool(importlib.util.find_spec("cuda")) and bool(importlib.util.find_spec("cuda.bindings"))
     checks = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,15 @@ class Plan:
     filters: Mapping[str, FilterPlan]  # site name -> what is kept
     policy: str  # how it was chosen, e.g. "taps 256"
     source: Mapping[str, str | None] = field(default_factory=dict)  # name, revision and sha256 of the checkpoint
+
+    @classmethod
+    def dense(cls, names: Iterable[str]) -> Plan:
+        """The plan that keeps everything of these sites."""
+        return cls({name: FilterPlan("dense") for name in names}, "dense")
+
+    @property
+    def is_dense(self) -> bool:
+        return all(f.kind == "dense" for f in self.filters.values())
 
     @property
     def leaks(self) -> bool:

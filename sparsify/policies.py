@@ -17,8 +17,8 @@ from .spectra import energy_by_bin, energy_by_tap, first_holding
 from .split import split as split_filter
 
 HEAD = 64  # taps of a split's head where nobody says otherwise: leak 1.6e-3 at 1/8 of the tail's bins, measured
-LEAK_LIMIT = 0.1  # share of a filter's norm ahead, in its worst channel, that a causal model gets only if asked for
-LEAK_GOAL = 0.05  # and that `energy` stays below
+AHEAD_LIMIT = 0.1  # share of a filter's norm ahead, in its worst channel, that a causal model gets only if asked for
+AHEAD_GOAL = 0.05  # and that `energy` stays below
 MASK_SHARES = tuple(2.0**-i for i in range(1, 11))  # bands worth a mask, 1/2 to 1/1024
 
 
@@ -81,7 +81,7 @@ def energy(share: float) -> Policy:
             if by_bin[~mask.bins()[: n // 2 + 1]].sum() > lost:
                 break
             plan = FilterPlan("split" if head else "frequency-sparse", head, mask)
-            if site.causal and plan.apply(k).leak() > LEAK_GOAL:
+            if site.causal and plan.apply(k).leak() > AHEAD_GOAL:
                 break
             candidates.append(plan)
         return min(candidates, key=lambda plan: plan.density(k.shape[-1]))

@@ -23,8 +23,12 @@ def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
 def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> dict[str, Conv]:
     """The convolution of every site under `plan`; `cut` sets taps at negative lags to zero."""
     plan.check(list(filters))
-    kept = {name: plan.filters[name].apply(k) for name, k in filters.items()}
-    return {name: LongConv(f.k, f.ahead) for name, f in ((n, f.cut() if cut else f) for n, f in kept.items())}
+    convs: dict[str, Conv] = {}
+    for name, k in filters.items():
+        kept = plan.filters[name].apply(k)
+        kept = kept.cut() if cut else kept
+        convs[name] = LongConv(kept.k, kept.ahead)
+    return convs
 
 
 def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> dict[str, Conv | None]:

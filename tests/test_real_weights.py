@@ -23,7 +23,7 @@ def held_out(test_data, tiny):
 
 @pytest.fixture(scope="module")
 def variant(tiny):
-    filters = swap.materialize(tiny.sites)
+    filters = tiny.filters
 
     def make(policy, cut=False):
         plan = policies.make_plan(tiny.sites, filters, policy)
@@ -71,7 +71,7 @@ def test_a_split_keeps_the_model(comparison, variant, held_out):
 
 @torch.no_grad()
 def test_reference_op_in_every_site(tiny, held_out):
-    filters = swap.materialize(tiny.sites)
+    filters = tiny.filters
     swap.install(tiny.sites, dict.fromkeys(filters))
     own = tiny.model(held_out.ids[:2])
     reference = {n: lambda g, k=k: fftconv_ref(g, k[:, : g.shape[-1]]).to(g.dtype) for n, k in filters.items()}
