@@ -16,6 +16,7 @@ PYTEST_ARGS ?=
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in python3.11 python3; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+KERNELS := sparsify/native/_kernels.so
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .PHONY: help demo test lint types clean
@@ -28,10 +29,10 @@ help:
 	@echo "make types  mypy"
 	@echo "make clean  remove .venv and what else the targets above made"
 
-demo: $(VENV)/.core
+demo: $(KERNELS) $(VENV)/.core
 	$(BIN)/sparsify convert $(DEMO_ARGS)
 
-test: $(VENV)/.with-test
+test: $(KERNELS) $(VENV)/.with-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.with-dev
@@ -43,13 +44,19 @@ types: $(VENV)/.with-dev
 	cd .types && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p sparsify
 
 clean:
-	rm -rf .venv .types out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .types out $(KERNELS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.python:
 	@$(or $(PYTHON),false) $(NEW_ENOUGH) || { \
 	  echo "sparsify needs Python 3.11 or newer, got $(or $(PYTHON),none on PATH); pass PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python -a -x $(BIN)/pip || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@touch $@
+
+# Before the installation, which leaves kernels alone that fit their sources.  Without a compiler, or with one that
+# fails, everything else still works: this says so, and tries again next time.
+$(KERNELS): $(wildcard sparsify/native/*.h sparsify/native/*.cpp) sparsify/native/build.py | $(VENV)/.python
+	@echo "Compiling the kernels"
+	@$(BIN)/python sparsify/native/build.py || true
 
 # On its own and first: as a dependency of something else pip would take the newest build, with CUDA and all.
 $(VENV)/.torch: $(VENV)/.python
@@ -58,12 +65,12 @@ $(VENV)/.torch: $(VENV)/.python
 	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'; }
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.torch pyproject.toml
+$(VENV)/.core: $(VENV)/.torch pyproject.toml setup.py
 	@echo "Installing sparsify into $(VENV)"
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.with-%: $(VENV)/.torch pyproject.toml
+$(VENV)/.with-%: $(VENV)/.torch pyproject.toml setup.py
 	@echo "Installing sparsify and what \`$*\` needs into $(VENV)"
 	@$(PIP) install --editable '.[$*]'
 	@touch $@ $(VENV)/.core

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.fftconv import fftconv
+from sparsify import native
+from sparsify.linear import Call, Linear
 from sparsify.sites import Conv, ConvSite
+from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
 from .layout import assign, rename_all, strip_wrappers
 
 FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
+TILE_ROWS = 1024  # tokens worked on together: few enough to stay in the caches, enough to be worth a call; measured
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,80 @@ class HyenaFilter(nn.Module):
         return (k * self.modulation(t) if self.modulate else k).transpose(0, 1)
 
 
+Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
+
+
+@dataclass
+class State:
+    """What one operator carries from a piece of a sequence to the next; every piece updates it."""
+
+    conv: Conv  # the long convolution, fed in pieces
+    history: Tensor | None = None  # (B, T - 1, 3D): what the short filter of T taps still sees; None for zeros
+
+
+def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
+    """Sequences and tokens of each tile of a (B, L, ...) tensor: some whole sequences, or a stretch of one.
+
+    Either way a tile is contiguous, and those of one sequence come in order.
+    """
+    many = max(1, TILE_ROWS // max(1, seqlen))
+    for b in range(0, batch, many):
+        for t in range(0, seqlen, TILE_ROWS):
+            yield slice(b, min(b + many, batch)), slice(t, min(t + TILE_ROWS, seqlen))
+
+
+def short_gate(z: Tensor, k: Tensor, bias: Tensor, before: Tensor | None, x0: Tensor, g: Tensor) -> None:
+    """Writes x0 and g = x1 * v, each (B, D, P), with [x0 | x1 | v] the causal depthwise convolution of z with k.
+
+    z: (B, P, 3D), contiguous like all that is read.  k: (3D, T), last lag first.  bias: (3D).  before: (B, T - 1, 3D),
+    the rows before z; None for zeros.
+    """
+    if compiled(z):
+        native.short_gate(z, k, bias, before, (x0, g))
+        return
+    seqlen, taps = z.shape[1], k.shape[1]
+    z = torch.cat([zeros_before(z, taps - 1) if before is None else before, z], dim=1)
+    y = bias.expand(z.shape[0], seqlen, -1)
+    for j in range(taps):
+        y = torch.addcmul(y, z[:, j : j + seqlen], k[:, j])
+    first, x1, v = y.chunk(3, dim=-1)
+    x0.copy_(first.transpose(1, 2))
+    g.copy_((x1 * v).transpose(1, 2))
+
+
+def last_rows(z: Tensor, before: Tensor | None, count: int) -> Tensor:
+    """The last `count` rows of `before` and z (B, P, C) together: (B, count, C), a copy; None stands for zeros."""
+    if z.shape[1] < count:
+        z = torch.cat([zeros_before(z, count) if before is None else before, z], dim=1)
+    return z[:, z.shape[1] - count :].clone()
+
+
+def gates_like(x: Tensor) -> Gates:
+    """Room for the x0 and g of hidden states x (B, L, D).
+
+    Rows that lie whole pages apart would share few places in the caches: x1.2 in time to write them, x1.8 to read.
+    """
+    batch, seqlen, width = x.shape
+    stride = seqlen + (16 if seqlen % 1024 == 0 else 0)
+    return x.new_empty(batch, width, stride)[..., :seqlen], x.new_empty(batch, width, stride)[..., :seqlen]
+
+
+def zeros_before(z: Tensor, count: int) -> Tensor:
+    return z.new_zeros(z.shape[0], count, z.shape[2])
+
+
+def to_rows(y: Tensor) -> Tensor:
+    """y (B, D, P) with channels last: (B, P, D), contiguous."""
+    if y.shape[-1] > 1 and compiled(y):
+        return native.to_rows(y, 0, y.shape[-1])
+    return y.transpose(1, 2).contiguous()
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled kernels are here and take x."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and native.available()
+
+
 class HyenaOperator(nn.Module):
     """Gated long convolution: y = x0 * (k * g + D g), g = x1 * v, with [x0 | x1 | v] a short convolution of the input.
 
@@ -160,10 +237,10 @@ class HyenaOperator(nn.Module):
     def __init__(self, config: HyenaDNAConfig) -> None:
         super().__init__()
         width = 3 * config.d_model
-        self.in_proj = nn.Linear(config.d_model, width)
+        self.in_proj = Linear(config.d_model, width)
         self.short_filter = nn.Conv1d(width, width, config.short_filter_order, groups=width)
         self.filter_fn = HyenaFilter(config)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = Linear(config.d_model, config.d_model)
         self.long_conv: Conv | None = None  # a prepared operator; None computes the filter anew in each forward
 
     def forward(self, u: Tensor) -> Tensor:
@@ -180,7 +257,26 @@ class HyenaOperator(nn.Module):
     def convolve(self, g: Tensor) -> Tensor:
         if self.long_conv is not None:
             return self.long_conv(g)
-        return fftconv(g, self.filter_fn(g.shape[-1]))
+        k, seqlen = self.filter_fn(g.shape[-1]), g.shape[-1]
+        n = 2 * seqlen  # as the published models have it
+        y_f = torch.fft.rfft(g.to(k.dtype), n) * torch.fft.rfft(k, n)
+        return torch.fft.irfft(y_f, n)[..., :seqlen].to(g.dtype)
+
+    def mix(self, x: Tensor, norm: nn.Module, state: State, room: Gates) -> Tensor:
+        """x0 * (k * g + D g) of u = norm(x), by tiles: x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
+        batch, seqlen, _ = x.shape
+        x0, g = room
+        k, bias = self.short_filter.weight.flatten(1).contiguous(), self.short_filter.bias
+        assert bias is not None  # Conv1d can do without
+        in_proj = self.in_proj.prepare(batch * seqlen)
+        ends: list[Tensor] = []
+        for b, t in tiles(batch, seqlen):
+            z = in_proj(norm(x[b, t])).to(x.dtype)
+            before = ends.pop() if t.start else state.history if state.history is None else state.history[b]
+            short_gate(z, k, bias, before, x0[b, :, t], g[b, :, t])
+            ends.append(last_rows(z, before, k.shape[1] - 1))
+        state.history = torch.cat(ends)
+        return state.conv(g, gate=x0, skip=self.filter_fn.bias)
 
     def set_conv(self, conv: Conv | None) -> Conv | None:
         """Put `conv` in place of the long convolution, None for the model's own; returns the one before."""
@@ -193,11 +289,16 @@ class HyenaOperator(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, config: HyenaDNAConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.d_model, config.d_inner)
-        self.fc2 = nn.Linear(config.d_inner, config.d_model)
+        self.fc1 = Linear(config.d_model, config.d_inner)
+        self.fc2 = Linear(config.d_inner, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+    def prepare(self, rows: int) -> Call:
+        """The same as a function, for one pass over `rows` rows; see `Linear.prepare`."""
+        fc1, fc2 = self.fc1.prepare(rows, gelu=True), self.fc2.prepare(rows)
+        return lambda x: fc2(fc1(x))
 
 
 class Block(nn.Module):
@@ -212,6 +313,21 @@ class Block(nn.Module):
         x = x + self.mixer(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
+    def run_(self, x: Tensor, state: State, room: Gates) -> Tensor:
+        """The same in place, without gradients, by tiles, so that no tensor is wider than x; returns x.
+
+        room is overwritten: one for all layers spares the system from finding fresh memory for each.
+        Norms and linear layers see a tile a call; for hooks on anything else, or on all tokens at once, take `forward`.
+        """
+        batch, seqlen, _ = x.shape
+        y = self.mixer.mix(x, self.norm1, state, room)
+        out_proj, mlp = self.mixer.out_proj.prepare(batch * seqlen), self.mlp.prepare(batch * seqlen)
+        for b, t in tiles(batch, seqlen):
+            tile = x[b, t]
+            tile += out_proj(to_rows(y[b, :, t]))
+            tile += mlp(self.norm2(tile))
+        return x
+
 
 class Backbone(nn.Module):
     def __init__(self, config: HyenaDNAConfig) -> None:
@@ -221,11 +337,30 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, states: Sequence[State] | None = None) -> Tensor:
+        """Hidden states (B, L, D).  With `states`, one a layer, input_ids go on where those stopped."""
         x = self.embeddings["word_embeddings"](input_ids)
-        for layer in self.layers:
-            x = layer(x)
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if states is not None and learns:
+            raise ValueError("pieces of a sequence carry no gradients; use torch.no_grad(), or pass the whole sequence")
+        tiled = states is None and not learns and takes_tiles(x)
+        room: Gates | None = None
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Block)
+            conv = layer.mixer.long_conv
+            state = states[i] if states is not None else State(conv) if tiled and conv is not None else None
+            if state is None:
+                x = layer(x)
+            else:
+                room = gates_like(x) if room is None else room
+                x = layer.run_(x, state, room)
         return self.ln_f(x)
+
+
+def takes_tiles(x: Tensor) -> bool:
+    """Whether tiles pay: x is plain float32 on the CPU, and no compiler or autocast wants to see whole layers."""
+    plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 
 class HyenaDNA(nn.Module):
@@ -261,6 +396,22 @@ class HyenaDNA(nn.Module):
         if self.config.num_labels is not None:
             return self.score(self.pool(x, input_ids))
         return self.lm_head(x)
+
+    def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
+        """The model fed in pieces, for a sequence of any length: lags beyond the filters count as zero.
+
+        Convolutions are those installed now, but for lags that read the future.  piece: tokens worked through at once.
+        """
+        if self.config.num_labels is not None:
+            raise ValueError("a classifier scores whole sequences; only a language model can be fed in pieces")
+        mixers = [module for module in self.modules() if isinstance(module, HyenaOperator)]
+        filters = [m.filter_fn.materialize() if m.long_conv is None else causal_filter(m.long_conv) for m in mixers]
+        states = [State(ConvStream(k.to(self.lm_head.weight.device), batch)) for k in filters]
+
+        def step(ids: Tensor) -> Tensor:
+            return self.lm_head(self.backbone(ids, states))
+
+        return Stream(step, batch, piece, range(*DnaTokenizer.id_range))
 
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
         """State before the first padding token; the last one where padding leads or is missing."""

@@ -1,11 +1,22 @@
-"""The CPU backend: real FFTs of good sizes, cached spectra, rows in blocks that stay in cache."""
+"""The CPU backend: what is prepared of a filter, and how it meets a signal.
+
+The compiled kernels do the work where they are (`sparsify.native`): the cheapest of whole rows, overlapping blocks,
+single taps, a lower sampling rate or a folded row, as `sparsify.cost` reckons.  Elsewhere, and in float64, it is
+torch.fft: real FFTs of good sizes, cached spectra, rows in blocks that stay in cache.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from . import multirate, native
+from .cost import costs
+from .monarch import BlockMask
 
 ROWS_BYTES = 1 << 21  # rows worked on together hold about this much signal: what stays in the caches of two cores
 ROWS_AT_LEAST = 16  # and are this many, because every call of an FFT costs some 0.1 ms besides its work, measured
@@ -61,8 +72,191 @@ def choose_size(seqlen: int, taps: int, ahead: int = 0) -> tuple[int, int]:
     return best[1], best[2]
 
 
-def fftconv(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
-    """Convolution of u (B, H, L) with prepared spectra k_f (H, n // 2 + 1, 2); see `sparsify.fftconv`.
+def crop(k: Tensor, ahead: int, seqlen: int) -> tuple[Tensor, int]:
+    """The part of a filter that a signal of `seqlen` samples can feel: lags -(seqlen-1) .. seqlen-1."""
+    first = max(0, ahead - (seqlen - 1))
+    return k[:, first : ahead + seqlen], ahead - first
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is known of a filter besides its taps: it is head + a rest whose spectrum is zero off the mask."""
+
+    mask: BlockMask
+    head: Tensor | None = None  # (H, taps) at lags 0 .. taps - 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A filter made ready for signals up to some length, as an operator takes it: tensors, and what they are."""
+
+    tables: tuple[Tensor, ...]
+    layout: tuple[int, ...]  # TORCH, n, hop; or for each part its kind and numbers
+
+
+TORCH, WHOLE, DIRECT, HEAD, SLOW, COMB = range(6)
+
+
+def prepare(
+    k: Tensor, ahead: int, seqlen: int, structure: Structure | None = None, spectra_bytes: int | None = None
+) -> Prepared:
+    """The quickest way there is here to convolve signals of up to `seqlen` samples with k.
+
+    k: (H, K), tap j at lag j - ahead.  spectra_bytes: more than these are not kept for whole rows; the spectrum is then
+    made anew in every call, which takes half as long again.
+    """
+    felt, felt_ahead = crop(k, ahead, seqlen)
+    if k.dtype != torch.float32 or not native.available():
+        n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
+        return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
+    if structure is not None and 2 * seqlen > structure.mask.n:
+        structure = None  # on so short a circle lags would meet
+    n = native.good_size(seqlen)
+    ways = [(costs().transform(n), "whole"), few_taps(seqlen, felt.shape[-1])[:2]]
+    if structure is not None:
+        ways += structured(seqlen, structure)
+    way = min(ways)[1]
+    if way == "few taps":
+        return prepare_few(felt, felt_ahead, seqlen)
+    if structure is not None and way != "whole":
+        return prepare_comb(k, ahead, structure) if way == "comb" else prepare_slow(k, ahead, seqlen, structure)
+    if spectra_bytes is not None and 8 * n * k.shape[0] > spectra_bytes:
+        return Prepared((felt,), (WHOLE, n, felt_ahead, 0))
+    return Prepared((native.spectra(felt, n, felt_ahead),), (WHOLE, n, felt_ahead, 1))
+
+
+def few_taps(seqlen: int, taps: int) -> tuple[float, str, int]:
+    """Cost of a short filter, "few taps", and the block size to take; 0 means tap by tap."""
+    reckoned = [(costs().direct(seqlen, taps), 0)]
+    reckoned += [(costs().blocks(seqlen, taps, n), n) for n in block_sizes(seqlen, taps)]
+    cost, block = min(reckoned)
+    return cost, "few taps", block
+
+
+def block_sizes(seqlen: int, taps: int) -> list[int]:
+    """Sizes of overlapping blocks worth a thought: they cut the signal into equal pieces, two to a transform."""
+    sizes = set()
+    pieces, lanes = 2, native.lanes()
+    while True:
+        hop, history = -(-seqlen // pieces), taps - 1  # the kernel moves on by whole vectors
+        n = native.good_size(-(-hop // lanes) * lanes + -(-history // lanes) * lanes)
+        sizes.add(n)
+        if n < 2 * taps or n <= SMALL_BLOCK:
+            return sorted(sizes)
+        pieces += max(2, pieces // 8 * 2)  # even, and a quarter more at a time
+
+
+def structured(seqlen: int, structure: Structure) -> list[tuple[float, str]]:
+    """Costs of the ways that a filter's structure opens."""
+    mask, head = structure.mask, structure.head
+    ways = []
+    if (rate := multirate.rate(mask)) > 1:
+        cost = costs().slow(seqlen, native.good_size(slow_length(seqlen, rate)))
+        ways.append((cost + (few_taps(seqlen, head.shape[-1])[0] if head is not None else 0.0), "slow"))
+    folded = mask.n // mask.factors[0]
+    if head is None and native.good_size(folded) == folded:
+        ways.append((costs().comb(seqlen, folded, len(multirate.residues(mask))), "comb"))
+    return ways
+
+
+def slow_length(seqlen: int, rate: int) -> int:
+    """Samples at the lower rate."""
+    return -(-seqlen // rate) + multirate.WIDTH
+
+
+def prepare_few(k: Tensor, ahead: int, seqlen: int) -> Prepared:
+    n = few_taps(seqlen, k.shape[-1])[2]
+    if n == 0:
+        return Prepared((k.contiguous(),), (DIRECT, ahead))
+    return Prepared((native.spectra(k, n, 0, 0.0),), (HEAD, n, k.shape[-1], ahead))
+
+
+def masked_spectrum(k: Tensor, ahead: int, structure: Structure) -> Tensor:
+    """Spectrum of what the mask left of a filter, without its head: (H, n / 2 + 1) complex128."""
+    rest = multirate.circle(k, ahead, structure.mask.n)
+    if structure.head is not None:
+        rest[:, : structure.head.shape[-1]] -= structure.head
+    return torch.fft.rfft(rest)
+
+
+SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
+ROWS = 16  # channels prepared at a time: float64 spectra of all would be large
+
+
+def prepare_slow(k: Tensor, ahead: int, seqlen: int, structure: Structure) -> Prepared:
+    mask, head = structure.mask, structure.head
+    rate = multirate.rate(mask)
+    reach = slow_length(seqlen, rate)
+    n = native.good_size(reach)
+    low = torch.empty(k.shape[0], 2 * n)
+    for h in range(0, k.shape[0], ROWS):
+        part = Structure(mask, None if head is None else head[h : h + ROWS])
+        taps = multirate.slow_taps(masked_spectrum(k[h : h + ROWS], ahead, part), mask, rate, reach)
+        low[h : h + ROWS] = native.spectra(taps, n, reach - 1)
+    first = Prepared((), ()) if head is None else prepare_few(head.to(k.dtype), 0, seqlen)
+    return Prepared((*first.tables, multirate.window(rate), low), (*first.layout, SLOW, rate, n))
+
+
+def prepare_comb(k: Tensor, ahead: int, structure: Structure) -> Prepared:
+    mask = structure.mask
+    teeth, kept = mask.factors[0], multirate.residues(mask)
+    n = mask.n // teeth
+    tables = tuple(torch.empty(k.shape[0], 2 * n) for _ in kept)
+    for h in range(0, k.shape[0], ROWS):
+        k_f = masked_spectrum(k[h : h + ROWS], ahead, structure)
+        for table, residue in zip(tables, kept, strict=True):
+            table[h : h + ROWS] = native.in_order(multirate.residue_spectrum(k_f, teeth, residue), 1 / mask.n)
+    return Prepared(tables, (COMB, teeth, n, len(kept), *kept))
+
+
+def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Part]:
+    """The kernels' view of what `prepare` made."""
+    parts: list[native.Part] = []
+    table, number = iter(tables), iter(layout)
+    for kind in number:
+        if kind == WHOLE:
+            n, ahead, made = next(number), next(number), next(number)
+            parts.append(native.Whole(n, next(table)) if made else native.Whole(n, None, next(table), ahead))
+        elif kind == DIRECT:
+            parts.append(native.Direct(next(table), next(number)))
+        elif kind == HEAD:
+            parts.append(native.Blocks(next(number), next(table), next(number), next(number)))
+        elif kind == SLOW:
+            rate, n, window, low = next(number), next(number), next(table), next(table)
+            parts.append(native.Slow(rate, multirate.WIDTH, window, native.Whole(n, low)))
+        elif kind == COMB:
+            teeth, n, many = next(number), next(number), next(number)
+            kept = tuple(next(number) for _ in range(many))
+            parts.append(native.Comb(teeth, n, kept, tuple(next(table) for _ in kept)))
+    return parts
+
+
+def fftconv(
+    u: Tensor, tables: Sequence[Tensor], layout: Sequence[int], gate: Tensor | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """gate * (k * u + skip * u) with k as `prepare` made it ready; see `sparsify.fftconv`.
+
+    u, gate: (B, H, L).  skip: (H,).  Returns (B, H, L), dtype of u.
+    """
+    if layout[0] == TORCH:
+        return torch_fftconv(u, tables[0], layout[1], layout[2], gate, skip)
+    if u.dtype not in native.TYPES:
+        return native_fftconv(u.float(), tables, layout, gate, skip).to(u.dtype)
+    return native_fftconv(u, tables, layout, gate, skip)
+
+
+def native_fftconv(
+    u: Tensor, tables: Sequence[Tensor], layout: Sequence[int], gate: Tensor | None, skip: Tensor | None
+) -> Tensor:
+    if gate is not None and gate.dtype not in native.TYPES:
+        gate = gate.float()
+    return native.convolve(u, parts_of(tables, layout), gate, None if skip is None else skip.float().contiguous())
+
+
+def torch_fftconv(
+    u: Tensor, k_f: Tensor, n: int, hop: int, gate: Tensor | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """The same through torch.fft, with spectra k_f (H, n // 2 + 1, 2), in the dtype of k_f.
 
     hop >= L transforms the whole signal at once; a smaller hop cuts it into blocks of n samples that overlap by
     n - hop (overlap-save), which asks for a causal filter of at most n - hop + 1 taps.
@@ -70,21 +264,40 @@ def fftconv(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
     batch, channels, seqlen = u.shape
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     rows = max(ROWS_AT_LEAST, ROWS_BYTES // (seqlen * k_f.element_size()))
-    if rows >= channels:  # several samples fit
+    if u.is_cuda:
+        rows = batch * channels  # cuFFT, all rows at once
+    if rows >= channels:  # several sequences fit
         step = rows // channels
         for b in range(0, batch, step):
-            y[b : b + step] = convolve(u[b : b + step], k_f, n, hop)
+            y[b : b + step] = convolve(u[b : b + step], k_f, n, hop, gate if gate is None else gate[b : b + step], skip)
         return y
     for b in range(batch):
         for h in range(0, channels, rows):
-            y[b, h : h + rows] = convolve(u[b, h : h + rows], k_f[h : h + rows], n, hop)
+            own = slice(h, h + rows)
+            gated, skipped = None if gate is None else gate[b, own], None if skip is None else skip[own]
+            y[b, own] = convolve(u[b, own], k_f[own], n, hop, gated, skipped)
     return y
 
 
-def convolve(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
-    """The same with all rows at once: u (..., H, L) -> y (..., H, L), dtype of u."""
+def convolve(
+    u: Tensor, k_f: Tensor, n: int, hop: int, gate: Tensor | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """The same with all rows at once: u, gate (..., H, L), skip (H,) -> y (..., H, L) in the dtype of k_f."""
     y = whole(u, k_f, n) if hop >= u.shape[-1] else overlap_save(u, k_f, n, hop)
-    return y.to(u.dtype, memory_format=torch.contiguous_format)
+    if skip is not None:
+        y = y + skip[:, None].to(y.dtype) * u
+    return y if gate is None else y * gate
+
+
+def spectrum(k: Tensor, n: int, ahead: int = 0) -> Tensor:
+    """n-point spectrum of a filter, lag 0 at sample 0 and negative lags wrapped to the end.
+
+    k: (H, K), K <= n.  Returns k_f: (H, n // 2 + 1, 2), real and imaginary part, dtype of k.
+    """
+    if ahead:
+        gap = k.new_zeros(k.shape[0], n - k.shape[-1])
+        k = torch.cat([k[:, ahead:], gap, k[:, :ahead]], dim=-1)
+    return torch.view_as_real(torch.fft.rfft(k, n))
 
 
 def whole(u: Tensor, k_f: Tensor, n: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import cpu
+from .monarch import BlockMask
 
 
 def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
@@ -32,29 +33,11 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     j - ahead.  Returns y: (B, H, L), dtype of u.  Differentiable in u and k.
     """
     check(u, k, ahead)
-    k, ahead = crop(k, ahead, u.shape[-1])
     if torch.is_grad_enabled() and (u.requires_grad or k.requires_grad):
+        k, ahead = cpu.crop(k, ahead, u.shape[-1])
         whole = cpu.one_block(u.shape[-1], k.shape[-1], ahead)
-        return cpu.whole(u, spectrum(k, whole, ahead), whole).to(u.dtype)
-    n, hop = cpu.choose_size(u.shape[-1], k.shape[-1], ahead)
-    return torch.ops.sparsify.fftconv(u, spectrum(k, n, ahead), n, hop)
-
-
-def spectrum(k: Tensor, n: int, ahead: int = 0) -> Tensor:
-    """n-point spectrum of a filter, lag 0 at sample 0 and negative lags wrapped to the end.
-
-    k: (H, K), K <= n.  Returns k_f: (H, n // 2 + 1, 2), real and imaginary part, dtype of k.
-    """
-    if ahead:
-        gap = k.new_zeros(k.shape[0], n - k.shape[-1])
-        k = torch.cat([k[:, ahead:], gap, k[:, :ahead]], dim=-1)
-    return torch.view_as_real(torch.fft.rfft(k, n))
-
-
-def crop(k: Tensor, ahead: int, seqlen: int) -> tuple[Tensor, int]:
-    """The part of a filter that a signal of `seqlen` samples can feel: lags -(seqlen-1) .. seqlen-1."""
-    first = max(0, ahead - (seqlen - 1))
-    return k[:, first : ahead + seqlen], ahead - first
+        return cpu.whole(u, cpu.spectrum(k, whole, ahead), whole).to(u.dtype)
+    return run(u, prepare(k, ahead, u.shape[-1], spectra_bytes=0))
 
 
 def check(u: Tensor, k: Tensor, ahead: int = 0) -> None:
@@ -71,46 +54,83 @@ def check(u: Tensor, k: Tensor, ahead: int = 0) -> None:
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
-    k: (H, K) float32 or float64, tap j at lag j - ahead.  forward: u (B, H, L) -> y (B, H, L), dtype of u.
+    k: (H, K) float32 or float64, tap j at lag j - ahead.  mask, head: what is known of it besides, for quicker ways to
+    the same numbers: k is `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose spectrum is zero off the mask.
+    spectra_bytes: spectra of whole rows beyond these are not kept but made in every call (half as slow again).
+    forward: u (B, H, L) -> y (B, H, L), dtype of u.
     The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
     """
 
     CACHED_LENGTHS = 4  # lengths kept at a time; an evaluation uses one or two
 
-    def __init__(self, k: Tensor, ahead: int = 0) -> None:
+    def __init__(
+        self,
+        k: Tensor,
+        ahead: int = 0,
+        *,
+        mask: BlockMask | None = None,
+        head: Tensor | None = None,
+        spectra_bytes: int | None = None,
+    ) -> None:
         super().__init__()
         self.k = k.detach().contiguous()
         self.ahead = ahead
-        self._prepared: dict[tuple[int, torch.device], tuple[Tensor, int, int]] = {}
+        self.structure = None if mask is None else cpu.Structure(mask, head)
+        self.spectra_bytes = spectra_bytes
+        self._prepared: dict[tuple[int, torch.device], cpu.Prepared] = {}
 
     def extra_repr(self) -> str:
         channels, taps = self.k.shape
         return f"channels={channels}, taps={taps}" + (f", ahead={self.ahead}" if self.ahead else "")
 
-    def prepare(self, seqlen: int, device: torch.device) -> tuple[Tensor, int, int]:
-        """Spectrum, FFT size and hop for signals of up to `seqlen` samples on `device`, from the cache if there."""
+    def prepare(self, seqlen: int, device: torch.device) -> cpu.Prepared:
+        """What signals of up to `seqlen` samples on `device` need, from the cache if there."""
         step = 1 << max(0, seqlen.bit_length() - 5)  # lengths within a sixteenth of each other share a spectrum
         room = -(-seqlen // step) * step
         if (room, device) not in self._prepared:
             if len(self._prepared) == self.CACHED_LENGTHS:
                 self._prepared.pop(next(iter(self._prepared)))  # the oldest
-            k, ahead = crop(self.k, self.ahead, room)
-            n, hop = cpu.choose_size(room, k.shape[-1], ahead)
-            self._prepared[room, device] = spectrum(k, n, ahead).to(device), n, hop
+            self._prepared[room, device] = prepare(
+                self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes
+            )
         return self._prepared[room, device]
 
-    def forward(self, u: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and u.requires_grad:
-            return fftconv(u, self.k.to(u.device), self.ahead)
-        return torch.ops.sparsify.fftconv(u, *self.prepare(u.shape[-1], u.device))
+    def forward(self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """gate * (k * u + skip * u).  u, gate: (B, H, L).  skip: (H,)."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip)):
+            y = fftconv(u, self.k.to(u.device), self.ahead)
+            y = y if skip is None else y + skip[:, None] * u
+            return y if gate is None else gate * y
+        return run(u, self.prepare(u.shape[-1], u.device), gate, skip)
+
+
+def prepare(
+    k: Tensor,
+    ahead: int,
+    seqlen: int,
+    structure: cpu.Structure | None = None,
+    spectra_bytes: int | None = None,
+) -> cpu.Prepared:
+    """`cpu.prepare`; for other devices the spectrum of the whole."""
+    if k.device.type == "cpu":
+        return cpu.prepare(k, ahead, seqlen, structure, spectra_bytes)
+    k, ahead = cpu.crop(k, ahead, seqlen)
+    n = cpu.one_block(seqlen, k.shape[-1], ahead)
+    return cpu.Prepared((cpu.spectrum(k, n, ahead),), (cpu.TORCH, n, seqlen))
+
+
+def run(u: Tensor, prepared: cpu.Prepared, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+    return torch.ops.sparsify.fftconv(u, prepared.tables, prepared.layout, gate, skip)
 
 
 _library = torch.library.Library("sparsify", "DEF")  # the form with the least overhead a call
-_library.define("fftconv(Tensor u, Tensor k_f, SymInt n, SymInt hop) -> Tensor")
+_library.define("fftconv(Tensor u, Tensor[] tables, int[] layout, Tensor? gate=None, Tensor? skip=None) -> Tensor")
 _library.impl("fftconv", cpu.fftconv, "CPU")
-_library.impl("fftconv", cpu.convolve, "CUDA")  # cuFFT, all rows at once
+_library.impl("fftconv", cpu.fftconv, "CUDA")
 
 
 @torch.library.register_fake("sparsify::fftconv", lib=_library)
-def _(u: Tensor, k_f: Tensor, n: int, hop: int) -> Tensor:
+def _(
+    u: Tensor, tables: list[Tensor], layout: list[int], gate: Tensor | None = None, skip: Tensor | None = None
+) -> Tensor:
     return torch.empty(u.shape, dtype=u.dtype, device=u.device)

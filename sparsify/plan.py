@@ -33,10 +33,15 @@ KINDS = {  # kind: (has taps, has a mask)
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead."""
+    """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
+
+    Where a mask is given, k is `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose spectrum is zero off the mask.
+    """
 
     k: Tensor
     ahead: int = 0
+    mask: BlockMask | None = None
+    head: Tensor | None = None
 
     def leak(self) -> float:
         """Norm of the taps that read the future over the norm of all taps; the worst channel."""
@@ -85,13 +90,13 @@ class FilterPlan:
         """The filter that is convolved with under this plan.  k: (H, K) float32."""
         if self.mask is None:
             return Filter(k[:, : self.taps])
-        if self.taps is None:
-            kept, ahead = band_limit(k, self.mask)
-        else:
-            head, tail = split(k, self.taps)
-            kept, ahead = band_limit(tail, self.mask)
+        head, tail = split(k, self.taps) if self.taps else (None, k)
+        kept, ahead = band_limit(tail, self.mask)
+        if head is not None:
             kept[:, ahead : ahead + head.shape[-1]] += head
-        return Filter(kept.to(k.dtype), ahead)
+            head = head.to(k.dtype)
+        masked = self.mask if 2 * k.shape[-1] <= self.mask.n else None  # else taps beyond the mask's reach stay too
+        return Filter(kept.to(k.dtype), ahead, masked, head if masked else None)
 
     def __str__(self) -> str:
         parts = [f"{self.taps} taps"] if self.taps is not None else []

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Conv = Callable[[Tensor], Tensor]  # u (B, H, L) -> y (B, H, L)
+Conv = Callable[..., Tensor]
+"""conv(u, gate=None, skip=None) -> gate * (k * u + skip * u).  u, gate, y: (B, H, L).  skip: (H,)."""
 
 
 @dataclass(frozen=True)

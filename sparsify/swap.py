@@ -11,6 +11,8 @@ from .fftconv import LongConv
 from .plan import Plan
 from .sites import Conv, ConvSite
 
+SPECTRA_BYTES = 1 << 28  # of a model's filters together; more are made in every call rather than kept
+
 
 def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
     """The filter of every site: name -> k (H, K) float32."""
@@ -24,10 +26,11 @@ def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> d
     """The convolution of every site under `plan`; `cut` sets taps at negative lags to zero."""
     plan.check(list(filters))
     convs: dict[str, Conv] = {}
+    room = SPECTRA_BYTES // max(1, len(filters))
     for name, k in filters.items():
         kept = plan.filters[name].apply(k)
         kept = kept.cut() if cut else kept
-        convs[name] = LongConv(kept.k, kept.ahead)
+        convs[name] = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, spectra_bytes=room)
     return convs
 
 

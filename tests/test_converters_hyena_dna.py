@@ -8,10 +8,12 @@ import pytest
 import torch
 from helpers import assert_close, relative_l2
 from layouts import CHECKPOINTS, DIALECTS, LABELS, TINY, config, dress, shapes, weights
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify import fftconv_ref
+from sparsify import fftconv_ref, linear, native
 from sparsify.converters import hyena_dna, load
-from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, PositionalEmbedding
+from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, PositionalEmbedding, State
 
 FLOAT32, FLOAT64 = 1e-5, 1e-6  # relative L2; in float64 what remains is that stored filters are float32
 
@@ -182,7 +184,12 @@ def test_operators_of_any_kind_go_in_and_out():
     model, _ = build(weights(TINY))
     site, ids = hyena_dna.sites(model)[0], some_ids()
     own = model(ids)
-    for conv in (torch.nn.Identity(), torch.zeros_like, torch.nn.Identity(), None):
+
+    class Module(nn.Module):
+        def forward(self, u, gate=None, skip=None):
+            return 2 * u
+
+    for conv in (Module(), lambda u, gate, skip: torch.zeros_like(u), Module(), None):
         site.install(conv)
         assert torch.equal(model(ids), own) == (conv is None)
 
@@ -236,6 +243,212 @@ def test_a_training_run_reaches_every_parameter():
         torch.nn.init.normal_(parameter, std=0.3)
     model(some_ids(20)).square().mean().backward()
     assert all(p.grad is not None and p.grad.norm() > 0 for p in model.parameters())
+
+
+# --- by tiles ---------------------------------------------------------------------------------------------------------
+
+TILE = 16
+
+
+class Direct:
+    """The convolution by its definition in float64, from everything that came so far."""
+
+    def __init__(self, k):
+        self.k, self.past = k, None
+
+    def __call__(self, u, gate=None, skip=None):
+        self.past = u.clone() if self.past is None else torch.cat([self.past, u], dim=-1)
+        y = fftconv_ref(self.past, self.k[:, : self.past.shape[-1]])[..., -u.shape[-1] :]
+        y = y if skip is None else y + skip[:, None] * u
+        return (y if gate is None else y * gate).to(u.dtype)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def small_tiles(request, monkeypatch):
+    """Tiles of 16 tokens, prepared linear layers whatever their size, with the compiled kernels and without."""
+    monkeypatch.setattr(hyena_dna, "TILE_ROWS", TILE)
+    monkeypatch.setattr(linear, "PAYS_AT", 1)
+    monkeypatch.setattr(linear, "WAYS", (linear.packed, linear.plain))
+    if request.param == "torch":
+        monkeypatch.setattr(native, "available", lambda: False)
+    elif not native.available():
+        pytest.skip("the kernels are not compiled; the same tiles ran through torch")
+
+
+def with_convs(plain, make=Direct):
+    """A model with a convolution of its own in every site, and the filters."""
+    model, _ = build(plain)
+    model.requires_grad_(False).eval()
+    filters = [site.materialize() for site in hyena_dna.sites(model)]
+    for site, k in zip(hyena_dna.sites(model), filters, strict=True):
+        site.install(lambda u, gate=None, skip=None, k=k: make(k)(u, gate, skip))
+    return model, filters
+
+
+@pytest.mark.parametrize("seqlen", [0, 1, 7, 8, 9, 15, 16, 17, 40])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_tiles_cover_every_token_once(batch, seqlen, monkeypatch):
+    monkeypatch.setattr(hyena_dna, "TILE_ROWS", TILE)
+    x, reached = torch.zeros(batch, seqlen, 3), [0] * batch
+    for b, t in hyena_dna.tiles(batch, seqlen):
+        assert x[b, t].is_contiguous() and 0 < x[b, t, 0].numel() <= TILE
+        assert all(reached[i] == t.start for i in range(b.start, b.stop)), "a sequence's tiles come in order"
+        reached[b] = [t.stop] * (b.stop - b.start)
+        x[b, t] += 1
+    assert (x == 1).all() and reached == [seqlen] * batch
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 2, 3, TILE - 1, TILE, TILE + 1, 2 * TILE + 1, 66])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tiles_compute_what_the_formulas_say(batch, length, small_tiles, monkeypatch):
+    plain = layouts.untied()
+    model, _ = with_convs(plain)
+    ids = torch.randint(7, 12, (batch, length))
+    logits, truth = model(ids), oracle(plain, ids)
+    assert_close(logits, truth, FLOAT32)
+    with pytest.raises(AssertionError):
+        assert_close(torch.zeros_like(logits), truth, FLOAT32)
+    monkeypatch.setattr(hyena_dna, "takes_tiles", lambda x: False)
+    assert_close(logits, model(ids), FLOAT32)  # whole layers
+    for site in hyena_dna.sites(model):
+        site.install(None)
+    assert_close(logits, model(ids), FLOAT32)  # as published
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("pieces", [(66,), (1,) * 20, (2, 1, 1, 3, 17, 1, 40, 1), (16, 16, 16, 16), (33, 1, 32)])
+def test_pieces_with_a_state_are_the_whole(pieces, batch, small_tiles):
+    plain = layouts.untied()
+    model, filters = with_convs(plain)
+    ids = torch.randint(7, 12, (batch, sum(pieces)))
+    states = [State(Direct(k)) for k in filters]
+    hidden = torch.cat([model.backbone(piece, states) for piece in ids.split(pieces, dim=1)], dim=1)
+    assert_close(hidden, oracle_hidden(plain, ids, 0.0), FLOAT32)
+    assert all(state.history.shape == (batch, 2, 36) for state in states)
+    if len(pieces) > 1:  # a state that is forgotten is noticed
+        for state in states:
+            state.history = None
+        again = model.backbone(ids[:, -3:], [State(s.conv, torch.zeros(batch, 2, 36)) for s in states])
+        assert relative_l2(again, hidden[:, -3:]) > 100 * FLOAT32
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_short_filters_of_any_length(order, small_tiles):
+    """T - 1 rows of history: none for one tap, more than a short piece holds for four."""
+    k, bias, z = torch.randn(36, order), torch.randn(36), torch.randn(2, 20, 36)
+    whole = torch.nn.functional.pad(z.double().transpose(1, 2), (order - 1, 0))
+    y = torch.nn.functional.conv1d(whole, k.double()[:, None], bias.double(), groups=36)
+    first, x1, v = y.chunk(3, dim=1)
+    x0, g = torch.empty(2, 12, 20), torch.empty(2, 12, 20)
+    before, start = None, 0
+    for piece in z.split([1, 1, 2, 13, 3], dim=1):
+        piece, t = piece.contiguous(), slice(start, start + piece.shape[1])
+        hyena_dna.short_gate(piece, k, bias, before, x0[:, :, t], g[:, :, t])
+        before, start = hyena_dna.last_rows(piece, before, order - 1), t.stop
+    assert_close(x0, first, FLOAT64)
+    assert_close(g, x1 * v, FLOAT64)
+
+
+@torch.no_grad()
+def test_a_pass_by_tiles_leaves_weights_alone(small_tiles):
+    """It writes into what the embedding returned, which must not be the embedding."""
+    model, _ = with_convs(weights(TINY))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(some_ids())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_that_change_are_used(small_tiles):
+    model, _ = with_convs(weights(TINY))
+    ids, other = some_ids(), weights(TINY, seed=3)
+    model(ids)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(other[name])  # no version counter tells of this
+    changed, _ = with_convs(other)
+    for site, own in zip(hyena_dna.sites(changed), hyena_dna.sites(model), strict=True):
+        own.install(site.install(None))
+    assert_close(model(ids), oracle(other, ids), FLOAT32)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a result of any operator had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        if isinstance(y, torch.Tensor):
+            self.elements = max(self.elements, y.numel())
+        return y
+
+
+@torch.no_grad()
+def test_no_tensor_is_wider_than_the_hidden_states(small_tiles):
+    model, _ = with_convs(weights(TINY), lambda k: lambda u, gate, skip: u)
+    ids = some_ids(66)
+    with Largest() as tiled:
+        x = model.backbone(ids)
+    assert tiled.elements == x.numel()
+    for site in hyena_dna.sites(model):
+        site.install(None)
+    with Largest() as whole:
+        model.backbone(ids)
+    assert whole.elements >= 3 * x.numel()
+
+
+@torch.no_grad()
+def test_linear_layers_and_norms_are_seen_by_hooks(small_tiles):
+    model, _ = with_convs(weights(TINY))
+    rows = dict.fromkeys((name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.LayerNorm)), 0)
+    rows = {name: 0 for name in rows if "filter_fn" not in name}
+    for name in rows:
+        count = lambda module, args, y, name=name: rows.update({name: rows[name] + y[..., 0].numel()})  # noqa: E731
+        model.get_submodule(name).register_forward_hook(count)
+    model(some_ids(66))
+    assert set(rows.values()) == {2 * 66}
+
+
+@torch.no_grad()
+def test_bfloat16_linears_are_close_and_not_closer(small_tiles):
+    plain = weights(TINY)
+    model, _ = with_convs(plain)
+    ids = some_ids()
+    linear.use_precision(model, "bfloat16")
+    assert 1e-4 < relative_l2(model(ids), oracle(plain, ids)) < 3e-2
+    linear.use_precision(model, "float32")
+    assert_close(model(ids), oracle(plain, ids), FLOAT32)
+
+
+@pytest.mark.parametrize("kind", ["none", "gradients", "autocast", "float64", "compiler"])
+def test_tiles_step_aside(kind, monkeypatch):
+    """Whoever asks for gradients, another dtype or a graph gets whole layers."""
+    model, _ = with_convs(weights(TINY))
+    tiled = []
+    monkeypatch.setattr(hyena_dna.Block, "run_", lambda block, x, state, room: tiled.append(block) or x)
+    if kind == "gradients":
+        model.backbone.layers[0].mlp.fc1.weight.requires_grad_()
+        model(some_ids(20)).square().mean().backward()
+        assert model.backbone.layers[0].mlp.fc1.weight.grad.norm() > 0
+    elif kind == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            model(some_ids())
+    elif kind == "compiler":
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            model(some_ids())
+    else:
+        (model.double() if kind == "float64" else model)(some_ids())
+    assert tiled == (list(model.backbone.layers) if kind == "none" else [])
+
+
+def test_pieces_carry_no_gradients():
+    model, filters = with_convs(weights(TINY))
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match="pieces of a sequence carry no gradients"):
+        model.backbone(some_ids(), [State(Direct(k)) for k in filters])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

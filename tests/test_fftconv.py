@@ -144,8 +144,10 @@ class TestTorch:
 
     @pytest.mark.parametrize(("seqlen", "taps"), [(300, 300), (30_000, 20)])
     def test_opcheck(self, seqlen, taps):
-        k_f, n, hop = LongConv(torch.randn(3, taps)).prepare(seqlen, torch.device("cpu"))
-        torch.library.opcheck(torch.ops.sparsify.fftconv, (torch.randn(2, 3, seqlen), k_f, n, hop))
+        prepared = LongConv(torch.randn(3, taps)).prepare(seqlen, torch.device("cpu"))
+        u, gate, skip = torch.randn(2, 3, seqlen), torch.randn(2, 3, seqlen), torch.randn(3)
+        for more in ((), (gate,), (gate, skip), (None, skip)):
+            torch.library.opcheck(torch.ops.sparsify.fftconv, (u, [*prepared.tables], [*prepared.layout], *more))
 
     def test_compile(self):
         conv, u = LongConv(torch.randn(3, 300)), torch.randn(2, 3, 300)

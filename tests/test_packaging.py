@@ -1,6 +1,7 @@
 """One version, one licence, two script names, a quiet import, and a clear word where another package has our name."""
 
 import contextlib
+import fnmatch
 import importlib
 import re
 import subprocess
@@ -15,7 +16,8 @@ import sparsify
 from sparsify.install_check import DISTRIBUTION, RIVALS, check_name_collision
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def test_one_version():
@@ -34,6 +36,16 @@ def test_licence_and_readme_are_there():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert (ROOT / PROJECT["readme"]).is_file()
+
+
+@pytest.mark.parametrize(("package", "folder"), [("sparsify.native", "sparsify/native"), ("sparsify.cuda", "cuda")])
+def test_every_kernel_source_is_packaged(package, folder):
+    """And nothing else: setup.py adds the library that it compiled, never one that lay there."""
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"][package]
+    names = {path.name for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix != ".py"}
+    packaged = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    assert packaged
+    assert packaged == {name for name in names if not name.startswith("_kernels.so")}
 
 
 def test_scripts_lead_to_a_function():

@@ -1,0 +1,125 @@
+"""Linear layers on a CPU, prepared for one pass over many rows in the way that is fastest there.
+
+torch computes F.linear in float32 with MKL, which on some CPUs reaches half of what oneDNN does.  torch ships oneDNN
+too, but leads to it through private operators, so every way is checked against float64 and timed before it is used,
+and F.linear is always one of them.
+
+A layer is prepared anew for each pass.  Laying out its weights costs as much as some 60 rows; in return no copy stays
+in memory, and none can go stale however the weights are changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PAYS_AT = 256  # rows of a pass from which preparing a layer pays, measured; shorter ones take F.linear, in float32
+SAMPLE_ROWS, ROUNDS = 256, 5  # what a way is checked and timed on
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BARS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative L2 error against float64 that a way may have
+
+Call = Callable[[Tensor], Tensor]  # x (..., in) -> (..., out)
+Way = Callable[[Tensor, Tensor | None, bool], Call]  # weight (out, in), float32 bias (out) or None, GELU or not
+
+
+class Linear(nn.Linear):
+    """nn.Linear that can be prepared for a pass over many rows."""
+
+    precision = torch.float32  # of weights and input in a prepared pass; sums are float32 always
+
+    def forward(self, x: Tensor, call: Call | None = None) -> Tensor:
+        return super().forward(x) if call is None else call(x)
+
+    def prepare(self, rows: int, gelu: bool = False) -> Call:
+        """This layer, and tanh's GELU after it if asked, as a function: x (..., in) -> (..., out).
+
+        Made for one pass over about `rows` rows in all, without gradients: it may miss later changes of the weights.
+        The result has the dtype of `precision` where that is used.  Every call goes through the module, for its hooks.
+        """
+        if rows < PAYS_AT or not usable(self.weight):
+            return (lambda x: F.gelu(self(x), approximate="tanh")) if gelu else self
+        weight, bias = self.weight, self.bias
+        shape = (self.in_features, self.out_features, bias is not None, gelu)
+        way = fastest(*shape, self.precision, torch.get_num_threads())
+        call = way(weight.detach().to(self.precision).contiguous(), None if bias is None else bias.detach(), gelu)
+        return lambda x: self(x, call)
+
+
+def usable(weight: Tensor) -> bool:
+    """Whether this weight is one that `fastest` measures: float32 on the CPU, with oneDNN not switched off."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and bool(torch.backends.mkldnn.enabled)
+
+
+def use_precision(model: nn.Module, precision: str) -> None:
+    """Let prepared passes of every `Linear` in `model` multiply in "float32" or "bfloat16"."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"got linears in {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.precision = PRECISIONS[precision]
+
+
+def plain(weight: Tensor, bias: Tensor | None, gelu: bool) -> Call:
+    """torch's own way."""
+    bias = bias if bias is None else bias.to(weight.dtype)
+
+    def call(x: Tensor) -> Tensor:
+        y = F.linear(x.to(weight.dtype), weight, bias)
+        return F.gelu(y, approximate="tanh") if gelu else y
+
+    return call
+
+
+def packed(weight: Tensor, bias: Tensor | None, gelu: bool) -> Call:
+    """oneDNN, with weights in its own layout and GELU applied before the product leaves the cache.
+
+    A float32 bias beside bfloat16 weights is right: it is added to the float32 sums.
+    """
+    inner = torch.ops.mkldnn
+    laid_out = inner._reorder_linear_weight(weight, SAMPLE_ROWS)  # the number of rows is a hint
+    after, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+
+    def call(x: Tensor) -> Tensor:
+        return inner._linear_pointwise(x.to(weight.dtype), laid_out, bias, after, [], algorithm)
+
+    return call
+
+
+WAYS: tuple[Way, ...] = (plain, packed)
+
+
+@functools.cache
+def fastest(inputs: int, outputs: int, bias: bool, gelu: bool, precision: torch.dtype, threads: int) -> Way:
+    """The way that is right and takes the least time for such a layer on this CPU; measured once a process."""
+    draw = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    x = torch.randn(SAMPLE_ROWS, inputs, generator=draw)
+    weight = torch.randn(outputs, inputs, generator=draw) / math.sqrt(inputs)
+    offset = torch.randn(outputs, generator=draw) if bias else None
+    truth = plain(weight.double(), offset, gelu)(x)
+    calls: dict[Way, Call] = {}
+    with torch.no_grad():
+        for way in WAYS:
+            try:
+                call = way(weight.to(precision), offset, gelu)
+                error = (call(x).double() - truth).norm() / truth.norm()
+            except (RuntimeError, AttributeError):  # private operators that this torch or this CPU does not have
+                continue
+            if error < BARS[precision]:
+                calls[way] = call
+        taken = {way: math.inf for way in calls}
+        for _ in range(ROUNDS):
+            for way, call in calls.items():
+                taken[way] = min(taken[way], seconds(call, x))
+    return min(taken, key=taken.__getitem__, default=plain)
+
+
+def seconds(call: Call, x: Tensor) -> float:
+    start = time.perf_counter()
+    call(x)
+    return time.perf_counter() - start

@@ -1,0 +1,358 @@
+"""The compiled kernels, called with tensors.
+
+A convolution is a sum of parts, each of them absent or there; `convolve` computes them in one pass over the signal:
+
+whole    every lag, by one transform of the whole row
+direct   very few taps, sample by sample
+blocks   few taps, by transforms of short blocks that overlap
+slow     a band-limited filter, at a lower sampling rate
+comb     a filter whose spectrum is a comb, by short transforms of the folded row
+
+What fits the machine is for `sparsify.cpu` to choose.  Everything here is float32 on the CPU unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from .library import load
+
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # what kernels read and write: enum Type in call.h
+LANES = {"avx512": 16, "avx2": 8, "base": 4}  # floats of a vector
+MARGIN = 16  # zeros on either side of a window
+
+Pointer, Integer = ctypes.c_void_p, ctypes.c_int64
+
+
+# --- the structures of call.h ----------------------------------------------------------------------------------------
+
+
+class CSignal(ctypes.Structure):
+    _fields_ = (
+        ("data", Pointer), ("batch_stride", Integer), ("channel_stride", Integer), ("time_stride", Integer),
+        ("type", Integer),
+    )  # fmt: skip
+
+
+class CWhole(ctypes.Structure):
+    _fields_ = (
+        ("transform", Pointer), ("spectra", Pointer), ("taps", Pointer), ("stride", Integer), ("count", Integer),
+        ("ahead", Integer),
+    )  # fmt: skip
+
+
+class CDirect(ctypes.Structure):
+    _fields_ = (("taps", Pointer), ("count", Integer), ("ahead", Integer))
+
+
+class CBlocks(ctypes.Structure):
+    _fields_ = (("transform", Pointer), ("spectra", Pointer), ("count", Integer), ("ahead", Integer))
+
+
+class CSlow(ctypes.Structure):
+    _fields_ = (("rate", Integer), ("width", Integer), ("window", Pointer), ("low", CWhole))
+
+
+class CComb(ctypes.Structure):
+    _fields_ = (
+        ("teeth", Integer), ("residues", Integer), ("transforms", Pointer), ("residue", Pointer), ("spectra", Pointer),
+    )  # fmt: skip
+
+
+class CCall(ctypes.Structure):
+    _fields_ = (
+        ("batch", Integer), ("channels", Integer), ("seqlen", Integer),
+        ("u", CSignal), ("gate_in", CSignal), ("gate_out", CSignal), ("y", CSignal), ("skip", Pointer),
+        ("whole", CWhole), ("direct", CDirect), ("blocks", CBlocks), ("slow", CSlow), ("comb", CComb),
+    )  # fmt: skip
+
+
+class CShortGate(ctypes.Structure):
+    _fields_ = (
+        ("batch", Integer), ("seqlen", Integer), ("width", Integer), ("taps", Integer),
+        ("z", Pointer), ("history", Pointer), ("weight", Pointer), ("bias", Pointer), ("x0", CSignal), ("g", CSignal),
+    )  # fmt: skip
+
+
+class CToRows(ctypes.Structure):
+    _fields_ = (("batch", Integer), ("channels", Integer), ("seqlen", Integer), ("y", CSignal), ("rows", Pointer))
+
+
+# --- the parts, as tensors -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Whole:
+    """n >= L points.  Spectra (H, 2 n) are prepared, or else taps (H, K) with unit last stride transformed anew."""
+
+    n: int
+    spectra: Tensor | None = None
+    taps: Tensor | None = None
+    ahead: int = 0
+
+    def write(self, c: CWhole) -> None:
+        c.transform, c.spectra, c.ahead = transform(self.n, 0.25), address(self.spectra), self.ahead
+        if self.taps is not None:
+            c.taps, c.count, c.stride = self.taps.data_ptr(), self.taps.shape[1], self.taps.stride(0)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """taps (H, K), tap j at lag j - ahead."""
+
+    taps: Tensor
+    ahead: int = 0
+
+    def write(self, c: CDirect) -> None:
+        c.taps, c.count, c.ahead = address(self.taps), self.taps.shape[1], self.ahead
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """spectra (H, 2 n) of a filter of `count` taps, count <= n."""
+
+    n: int
+    spectra: Tensor
+    count: int
+    ahead: int = 0
+
+    def write(self, c: CBlocks) -> None:
+        c.transform, c.spectra = transform(self.n, 0.0), address(self.spectra)
+        c.count, c.ahead = self.count, self.ahead
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Every `rate`th sample through `window` (width * rate,), convolved by `low`, and back through the window."""
+
+    rate: int
+    width: int
+    window: Tensor  # between MARGIN zeros on either side
+    low: Whole  # at least ceil(L / rate) + width points
+
+    def write(self, c: CSlow) -> None:
+        c.rate, c.width, c.window = self.rate, self.width, address(self.window)
+        self.low.write(c.low)
+
+
+@dataclass(frozen=True)
+class Comb:
+    """Bins residue + teeth * f; spectra: one (H, 2 n) for each residue, 0 .. teeth / 2, its mirror image implied."""
+
+    teeth: int
+    n: int
+    residues: tuple[int, ...]
+    spectra: tuple[Tensor, ...]
+
+    def write(self, c: CComb) -> list[object]:
+        """Returns what must outlive the call."""
+        many = len(self.residues)
+        transforms = (Pointer * many)(*[transform(self.n, r / self.teeth) for r in self.residues])
+        residues, spectra = (Integer * many)(*self.residues), (Pointer * many)(*map(address, self.spectra))
+        c.teeth, c.residues = self.teeth, many
+        c.transforms, c.residue = ctypes.addressof(transforms), ctypes.addressof(residues)
+        c.spectra = ctypes.addressof(spectra)
+        return [transforms, residues, spectra]
+
+
+Part = Whole | Direct | Blocks | Slow | Comb
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with its functions declared."""
+    lib.sparsify_isa.restype, lib.sparsify_use.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
+    lib.sparsify_fits.argtypes, lib.sparsify_fits.restype = [Integer], Integer
+    lib.sparsify_transform.argtypes, lib.sparsify_transform.restype = [Integer, ctypes.c_double], Pointer
+    lib.sparsify_bins.argtypes, lib.sparsify_bins.restype = [Pointer, Pointer], None
+    lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
+    for name in ("convolve", "short_gate", "to_rows"):
+        getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
+    lib.sparsify_call_size.restype = Integer
+    if lib.sparsify_call_size() != ctypes.sizeof(CCall):
+        raise RuntimeError("the compiled kernels expect other structures; run python -m sparsify.native.build")
+    return lib
+
+
+def kernels() -> ctypes.CDLL:
+    lib = load()
+    if lib is None:
+        raise RuntimeError("the compiled kernels are not here; ask native.available() first")
+    return declared(lib)
+
+
+def available() -> bool:
+    """Whether the kernels are compiled and not switched off."""
+    return load() is not None
+
+
+def address(t: Tensor | None) -> int | None:
+    """Where a float32 tensor's values lie, in one piece."""
+    if t is None:
+        return None
+    if t.dtype != torch.float32 or not t.is_contiguous() or t.device.type != "cpu":
+        raise ValueError(f"expected a contiguous float32 tensor on the CPU, got {t.dtype} {t.stride()} on {t.device}")
+    return t.data_ptr()
+
+
+def describe(s: CSignal, t: Tensor | None) -> None:
+    """Write a (B, H, L) tensor's place and strides into a structure; it stays empty for None."""
+    if t is not None:
+        s.data, s.type = t.data_ptr(), TYPES[t.dtype]
+        s.batch_stride, s.channel_stride, s.time_stride = t.stride()
+
+
+def run(function: Callable[[int, int], int], call: ctypes.Structure) -> None:
+    if function(ctypes.addressof(call), torch.get_num_threads()):
+        raise MemoryError("no memory for the scratch rows of a convolution; use fewer threads or shorter sequences")
+
+
+_making = threading.Lock()
+
+
+def transform(n: int, shift: float) -> int:
+    """The transform of n points with this shift, made once in a process."""
+    with _making:
+        return made(n, shift)
+
+
+@cache
+def made(n: int, shift: float) -> int:
+    pointer = kernels().sparsify_transform(n, shift)
+    if not pointer:
+        raise ValueError(f"there is no transform of {n} points; take good_size({n}) = {good_size(n)}")
+    return pointer
+
+
+def use(isa: str) -> bool:
+    """Change to another instruction set ("avx512", "avx2", "base"), for tests and comparisons; False if it cannot run.
+
+    What was prepared before is of no use afterwards.
+    """
+    for cached in (made, good_size, order):
+        cached.cache_clear()
+    return bool(kernels().sparsify_use(isa.encode()))
+
+
+def lanes() -> int:
+    """Floats of a vector on this machine."""
+    return LANES[kernels().sparsify_isa().decode()]
+
+
+@lru_cache(maxsize=1024)
+def good_size(n: int) -> int:
+    """Smallest size >= n that there is a transform of: a multiple of lanes squared with no prime factor beyond 5."""
+    step, fits = lanes() ** 2, kernels().sparsify_fits
+    size = max(1, -(-n // step)) * step
+    while not fits(size):
+        size += step
+    return size
+
+
+@lru_cache(maxsize=32)
+def order(n: int) -> Tensor:
+    """Bins in the order of a spectrum: (n,) int64."""
+    bins = torch.empty(n, dtype=torch.int64)
+    kernels().sparsify_bins(transform(n, 0.0), bins.data_ptr())
+    return bins
+
+
+def spectra(k: Tensor, n: int, ahead: int = 0, shift: float = 0.25) -> Tensor:
+    """Spectra for n-point transforms, ready to multiply with: (H, 2 n).
+
+    k: (H, K), tap j at lag j - ahead.  Shift 1/4 takes lags beyond -n and n as zero; shift 0 takes K <= n, all at
+    lags >= 0 (`Blocks` moves its windows instead).
+    """
+    k = k.float().contiguous()
+    taps = CWhole(taps=address(k), stride=k.shape[1], count=k.shape[1], ahead=ahead)
+    k_f = torch.empty(k.shape[0], 2 * n)
+    if kernels().sparsify_spectra(
+        transform(n, shift), ctypes.addressof(taps), k.shape[0], k_f.data_ptr(), torch.get_num_threads()
+    ):
+        raise MemoryError(f"no memory for the scratch rows of a transform of {n} points")
+    return k_f
+
+
+def in_order(k_f: Tensor, scale: float) -> Tensor:
+    """A spectrum of n natural bins, complex (H, n), times scale, as the kernels keep it: (H, 2 n)."""
+    n, step = k_f.shape[-1], lanes()
+    k_f = (k_f * scale)[:, order(n)].unflatten(-1, (n // step, step))
+    return torch.stack([k_f.real, k_f.imag], dim=-2).float().flatten(1).contiguous()
+
+
+FIELDS: dict[type, str] = {Whole: "whole", Direct: "direct", Blocks: "blocks", Slow: "slow", Comb: "comb"}
+
+
+def convolve(
+    u: Tensor,
+    parts: Sequence[Part],
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_in: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """gate * (sum of parts applied to g + skip * g), g = gate_in * u.
+
+    u, gate, gate_in: (B, H, L), any strides, float32, float16 or bfloat16.  skip: (H,) float32.  At most one part of a
+    kind.  Returns (B, H, L), dtype of u; or fills `out`, which shares no memory with u.
+    """
+    out = torch.empty(u.shape, dtype=u.dtype) if out is None else out
+    batch, channels, seqlen = u.shape
+    call = CCall(batch=batch, channels=channels, seqlen=seqlen, skip=address(skip))
+    describe(call.u, u)
+    describe(call.gate_in, gate_in)
+    describe(call.gate_out, gate)
+    describe(call.y, out)
+    alive = [part.write(getattr(call, FIELDS[type(part)])) for part in parts]
+    if out.numel():
+        run(kernels().sparsify_convolve, call)
+    del alive
+    return out
+
+
+def short_gate(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    history: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x0 and g = x1 * v, with [x0 | x1 | v] a short causal depthwise convolution of z; channel-last to channel-first.
+
+    z: (B, P, 3 D) contiguous.  weight: (3 D, T).  bias: (3 D,).  history: (B, T - 1, 3 D), the rows before z, zeros if
+    None.  out: x0 and g, each (B, D, P) with unit last stride.
+    """
+    batch, seqlen, columns = z.shape
+    width = columns // 3
+    x0, g = out or (z.new_empty(batch, width, seqlen), z.new_empty(batch, width, seqlen))
+    if x0.stride(2) != 1 or g.stride(2) != 1:
+        raise ValueError(f"x0 and g take samples side by side, got strides {x0.stride()} and {g.stride()}")
+    call = CShortGate(
+        batch=batch, seqlen=seqlen, width=width, taps=weight.shape[1], z=address(z), history=address(history),
+        weight=address(weight), bias=address(bias),
+    )  # fmt: skip
+    describe(call.x0, x0)
+    describe(call.g, g)
+    run(kernels().sparsify_short_gate, call)
+    return x0, g
+
+
+def to_rows(y: Tensor, start: int, stop: int) -> Tensor:
+    """y[:, :, start:stop] with the channels last: (B, stop - start, D) contiguous.  y: (B, D, L), unit last stride."""
+    y = y[:, :, start:stop]
+    batch, channels, seqlen = y.shape
+    rows = y.new_empty(batch, seqlen, channels)
+    call = CToRows(batch=batch, channels=channels, seqlen=seqlen, rows=address(rows))
+    describe(call.y, y)
+    run(kernels().sparsify_to_rows, call)
+    return rows

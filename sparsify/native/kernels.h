@@ -1,0 +1,124 @@
+// The kernels of one instruction set, behind a table of plain functions.
+#pragma once
+
+#include "call.h"
+
+typedef void (*Task)(void*);
+typedef void (*Parallel)(Task task, void* data, int64_t threads);  // runs task(data) on so many threads at once
+
+// Functions that return int: 0, or -1 where memory ran out.
+struct Kernels {
+    const char* isa;
+    int64_t (*fits)(int64_t n);  // whether there is a transform of n points
+    Transform* (*transform)(int64_t n, double shift);
+    void (*release)(Transform*);
+    void (*bins)(const Transform*, int64_t* bins);
+    int (*spectra)(const Transform*, const Whole* taps, int64_t channels, float* k_f, int64_t threads, Parallel);
+    int (*convolve)(const Call*, int64_t threads, Parallel);
+    int (*short_gate)(const ShortGate*, int64_t threads, Parallel);
+    int (*to_rows)(const ToRows*, int64_t threads, Parallel);
+};
+
+#ifdef SPARSIFY_KERNELS  // the name of the table, defined by the one file that makes it
+
+#include "hyena.h"
+
+namespace {
+
+thread_local Arena arena;
+
+// Items 0 .. count-1, each done by whichever thread comes first.
+template <typename Each>
+struct Queue {
+    int64_t count, next;
+    size_t floats;  // of scratch for a thread
+    bool failed;
+    Each each;
+
+    static void work(void* data) {
+        Queue* q = (Queue*)data;
+        if (!arena.grow(q->floats)) {
+            __atomic_store_n(&q->failed, true, __ATOMIC_RELAXED);
+            return;
+        }
+        for (;;) {
+            int64_t i = __atomic_fetch_add(&q->next, 1, __ATOMIC_RELAXED);
+            if (i >= q->count) return;
+            q->each(i, arena.memory);
+        }
+    }
+};
+
+template <typename Each>
+int share_out(int64_t count, size_t floats, int64_t threads, Parallel parallel, Each each) {
+    Queue<Each> queue{count, 0, floats, false, each};
+    if (threads > count) threads = count;
+    if (threads > 1)
+        parallel(Queue<Each>::work, &queue, threads);
+    else
+        Queue<Each>::work(&queue);
+    return queue.next >= count && !queue.failed ? 0 : -1;
+}
+
+int spectra_all(const Transform* t, const Whole* taps, int64_t channels, float* k_f, int64_t threads, Parallel parallel) {
+    const int64_t n = t->n;
+    return share_out(channels, 4 * n + 3 * GAP, threads, parallel, [=](int64_t h, float* memory) {
+        Scratch s{};
+        s.z = piece(memory, 2 * n), s.re = piece(memory, n), s.im = piece(memory, n);
+        taps_spectrum(t, taps->taps + h * taps->stride, taps->count, taps->ahead, s, k_f + 2 * n * h);
+    });
+}
+
+int convolve_all(const Call* c, int64_t threads, Parallel parallel) {
+    const Room room(*c);
+    const size_t floats = room.floats();
+    const Whole& whole = c->whole;
+    if (room.making)
+        return share_out(c->channels, floats, threads, parallel, [=](int64_t h, float* memory) {
+            const Scratch s = room.lay(memory);
+            taps_spectrum(whole.transform, whole.taps + h * whole.stride, whole.count, whole.ahead, s, s.k_f);
+            for (int64_t b = 0; b < c->batch; b++) run_row(*c, s, b, h, s.k_f);
+        });
+    return share_out(c->batch * c->channels, floats, threads, parallel, [=](int64_t i, float* memory) {
+        const int64_t h = i / c->batch, b = i % c->batch;  // sequences side by side share a spectrum
+        const float* k_f = whole.transform ? whole.spectra + 2 * whole.transform->n * h : nullptr;
+        run_row(*c, room.lay(memory), b, h, k_f);
+    });
+}
+
+int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
+    const int64_t columns = 3 * c->width;
+    float* weight = (float*)aligned(sizeof(float) * columns * c->taps);  // (taps, 3 D): channels side by side
+    if (!weight) return -1;
+    for (int64_t j = 0; j < c->taps; j++)
+        for (int64_t i = 0; i < columns; i++) weight[j * columns + i] = c->weight[i * c->taps + j];
+    int failed = share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*) {
+        short_gate_tokens(*c, weight, stretch(i, c->seqlen));
+    });
+    free(weight);
+    return failed;
+}
+
+int to_rows_all(const ToRows* c, int64_t threads, Parallel parallel) {
+    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*) {
+        rows_tokens(*c, stretch(i, c->seqlen));
+    });
+}
+
+int64_t fits(int64_t n) { return transform_fits(n); }
+
+}  // namespace
+
+extern const Kernels SPARSIFY_KERNELS;
+const Kernels SPARSIFY_KERNELS = {
+#if LANES == 16
+    "avx512",
+#elif LANES == 8
+    "avx2",
+#else
+    "base",
+#endif
+    fits, transform_new, transform_free, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
+};
+
+#endif

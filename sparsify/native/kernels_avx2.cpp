@@ -1,0 +1,2 @@
+#define SPARSIFY_KERNELS kernels_avx2
+#include "kernels.h"

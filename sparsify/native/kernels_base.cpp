@@ -1,0 +1,2 @@
+#define SPARSIFY_KERNELS kernels_base
+#include "kernels.h"

@@ -1,0 +1,205 @@
+"""Linear layers prepared for a pass: the same numbers, never stale, and only ways that are right."""
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close, relative_l2
+from torch import nn
+
+from sparsify import linear
+from sparsify.linear import BARS, PAYS_AT, WAYS, Linear, fastest, packed, plain, use_precision
+
+ROWS = 2 * PAYS_AT
+PRECISIONS = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def measured_anew():
+    """What was found in one test holds for that test only."""
+    fastest.cache_clear()
+    yield
+    fastest.cache_clear()
+
+
+def layer(inputs=24, outputs=40, bias=True):
+    return Linear(inputs, outputs, bias=bias).requires_grad_(False)
+
+
+def truth(layer, x, gelu=False):
+    bias = None if layer.bias is None else layer.bias.double()
+    y = F.linear(x.double(), layer.weight.double(), bias)
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+# --- ways ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_computes_the_layer(way, bias, gelu, precision):
+    own = layer(bias=bias)
+    call = way(own.weight.to(precision), own.bias, gelu)
+    for shape in [(1,), (3, 7), (2, 300), (1, 1, 777)]:
+        x = torch.randn(*shape, own.in_features)
+        y, y_ref = call(x), truth(own, x, gelu)
+        assert y.dtype == precision and y.shape == y_ref.shape
+        assert_close(y, y_ref, BARS[precision])
+        with pytest.raises(AssertionError):
+            assert_close(torch.zeros_like(y), y_ref, BARS[precision])
+        assert relative_l2(y, truth(own, x, not gelu)) > 0.1  # GELU is seen
+
+
+def test_the_quickest_right_way_is_taken(monkeypatch):
+    def patient(weight, bias, gelu):
+        call = plain(weight, bias, gelu)
+        return lambda x: (time.sleep(0.01), call(x))[1]
+
+    def wrong(weight, bias, gelu):
+        return lambda x: x.new_zeros(len(x), len(weight))
+
+    def undefined(weight, bias, gelu):
+        return lambda x: x.new_full((len(x), len(weight)), torch.nan)
+
+    def absent(weight, bias, gelu):
+        return torch.ops.mkldnn._an_operator_of_another_torch(weight)
+
+    def refused(weight, bias, gelu):
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(linear, "WAYS", (wrong, undefined, absent, refused, patient, plain))
+    assert fastest(24, 40, True, False, torch.float32, 1) is plain
+    monkeypatch.setattr(linear, "WAYS", (wrong, patient))
+    assert fastest(24, 40, True, True, torch.float32, 1) is patient
+    monkeypatch.setattr(linear, "WAYS", (absent,))
+    assert fastest(24, 40, False, True, torch.float32, 1) is plain
+
+
+def test_a_shape_is_measured_once(monkeypatch):
+    made = []
+
+    def counted(weight, bias, gelu):
+        made.append(weight.shape)
+        return plain(weight, bias, gelu)
+
+    monkeypatch.setattr(linear, "WAYS", (counted,))
+    own = layer()
+    for _ in range(3):
+        own.prepare(ROWS)
+    assert len(made) == 1 + 3  # on a sample, then for each pass
+
+
+def test_measuring_leaves_random_numbers_alone():
+    before = torch.get_rng_state()
+    layer_ = layer()
+    torch.set_rng_state(before)
+    layer_.prepare(ROWS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_prepared_layer_is_the_layer(way, gelu, monkeypatch):
+    monkeypatch.setattr(linear, "WAYS", (way,))
+    own, x = layer(), torch.randn(2, ROWS // 2, 24)
+    assert_close(own.prepare(ROWS, gelu)(x), truth(own, x, gelu), BARS[torch.float32])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_changed_weights_are_seen_by_the_next_pass(way, precision, monkeypatch):
+    """Also where no version counter tells of the change."""
+    monkeypatch.setattr(linear, "WAYS", (way,))
+    own, x = layer(), torch.randn(ROWS, 24)
+    use_precision(own, precision)
+    other = {name: torch.randn_like(tensor) for name, tensor in own.state_dict().items()}
+    changes = [
+        lambda: own.weight.mul_(-2),
+        lambda: own.weight.data.add_(3),
+        lambda: own.bias.data.copy_(torch.randn(40)),
+        lambda: own.load_state_dict(other),
+        lambda: own.load_state_dict({name: -tensor for name, tensor in other.items()}, assign=True),
+        lambda: own.double().float(),
+    ]
+    for change in changes:
+        own.prepare(ROWS)(x)
+        change()
+        assert_close(own.prepare(ROWS)(x).float(), truth(own, x), BARS[own.precision])
+
+
+def test_a_short_pass_is_the_plain_layer():
+    own = layer()
+    use_precision(own, "bfloat16")
+    x = torch.randn(PAYS_AT - 1, 24)
+    assert torch.equal(own.prepare(len(x))(x), own(x))
+    assert torch.equal(own.prepare(len(x), gelu=True)(x), F.gelu(own(x), approximate="tanh"))
+
+
+@pytest.mark.parametrize("change", [lambda own: own.double(), lambda own: own.bfloat16()])
+def test_other_dtypes_take_the_plain_layer(change):
+    own = change(layer())
+    x = torch.randn(ROWS, 24, dtype=own.weight.dtype)
+    assert torch.equal(own.prepare(ROWS)(x), own(x))
+
+
+def test_onednn_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    own, x = layer(), torch.randn(ROWS, 24)
+    assert torch.equal(own.prepare(ROWS)(x), own(x))
+    assert fastest.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_hooks_see_every_call(rows):
+    own, seen = layer(), []
+    own.register_forward_hook(lambda module, args, y: seen.append(tuple(y.shape)))
+    call = own.prepare(rows)
+    call(torch.randn(rows, 24)), call(torch.randn(3, 24))
+    assert seen == [(rows, 40), (3, 40)]
+
+
+def test_to_others_it_is_a_linear_layer():
+    torch.manual_seed(1)
+    theirs = nn.Linear(24, 40)
+    torch.manual_seed(1)
+    ours, x = Linear(24, 40), torch.randn(5, 24)
+    assert isinstance(ours, nn.Linear) and ours.state_dict().keys() == theirs.state_dict().keys()
+    assert torch.equal(ours(x), theirs(x))
+    ours(x).sum().backward()
+    assert ours.weight.grad is not None
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_is_what_was_asked_for(way, monkeypatch):
+    """The error is that of rounded weights and inputs, and of the result: neither less nor much more."""
+    monkeypatch.setattr(linear, "WAYS", (way,))
+    model, x = nn.Sequential(layer(256, 64)), torch.randn(ROWS, 256)
+    use_precision(model, "bfloat16")
+    y = model[0].prepare(ROWS)(x)
+    assert y.dtype == torch.bfloat16
+    assert 1e-3 < relative_l2(y, truth(model[0], x)) < 4e-3
+    use_precision(model, "float32")
+    assert relative_l2(model[0].prepare(ROWS)(x), truth(model[0], x)) < 1e-6
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ValueError, match="got linears in 'float16'; choose one of float32, bfloat16"):
+        use_precision(layer(), "float16")
+
+
+def test_onednn_is_there():
+    """This torch has the private operators that `packed` calls; a release without them should be noticed here."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch is built without oneDNN")
+    own, x = layer(), torch.randn(ROWS, 24)
+    assert_close(packed(own.weight, own.bias, False)(x), truth(own, x), BARS[torch.float32])

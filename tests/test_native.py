@@ -1,0 +1,212 @@
+"""The compiled kernels: every part against float64, every instruction set, every layout a caller may bring."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import RELATIVE_L2, assert_close, relative_l2
+
+from sparsify import LongConv, cpu, fftconv_ref, native
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels are not compiled, or switched off")
+
+
+@pytest.fixture(params=native.LANES)
+def isa(request):
+    """The kernels under one instruction set, and back to the best afterwards."""
+    best = native.kernels().sparsify_isa().decode()
+    if not native.use(request.param):
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+    native.use(best)
+
+
+def whole(k, seqlen, ahead=0):
+    n = native.good_size(seqlen)
+    return native.Whole(n, native.spectra(k, n, ahead))
+
+
+@pytest.mark.parametrize("seqlen", [1, 2, 15, 16, 17, 255, 256, 257, 1000, 4099, 100_003])
+def test_exact_to_the_promised_error(isa, seqlen):
+    """Relative L2 of at most 5e-7 for causal filters, those that look ahead, prepared and made on the way."""
+    u = torch.randn(2, 2, seqlen)
+    for taps, ahead in ((seqlen, 0), (2 * seqlen - 1, seqlen - 1), (max(1, seqlen // 3), 0)):
+        k = torch.randn(2, taps)
+        y_ref, n = fftconv_ref(u, k, ahead), native.good_size(seqlen)
+        assert relative_l2(native.convolve(u, [whole(k, seqlen, ahead)]), y_ref) <= 5e-7
+        assert relative_l2(native.convolve(u, [native.Whole(n, None, k, ahead)]), y_ref) <= 5e-7
+
+
+def test_every_radix(isa):
+    for q in (1, 2, 3, 4, 5, 6, 8, 9, 10, 16, 18, 27, 32, 45, 64, 81, 125):
+        seqlen = q * native.lanes() ** 2
+        u, k = torch.randn(1, 2, seqlen), torch.randn(2, seqlen)
+        assert native.good_size(seqlen) == seqlen
+        assert relative_l2(native.convolve(u, [whole(k, seqlen)]), fftconv_ref(u, k)) <= 5e-7
+
+
+@pytest.mark.parametrize("taps", [1, 2, 31, 64, 300])
+@pytest.mark.parametrize("seqlen", [1, 63, 1000, 5001])
+def test_few_taps(isa, seqlen, taps):
+    u, k = torch.randn(2, 3, seqlen), torch.randn(3, taps)
+    for ahead in {0, taps // 2, taps - 1}:
+        y_ref = fftconv_ref(u, k, ahead)
+        assert_close(native.convolve(u, [native.Direct(k, ahead)]), y_ref, 1e-6)
+        for n in map(native.good_size, (taps, 2 * taps, 1000)):
+            blocks = native.Blocks(n, native.spectra(k, n, 0, 0.0), taps, ahead)
+            assert_close(native.convolve(u, [blocks]), y_ref, 1e-6)
+
+
+@pytest.mark.parametrize("seqlen", [1, 500, 1023, 1024])
+@pytest.mark.parametrize("share", [1 / 4, 1 / 8, 1 / 16, 1 / 64])
+def test_what_a_mask_leaves(isa, share, seqlen):
+    """Band-limited filters at a lower rate, with and without a head, and folded combs: the planned filter exactly."""
+    n, u = 2048, torch.randn(2, 3, seqlen)
+    k = torch.randn(3, n // 2) * torch.exp(-torch.arange(n // 2) / 200)
+    for mask in (BlockMask.low_pass(n, share), BlockMask.comb(n, share)):
+        for plan in (FilterPlan("frequency-sparse", mask=mask), FilterPlan("split", 32, mask)):
+            kept = plan.apply(k)
+            structure, y_ref = cpu.Structure(kept.mask, kept.head), fftconv_ref(u, kept.k, kept.ahead)
+            for _, way in cpu.structured(seqlen, structure):
+                make = cpu.prepare_comb if way == "comb" else lambda *a: cpu.prepare_slow(*a[:2], seqlen, a[2])
+                prepared = make(kept.k, kept.ahead, structure)
+                assert_close(cpu.fftconv(u, prepared.tables, prepared.layout), y_ref, 1e-6)
+
+
+def test_the_quicker_ways_are_taken_and_hold():
+    """A long filter of every kind, as a model would run it."""
+    n = 1 << 17
+    k, u = torch.randn(2, n // 2) * torch.exp(-torch.arange(n // 2) / 9000), torch.randn(1, 2, n // 2)
+    low, comb = BlockMask.low_pass(n, 1 / 16), BlockMask.comb(n, 1 / 16)
+    for plan, kind in (
+        (FilterPlan("dense"), cpu.WHOLE),
+        (FilterPlan("partial", 4), cpu.DIRECT),
+        (FilterPlan("partial", 256), cpu.HEAD),
+        (FilterPlan("frequency-sparse", mask=low), cpu.SLOW),
+        (FilterPlan("frequency-sparse", mask=comb), cpu.COMB),
+        (FilterPlan("split", 64, low), cpu.HEAD),
+    ):
+        kept = plan.apply(k)
+        conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head)
+        assert conv.prepare(u.shape[-1], u.device).layout[0] == kind, plan
+        assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+
+
+def test_a_sequence_longer_than_the_masks_circle_takes_the_whole_filter():
+    kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 1 << 11))
+    u = torch.randn(1, 2, 3000)
+    conv = LongConv(kept.k, kept.ahead, mask=kept.mask)
+    assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+
+
+class TestAroundTheConvolution:
+    """Gates, skip, dtypes, strides, threads."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("taps", [5, 70, 900])
+    def test_gates_and_skip(self, isa, dtype, taps):
+        u, gate, before = (torch.randn(2, 3, 900).to(dtype) for _ in range(3))
+        k, skip = torch.randn(3, taps), torch.randn(3)
+        g = before.double() * u.double()
+        y_ref = gate.double() * (fftconv_ref(g, k) + skip[:, None].double() * g)
+        block = native.good_size(256)
+        blocks = native.Blocks(block, native.spectra(k[:, :70], block, 0, 0.0), min(taps, 70))
+        for part in {5: [native.Direct(k), blocks], 70: [blocks, whole(k, 900)], 900: [whole(k, 900)]}[taps]:
+            y = native.convolve(u, [part], gate, skip, before)
+            assert y.dtype == dtype
+            assert_close(y, y_ref, RELATIVE_L2[dtype])
+
+    def test_every_half_precision_number_survives(self, isa):
+        """All 65,536 patterns in, and back out."""
+        one = [native.Direct(torch.ones(1, 1))]
+        for dtype in (torch.float16, torch.bfloat16):
+            every = torch.arange(1 << 16).to(torch.int16).view(dtype)[None, None]
+            wide = native.convolve(every, one, out=torch.empty(every.shape))
+            assert torch.equal(wide.nan_to_num(7.0, 8.0, 9.0), every.float().nan_to_num(7.0, 8.0, 9.0))
+            # between two of them, ties and all, as torch rounds
+            between = torch.cat([wide, wide * (1 + 2**-11), wide * (1 + 2**-8), wide * (1 + 2**-9)], -1).nan_to_num(0.0)
+            rounded = native.convolve(between, one, out=torch.empty(between.shape, dtype=dtype))
+            assert torch.equal(rounded, between.to(dtype))
+
+    def test_strides(self, isa):
+        k = torch.randn(3, 700)
+        for u in (
+            torch.randn(2, 700, 3).transpose(1, 2),
+            torch.randn(3, 2, 700).transpose(0, 1),
+            torch.randn(2, 3, 1400)[..., ::2],
+            torch.randn(2, 3, 1).expand(2, 3, 700),
+            torch.randn(1, 3, 700).expand(2, 3, 700),
+        ):
+            assert_close(native.convolve(u, [whole(k, 700)]), fftconv_ref(u, k), 1e-6)
+        out = torch.full((2, 3, 1400), 7.0)
+        native.convolve(u, [whole(k, 700)], out=out[..., 1::2])
+        assert_close(out[..., 1::2], fftconv_ref(u, k), 1e-6)
+        assert (out[..., ::2] == 7).all()
+
+    def test_threads_agree_bit_for_bit(self):
+        u, k = torch.randn(3, 5, 3000), torch.randn(5, 3000)
+        ways = [cpu.prepare(k, 0, 3000), cpu.prepare(k, 0, 3000, spectra_bytes=0), cpu.prepare(k[:, :100], 0, 3000)]
+        results = []
+        threads = torch.get_num_threads()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append([cpu.fftconv(u, way.tables, way.layout) for way in ways])
+        torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def test_empty(self):
+        for shape in ((0, 3, 10), (2, 0, 10)):
+            assert native.convolve(torch.empty(shape), [whole(torch.randn(shape[1], 10), 10)]).shape == shape
+
+    def test_zeros_fail(self):
+        u, k = torch.randn(1, 2, 300), torch.randn(2, 300)
+        assert relative_l2(torch.zeros_like(u), fftconv_ref(u, k)) > 0.99
+
+
+@pytest.mark.parametrize("seqlen", [1, 2, 3, 16, 77])
+@pytest.mark.parametrize("width", [1, 16, 24])
+@pytest.mark.parametrize("taps", [1, 3, 4])
+def test_short_gate(isa, seqlen, width, taps):
+    z, weight, bias = torch.randn(2, seqlen, 3 * width), torch.randn(3 * width, taps), torch.randn(3 * width)
+    for history in (None, torch.randn(2, taps - 1, 3 * width)):
+        before = torch.zeros(2, taps - 1, 3 * width) if history is None else history
+        padded = torch.cat([before, z], 1).transpose(1, 2).double()
+        y = torch.nn.functional.conv1d(padded, weight[:, None].double(), bias.double(), groups=3 * width)
+        x0, x1, v = y.chunk(3, dim=1)
+        into = torch.full((2, width, seqlen + 9), 7.0), torch.full((2, width, seqlen + 9), 7.0)
+        native.short_gate(z, weight, bias, history, tuple(t[..., 4 : 4 + seqlen] for t in into))
+        assert_close(into[0][..., 4 : 4 + seqlen], x0, 1e-6)
+        assert_close(into[1][..., 4 : 4 + seqlen], x1 * v, 1e-6)
+        assert all((t[..., :4] == 7).all() and (t[..., 4 + seqlen :] == 7).all() for t in into)
+
+
+def test_to_rows(isa):
+    y = torch.randn(2, 21, 100)
+    assert torch.equal(native.to_rows(y, 3, 80), y[:, :, 3:80].transpose(1, 2))
+
+
+def test_without_kernels_the_numbers_are_the_same():
+    """torch.fft stands in, silently where it was asked to."""
+    code = (
+        "import torch; from sparsify import LongConv, fftconv_ref, native\n"
+        "assert not native.available()\n"
+        "u, k, g, s = torch.randn(2, 3, 999), torch.randn(3, 999), torch.randn(2, 3, 999), torch.randn(3)\n"
+        "y = g * (fftconv_ref(u, k) + s[:, None] * u)\n"
+        "assert (LongConv(k)(u, gate=g, skip=s) - y).norm() < 1e-6 * y.norm()\n"
+    )
+    env = {"SPARSIFY_NATIVE": "0", "PYTHONWARNINGS": "error", "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="contiguous float32"):
+        native.convolve(torch.randn(1, 1, 8), [native.Direct(torch.randn(2, 1, dtype=torch.float64))])
+    with pytest.raises(ValueError, match="there is no transform of 7 points; take good_size"):
+        native.transform(7, 0.25)
