@@ -24,12 +24,12 @@ struct Stage {
 };
 
 struct Transform {
-    int64_t n, blocks, stages;
+    int64_t n, blocks, stages, merged;
     double shift;
     struct Stage stage[STAGES];
     float turn[RADIX][2];  // exp(-2 pi i shift j / radix of the first stage)
     const float* across;   // (blocks, 2, V): exp(-2 pi i (F + shift) lane / N), F the bin that the stages leave in a block
-    const float* inner;    // (V, 2, V): exp(-2 pi i d lane / V^2)
+    const float* inner;    // (V, 2, V): exp(-2 pi i d lane / V^2); where `merged`, that times `across` for every block
 };
 
 // Convolution with every lag: one right-angle transform (shift 1/4) of N >= seqlen points.

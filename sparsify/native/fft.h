@@ -172,6 +172,8 @@ bool transform_fits(int64_t n) {
     return n > 0 && n % (V * V) == 0 && split_radices(n / (V * V), radix) > 0;
 }
 
+constexpr int64_t MERGED = 1 << 14;  // points up to which a table of all twiddles of all blocks stays in the cache
+
 void* aligned(size_t bytes) {
     void* p = nullptr;
     return posix_memalign(&p, 64, bytes ? bytes : 64) ? nullptr : p;
@@ -219,17 +221,21 @@ Transform* transform_new(int64_t n, double shift) {
         size = s.rest;
     }
     for (int j = 0; j < t->stage[0].radix; j++) root(shift * j, t->stage[0].radix, t->turn[j], t->turn[j] + 1);
+    t->merged = n <= MERGED;
     float* across = (float*)aligned(sizeof(float) * 2 * V * t->blocks);
-    t->across = across;
-    if (!across) return transform_free(t), nullptr;
-    for (int64_t b = 0; b < t->blocks; b++)
-        for (int l = 0; l < V; l++)
-            root((stage_bin(t, b) + shift) * l, n, across + (2 * b) * V + l, across + (2 * b + 1) * V + l);
-    float* inner = (float*)aligned(sizeof(float) * 2 * V * V);
-    t->inner = inner;
-    if (!inner) return transform_free(t), nullptr;
-    for (int d = 0; d < V; d++)
-        for (int l = 0; l < V; l++) root(d * l, V * V, inner + (2 * d) * V + l, inner + (2 * d + 1) * V + l);
+    float* inner = (float*)aligned(sizeof(float) * 2 * V * V * (t->merged ? t->blocks : 1));
+    t->across = across, t->inner = inner;
+    if (!across || !inner) return transform_free(t), nullptr;
+    for (int64_t b = 0; b < t->blocks; b++) {
+        const double bin = stage_bin(t, b) + shift;
+        for (int l = 0; l < V; l++) {
+            root(bin * l, n, across + 2 * V * b + l, across + 2 * V * b + V + l);
+            for (int d = 0; d < V && (t->merged || b == 0); d++) {
+                float* w = inner + 2 * V * (V * b + d) + l;
+                root((t->merged ? bin + t->blocks * d : t->blocks * d) * l, n, w, w + V);
+            }
+        }
+    }
     return t;
 }
 
@@ -333,30 +339,34 @@ INLINE void transpose(Complex* x) {
     for (int i = 0; i < V; i++) x[i].im = part[i];
 }
 
+template <bool MERGE>
 INLINE void block_forward(const Transform* t, const float* z, int64_t block, Complex* x) {
     const Complex across = at(t->across, block);
-    for (int e = 0; e < V; e++) x[e] = at(z, e) * across;
+    const float* inner = t->inner + (MERGE ? 2 * V * V * block : 0);
+    for (int e = 0; e < V; e++) x[e] = MERGE ? at(z, e) : at(z, e) * across;
     dft<V, false>(x);
-    for (int d = 1; d < V; d++) x[d] = x[d] * at(t->inner, d);
+    for (int d = MERGE ? 0 : 1; d < V; d++) x[d] = x[d] * at(inner, d);
     transpose(x);
     dft<V, false>(x);
 }
 
+template <bool MERGE>
 void block_convolve(const Transform* t, float* z, int64_t block, const float* k_f) {
     Complex x[V];
-    block_forward(t, z, block, x);
+    block_forward<MERGE>(t, z, block, x);
     for (int f = 0; f < V; f++) x[f] = x[f] * at(k_f + 2 * V * V * block, f);
     dft<V, true>(x);
     transpose(x);
-    for (int d = 1; d < V; d++) x[d] = turn_back(x[d], at(t->inner, d));
+    const float* inner = t->inner + (MERGE ? 2 * V * V * block : 0);
+    for (int d = MERGE ? 0 : 1; d < V; d++) x[d] = turn_back(x[d], at(inner, d));
     dft<V, true>(x);
     const Complex across = at(t->across, block);
-    for (int e = 0; e < V; e++) put(z, e, turn_back(x[e], across));
+    for (int e = 0; e < V; e++) put(z, e, MERGE ? x[e] : turn_back(x[e], across));
 }
 
 void block_spectrum(const Transform* t, const float* z, int64_t block, float* k_f, float scale) {
     Complex x[V];
-    block_forward(t, z, block, x);
+    t->merged ? block_forward<true>(t, z, block, x) : block_forward<false>(t, z, block, x);
     for (int f = 0; f < V; f++) put(k_f + 2 * V * V * block, f, scaled(x[f], scale));
 }
 
@@ -375,8 +385,11 @@ void block_spectrum(const Transform* t, const float* z, int64_t block, float* k_
     }
 
 void inner_convolve(const Transform* t, float* z, int level, int64_t block, const float* k_f) {
-    if (level == t->stages) return block_convolve(t, z, block, k_f);
+    if (level == t->stages)
+        return t->merged ? block_convolve<true>(t, z, block, k_f) : block_convolve<false>(t, z, block, k_f);
     const Stage& s = t->stage[level];
+    const int64_t points = s.radix * s.rest * V;
+    if (points <= 4096 && points * t->stage[level - 1].radix > 4096) touch(k_f + 2 * V * V * block, 2 * points);
     EVERY_RADIX(s.radix, stage_forward<R>(z, s));
     for (int f = 0; f < s.radix; f++)
         inner_convolve(t, z + 2 * V * f * s.rest, level + 1, block + f * s.rest / V, k_f);

@@ -201,10 +201,13 @@ struct Output {
 // --- the parts -----------------------------------------------------------------------------------------------------------
 
 struct Scratch {
-    float *seen, *sum, *z, *re, *im, *low, *k_f;
+    float *seen, *sum, *z, *re, *im, *low, *k_f;  // low: the slow signal, or the folds of a comb
 };
 
 constexpr int64_t LARGE = 1 << 22;  // samples of a result that no cache holds anyway
+constexpr int64_t TOUCHED = 8192;  // samples fetched at a time
+constexpr int64_t LONG = 2048;     // samples of a stage's rows from which on the processor follows all of them at once;
+                                   // shorter ones are fetched and stored in one go, since memory is quickest in order
 constexpr int64_t STRETCH = 1024;  // samples worked on at a time where no transform says otherwise: they stay in L1
 
 // Taps at lags -ahead .. count - 1 - ahead, as the complex signal whose spectrum with shift 1/4 is theirs:
@@ -378,32 +381,42 @@ void slow_part(const Slow& p, const Input& in, int64_t h, const Scratch& s) {
     memset(s.low + t->n, 0, sizeof(float) * V);
 }
 
-// The bins of one residue: the row folded onto M points with a phase for every fold, convolved, unfolded onto s.sum.
-void comb_part(const Comb& p, const Input& in, int64_t r, int64_t h, const Scratch& s) {
-    const Transform* t = p.transforms[r];
-    const int64_t M = t->n, folds = (in.seqlen + M - 1) / M, residue = p.residue[r];
-    const bool real = residue == 0;
-    for (int64_t i = 0; i < folds; i++) {
-        const float* g = in.see(i * M, M, s.seen);
-        float c, d;
-        root((double)(residue * i), (double)p.teeth, &c, &d);
-        for (int64_t m = 0; m < M; m += V) {
-            vec x = load(g + m);
-            store(s.re + m, i ? load(s.re + m) + c * x : c * x);
-            if (!real) store(s.im + m, i ? load(s.im + m) + d * x : d * x);
+// A comb's residues, one by one: the row folded onto M points with a phase for every fold, and convolved.
+// folded: (residues, 2, M), real and imaginary part; phase: (residues, folds, 2).
+void comb_parts(const Comb& p, const Input& in, int64_t h, const float* phase, float* folded, const Scratch& s) {
+    constexpr int many = 4;  // vectors at a time: neighbours in memory
+    const int64_t M = p.transforms[0]->n, folds = (in.seqlen + M - 1) / M;
+    const float* g = in.see(0, folds * M, s.seen);
+    for (int64_t r = 0; r < p.residues; r++, phase += 2 * folds, folded += 2 * M) {
+        const bool real = p.residue[r] == 0;
+        for (int64_t m = 0; m < M; m += many * V) {
+            vec re[many] = {}, im[many] = {};
+            for (int64_t i = 0; i < folds; i++)
+                for (int j = 0; j < many; j++) {
+                    vec x = load(g + i * M + m + V * j);
+                    re[j] += all(phase[2 * i]) * x;
+                    if (!real) im[j] += all(phase[2 * i + 1]) * x;
+                }
+            for (int j = 0; j < many; j++) store(folded + m + V * j, re[j]), store(folded + M + m + V * j, im[j]);
         }
+        convolve(p.transforms[r], folded, real ? nullptr : folded + M, p.spectra[r] + 2 * M * h, s.z, folded,
+                 real ? nullptr : folded + M);
+        const float weight = real || 2 * p.residue[r] == p.teeth ? 1 : 2;  // the mirror image counts as much
+        for (int64_t m = 0; m < 2 * M; m += V) store(folded + m, weight * load(folded + m));
     }
-    convolve(t, s.re, real ? nullptr : s.im, p.spectra[r] + 2 * M * h, s.z, s.re, real ? nullptr : s.im);
-    const float weight = real || 2 * residue == p.teeth ? 1 : 2;  // the mirror image counts as much
-    for (int64_t i = 0; i < folds; i++) {
-        float c, d;
-        root((double)(residue * i), (double)p.teeth, &c, &d);
-        float* y = s.sum + i * M;
-        for (int64_t m = 0; m < M; m += V) {  // the real part of the conjugate phase times the result
-            vec x = weight * c * load(s.re + m);
-            if (!real) x += weight * d * load(s.im + m);
-            store(y + m, r ? load(y + m) + x : x);
+}
+
+// sum[m] = the residues' results at fold i, sample m: the real part of the conjugate phase times each.
+void unfold(const Comb& p, int64_t i, int64_t folds, int64_t m, int64_t count, const float* phase, const float* folded,
+            float* sum) {
+    const int64_t M = p.transforms[0]->n;
+    for (int64_t at = 0; at < count; at += V) {
+        vec y = vec{};
+        for (int64_t r = 0; r < p.residues; r++) {
+            const float *c = phase + 2 * (r * folds + i), *x = folded + 2 * M * r + m + at;
+            y += all(c[0]) * load(x) + all(c[1]) * load(x + M);
         }
+        store(sum + at, y);
     }
 }
 
@@ -431,7 +444,8 @@ struct Room {
         if (c.comb.residues) {
             const int64_t M = c.comb.transforms[0]->n;
             transform(c.comb.transforms[0]);
-            row = larger(row, (L + M - 1) / M * M);
+            row = larger(row, (L + M - 1) / M * M + 4 * V);
+            low = rounded(2 * c.comb.residues * ((L + M - 1) / M)) + 2 * M * c.comb.residues + V;
         }
         row = rounded(row + V), low = rounded(low);
     }
@@ -483,6 +497,26 @@ void put_aside(const Transform* t, const Input& in, const Output& out, int64_t a
     }
 }
 
+void comb_row(const Comb& p, int64_t h, const Input& in, const Output& out, const Scratch& s) {
+    const int64_t M = p.transforms[0]->n, folds = (in.seqlen + M - 1) / M, L = in.seqlen;
+    float *phase = s.low, *folded = s.low + rounded(2 * p.residues * folds);
+    for (int64_t r = 0; r < p.residues; r++)
+        for (int64_t i = 0; i < folds; i++) {
+            float* w = phase + 2 * (r * folds + i);
+            root((double)(p.residue[r] * i), (double)p.teeth, w, w + 1);
+        }
+    comb_parts(p, in, h, phase, folded, s);
+    for (int64_t start = 0; start < L; start += STRETCH) {  // what fits L1, cut again where a fold ends
+        const int64_t stop = L - start < STRETCH ? L : start + STRETCH;
+        for (int64_t t = start; t < stop;) {
+            const int64_t i = t / M, end = (i + 1) * M < stop ? (i + 1) * M : stop;
+            unfold(p, i, folds, t - i * M, end - t, phase, folded, s.sum + t - start);
+            t = end;
+        }
+        out.put(in, start, stop - start, s.sum, s.re);
+    }
+}
+
 // Blocks that overlap, two at a time as the real and imaginary part of one signal.
 void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, const Scratch& s) {
     const Blocks& p = c.blocks;
@@ -492,11 +526,14 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
     if (n - history > 4 * V) history = (history + V - 1) / V * V;  // whole vectors, where they cost little
     const int64_t hop = n - history;
     const float* k_f = p.spectra + 2 * n * h;
-    const bool direct = out.direct() && !c.slow.rate;
+    const bool in_turns = n / t->stage[0].radix < LONG, direct = out.direct() && !c.slow.rate && !(out.past && in_turns);
     float* y = (float*)out.y.data;
     Rows to;
     to.past = direct && out.past && (uintptr_t)y % sizeof(vec) == 0 && history % V == 0;
+    int64_t touched = 0;
     for (int64_t start = 0; start < L; start += 2 * hop) {
+        for (; in_turns && in.direct() && touched < L && touched < start + 2 * n; touched += TOUCHED)
+            touch((const float*)in.u.data + touched, L - touched < TOUCHED ? L - touched : TOUCHED);
         const bool two = start + hop < L;
         const float* g = in.see(start - (history - p.ahead), two ? n + hop : n, s.seen);
         const int64_t left = L - start, first = left < hop ? left : hop, second = left - hop < hop ? left - hop : hop;
@@ -536,9 +573,7 @@ void run_row(const Call& c, const Scratch& s, int64_t b, int64_t h, const float*
     const Output out{row_of(c.y, b, h), row_of(c.gate_out, b, h), c.skip ? c.skip[h] : 0, past};
     if (c.whole.transform) return whole_row(c.whole.transform, k_f, in, out, s);
     if (c.comb.residues) {
-        for (int64_t r = 0; r < c.comb.residues; r++) comb_part(c.comb, in, r, h, s);
-        for (int64_t i = 0; i < c.seqlen; i += STRETCH)
-            out.put(in, i, c.seqlen - i < STRETCH ? c.seqlen - i : STRETCH, s.sum + i, s.re);
+        comb_row(c.comb, h, in, out, s);
         return;
     }
     if (c.slow.rate) slow_part(c.slow, in, h, s);
