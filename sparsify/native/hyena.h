@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t TILES = 4;  // tiles of tokens that one thread takes at a time
+constexpr int64_t TILES = 8;  // tiles of tokens that one thread takes at a time
 
 struct Tokens {  // a stretch of tokens of one sequence
     int64_t b, start, stop;
@@ -43,35 +43,54 @@ INLINE void put_columns(const Signal& to, int64_t b, int64_t h, int64_t channels
     for (int64_t i = 0; i < V && i < channels; i++) put_some(channel(to, b, h + i) + start, tile[i], tokens);
 }
 
-// Output of the short filter at token t, for the channels from column `at` on.
-INLINE vec short_filter(const ShortGate& c, int64_t b, int64_t t, int64_t at, int64_t count, const float* weight) {
-    const int64_t columns = 3 * c.width;
-    vec y = c.bias ? some(c.bias + at, count) : vec{};
+// The short filter of V channels, from column `column` on, at token t.  z: that column of token 0; weight: (taps, 3 D).
+INLINE vec short_filter(const ShortGate& c, const float* z, const float* history, int64_t t, int64_t column, int64_t count,
+                        const float* weight) {
+    const int64_t columns = 3 * c.width, before = c.taps - 1;
+    vec y = c.bias ? some(c.bias + column, count) : vec{};
     for (int64_t j = 0; j < c.taps; j++) {
-        const int64_t from = t - (c.taps - 1) + j;
-        const float* z = from >= 0   ? c.z + (b * c.seqlen + from) * columns + at
-                         : c.history ? c.history + (b * (c.taps - 1) + from + c.taps - 1) * columns + at
-                                     : nullptr;
-        if (z) y += some(weight + j * columns + at, count) * some(z, count);
+        const int64_t from = t - before + j;
+        const float* seen = from >= 0 ? z + from * columns : history ? history + (from + before) * columns : nullptr;
+        if (seen) y += some(weight + j * columns + column, count) * some(seen, count);
     }
     return y;
 }
 
-// weight: (taps, 3 D)
+// The same for three taps, whole vectors, and tokens that lie before t.
+struct ThreeTaps {
+    vec weight[3], bias;
+    const float* z;
+    int64_t columns;
+
+    ThreeTaps(const ShortGate& c, const float* z, int64_t column, const float* w) : z(z), columns(3 * c.width) {
+        for (int j = 0; j < 3; j++) weight[j] = load(w + j * columns + column);
+        bias = c.bias ? load(c.bias + column) : vec{};
+    }
+    vec operator()(int64_t t) const {
+        const float* at = z + t * columns;
+        return bias + weight[0] * load(at - 2 * columns) + weight[1] * load(at - columns) + weight[2] * load(at);
+    }
+};
+
 void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
     const int64_t D = c.width;
-    for (int64_t t = tokens.start; t < tokens.stop; t += V) {
-        const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
-        for (int64_t h = 0; h < D; h += V) {
-            const int64_t count = D - h < V ? D - h : V;
+    for (int64_t h = 0; h < D; h += V) {  // tokens inside: what a channel gets lies side by side
+        const int64_t count = D - h < V ? D - h : V;
+        const float* z = c.z + tokens.b * c.seqlen * 3 * D + h;
+        const float* history = c.history ? c.history + tokens.b * (c.taps - 1) * 3 * D + h : nullptr;
+        auto slowly = [&](int64_t t, int64_t part) {
+            return short_filter(c, z + part * D, history ? history + part * D : nullptr, t, part * D + h, count, weight);
+        };
+        for (int64_t t = tokens.start; t < tokens.stop; t += V) {
+            const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
             vec x0[V], g[V];
-            for (int64_t i = 0; i < V; i++) {
-                if (i < many) {
-                    x0[i] = short_filter(c, tokens.b, t + i, h, count, weight);
-                    g[i] = short_filter(c, tokens.b, t + i, D + h, count, weight);
-                    g[i] *= short_filter(c, tokens.b, t + i, 2 * D + h, count, weight);
-                } else {
-                    x0[i] = g[i] = vec{};
+            if (c.taps == 3 && count == V && many == V && t >= 2) {
+                const ThreeTaps first(c, z, h, weight), second(c, z + D, D + h, weight), third(c, z + 2 * D, 2 * D + h, weight);
+                for (int64_t i = 0; i < V; i++) x0[i] = first(t + i), g[i] = second(t + i) * third(t + i);
+            } else {
+                for (int64_t i = 0; i < V; i++) {
+                    x0[i] = i < many ? slowly(t + i, 0) : vec{};
+                    g[i] = i < many ? slowly(t + i, 1) * slowly(t + i, 2) : vec{};
                 }
             }
             put_columns(c.x0, tokens.b, h, count, t, many, x0);
@@ -81,10 +100,10 @@ void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
 }
 
 void rows_tokens(const ToRows& c, Tokens tokens) {
-    for (int64_t t = tokens.start; t < tokens.stop; t += V) {
-        const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
-        for (int64_t h = 0; h < c.channels; h += V) {
-            const int64_t count = c.channels - h < V ? c.channels - h : V;
+    for (int64_t h = 0; h < c.channels; h += V) {
+        const int64_t count = c.channels - h < V ? c.channels - h : V;
+        for (int64_t t = tokens.start; t < tokens.stop; t += V) {
+            const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
             vec tile[V];
             for (int64_t i = 0; i < V; i++) tile[i] = i < count ? some(channel(c.y, tokens.b, h + i) + t, many) : vec{};
             transpose(tile);
