@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
 from .layout import assign, rename_all, strip_wrappers
 
 FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
-TILE_ROWS = 1024  # tokens worked on together: few enough to stay in the caches, enough to be worth a call; measured
+TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,21 @@ class HyenaFilter(nn.Module):
 Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
 
 
+class Calls(NamedTuple):
+    """The linear layers of a block, prepared for some rows; see `Linear.prepare`."""
+
+    in_proj: Call
+    out_proj: Call
+    mlp: Call
+
+
 @dataclass
 class State:
-    """What one operator carries from a piece of a sequence to the next; every piece updates it."""
+    """What one layer carries from a piece of a sequence to the next; every piece updates it."""
 
     conv: Conv  # the long convolution, fed in pieces
     history: Tensor | None = None  # (B, T - 1, 3D): what the short filter of T taps still sees; None for zeros
+    calls: Calls | None = None  # kept for all pieces, weights as they were then; None prepares anew for every piece
 
 
 def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
@@ -203,13 +212,9 @@ def last_rows(z: Tensor, before: Tensor | None, count: int) -> Tensor:
 
 
 def gates_like(x: Tensor) -> Gates:
-    """Room for the x0 and g of hidden states x (B, L, D).
-
-    Rows that lie whole pages apart would share few places in the caches: x1.2 in time to write them, x1.8 to read.
-    """
+    """Room for the x0 and g of hidden states x (B, L, D)."""
     batch, seqlen, width = x.shape
-    stride = seqlen + (16 if seqlen % 1024 == 0 else 0)
-    return x.new_empty(batch, width, stride)[..., :seqlen], x.new_empty(batch, width, stride)[..., :seqlen]
+    return x.new_empty(batch, width, seqlen), x.new_empty(batch, width, seqlen)
 
 
 def zeros_before(z: Tensor, count: int) -> Tensor:
@@ -262,16 +267,15 @@ class HyenaOperator(nn.Module):
         y_f = torch.fft.rfft(g.to(k.dtype), n) * torch.fft.rfft(k, n)
         return torch.fft.irfft(y_f, n)[..., :seqlen].to(g.dtype)
 
-    def mix(self, x: Tensor, norm: nn.Module, state: State, room: Gates) -> Tensor:
-        """x0 * (k * g + D g) of u = norm(x), by tiles: x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
+    def mix(self, x: Tensor, project: Call, state: State, room: Gates) -> Tensor:
+        """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
         batch, seqlen, _ = x.shape
         x0, g = room
         k, bias = self.short_filter.weight.flatten(1).contiguous(), self.short_filter.bias
         assert bias is not None  # Conv1d can do without
-        in_proj = self.in_proj.prepare(batch * seqlen)
         ends: list[Tensor] = []
         for b, t in tiles(batch, seqlen):
-            z = in_proj(norm(x[b, t])).to(x.dtype)
+            z = project(x[b, t]).to(x.dtype)
             before = ends.pop() if t.start else state.history if state.history is None else state.history[b]
             short_gate(z, k, bias, before, x0[b, :, t], g[b, :, t])
             ends.append(last_rows(z, before, k.shape[1] - 1))
@@ -295,8 +299,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
-    def prepare(self, rows: int) -> Call:
-        """The same as a function, for one pass over `rows` rows; see `Linear.prepare`."""
+    def prepare(self, rows: float) -> Call:
+        """The same as a function; see `Linear.prepare`."""
         fc1, fc2 = self.fc1.prepare(rows, gelu=True), self.fc2.prepare(rows)
         return lambda x: fc2(fc1(x))
 
@@ -320,13 +324,17 @@ class Block(nn.Module):
         Norms and linear layers see a tile a call; for hooks on anything else, or on all tokens at once, take `forward`.
         """
         batch, seqlen, _ = x.shape
-        y = self.mixer.mix(x, self.norm1, state, room)
-        out_proj, mlp = self.mixer.out_proj.prepare(batch * seqlen), self.mlp.prepare(batch * seqlen)
+        in_proj, out_proj, mlp = state.calls or self.prepare(batch * seqlen)
+        y = self.mixer.mix(x, lambda tile: in_proj(self.norm1(tile)), state, room)
         for b, t in tiles(batch, seqlen):
             tile = x[b, t]
             tile += out_proj(to_rows(y[b, :, t]))
             tile += mlp(self.norm2(tile))
         return x
+
+    def prepare(self, rows: float) -> Calls:
+        """The linear layers for `rows` rows in all; math.inf for as many as may come."""
+        return Calls(self.mixer.in_proj.prepare(rows), self.mixer.out_proj.prepare(rows), self.mlp.prepare(rows))
 
 
 class Backbone(nn.Module):

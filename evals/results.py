@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from sparsify import __version__
+from sparsify.cost import processor
+from sparsify.native import library
 
 from .causality import Leak
 from .quality import Comparison, Quality
@@ -28,6 +30,7 @@ class Conditions:
     device: str  # "cpu", "cuda:0"
     hardware: str  # name of the processor or of the card
     threads: int
+    kernels: str  # instruction set and threads of the compiled kernels, or why there are none
     torch: str
     python: str
     sparsify: str
@@ -42,22 +45,13 @@ def conditions(device: str | torch.device = "cpu") -> Conditions:
         device=str(device),
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         threads=torch.get_num_threads(),
+        kernels=library.describe()[1],
         torch=torch.__version__,
         python=platform.python_version(),
         sparsify=__version__,
         commit=commit(Path(__file__).resolve().parent.parent),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the CPU."""
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def commit(root: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one call takes, and how much faster than the first candidate it is."""
+    """How long one call takes, and how much faster than a baseline it is."""
 
     name: str
     baseline: str
@@ -29,6 +29,18 @@ class Timing:
     speedup_high: float
     rounds: int
     calls: int  # calls behind one timing
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What every candidate took in every round."""
+
+    seconds: Mapping[str, Sequence[float]]  # name -> seconds of one call, round by round
+    calls: Mapping[str, int]  # calls behind one of these
+
+    def against(self, baseline: str) -> dict[str, Timing]:
+        """Medians and quartiles, and how much faster than `baseline` every candidate is: name -> Timing."""
+        return {name: timing(name, baseline, self.seconds, calls) for name, calls in self.calls.items()}
 
 
 def wall_clock() -> float:
@@ -45,7 +57,18 @@ def paired(
     at_least: float = AT_LEAST,
     clock: Clock = wall_clock,
 ) -> dict[str, Timing]:
-    """Timings of all candidates, name -> Timing; the first one is the baseline.
+    """Timings of all candidates, name -> Timing; the first one is the baseline.  See `in_rounds`."""
+    return in_rounds(candidates, rounds, warmup, at_least, clock).against(next(iter(candidates), ""))
+
+
+def in_rounds(
+    candidates: Mapping[str, Work],
+    rounds: int = 11,
+    warmup: int = 2,
+    at_least: float = AT_LEAST,
+    clock: Clock = wall_clock,
+) -> Rounds:
+    """Seconds of all candidates in the same rounds.
 
     Calls each `warmup` times (at least once) untimed, finds how many calls last `at_least` seconds, then times all
     of them in every round, in an order that changes from round to round, without garbage collection.
@@ -64,7 +87,7 @@ def paired(
         for r in range(rounds):
             for name in order(names, r):
                 taken[name].append(seconds_a_call(candidates[name], calls[name], clock))
-    return {name: timing(name, names[0], taken, calls[name]) for name in names}
+    return Rounds(taken, calls)
 
 
 def order(names: list[str], r: int) -> list[str]:
@@ -90,7 +113,7 @@ def seconds_a_call(work: Work, calls: int, clock: Clock) -> float:
     return (clock() - start) / calls
 
 
-def timing(name: str, baseline: str, taken: Mapping[str, list[float]], calls: int) -> Timing:
+def timing(name: str, baseline: str, taken: Mapping[str, Sequence[float]], calls: int) -> Timing:
     """Medians and quartiles of one candidate's rounds."""
     ratios = [base / own for base, own in zip(taken[baseline], taken[name], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -34,7 +34,7 @@ def measured(evaluation: Mapping[str, Any]) -> str:
     names, where = figures.variants(evaluation), evaluation["conditions"]
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     rows = [f"| {' | '.join(row)} |" for row in figures.figure_rows(evaluation)]
-    machine = f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}"
+    machine = f"{where['hardware']}, {where['threads']} threads, kernels {where['kernels']}, torch {where['torch']}"
     notes = [
         *evaluation["verdict"],
         evaluation["convention"],

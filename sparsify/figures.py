@@ -52,10 +52,9 @@ FIGURES: Sequence[tuple[str, Callable[[Row], str]]] = (  # label, cell of one va
 
 
 def variants(evaluation: Row) -> dict[str, Row]:
-    """Name -> what was measured: dense and sparse, or the one model there is."""
-    if evaluation["dense"]:
-        return {"dense": evaluation["dense"], "sparse": evaluation}
-    return {evaluation["variant"]: evaluation}
+    """Name -> what was measured: dense and the variant of it, or the one model there is."""
+    dense = {"dense": evaluation["dense"]} if evaluation["dense"] else {}
+    return {**dense, evaluation["variant"]: evaluation}
 
 
 def figure_rows(evaluation: Row) -> list[tuple[str, ...]]:
@@ -71,3 +70,35 @@ def position_rows(evaluation: Row) -> list[tuple[str, ...]]:
         (f"{buckets[0]['start']:,} - {buckets[0]['stop'] - 1:,}", *(number(b["perplexity"]) for b in buckets))
         for buckets in zip(*columns, strict=True)
     ]
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits and more where it takes long: 0.0123 ms, 1.23 ms, 1,234 ms."""
+    value = 1e3 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def faster(ratio: float, quartiles: Sequence[float]) -> str:
+    low, high = quartiles
+    return f"{ratio:.2f}x ({low:.2f} - {high:.2f})"
+
+
+def both_parts(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[str, Row | None, Row | None]]:
+    """Parts of a forward pass side by side, the largest before first; None for a part that is not there.
+
+    before, after: rows of name, seconds and share, see evals/breakdown.py.
+    """
+    then, now = ({part["name"]: part for part in parts} for parts in (before, after))
+    return [(name, then.get(name), now.get(name)) for name in {**then, **now}]
+
+
+def part_rows(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[str, ...]]:
+    """A row a part: its name, then time and share before and after; the sum last."""
+
+    def cells(part: Row | None) -> tuple[str, str]:
+        return (milliseconds(part["seconds"]), f"{part['share']:.0%}") if part else ("", "")
+
+    rows = [(name, *cells(then), *cells(now)) for name, then, now in both_parts(before, after)]
+    sums = (milliseconds(sum(part["seconds"] for part in parts)) for parts in (before, after))
+    total = [text for one in sums for text in (one, "")]
+    return [*rows, ("together", *total)]

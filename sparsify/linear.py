@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PAYS_AT = 256  # rows of a pass from which preparing a layer pays, measured; shorter ones take F.linear, in float32
+PAYS_AT = 256  # rows from which preparing a layer pays, measured; fewer take F.linear, in float32
 SAMPLE_ROWS, ROUNDS = 256, 5  # what a way is checked and timed on
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BARS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative L2 error against float64 that a way may have
@@ -36,11 +36,12 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, call: Call | None = None) -> Tensor:
         return super().forward(x) if call is None else call(x)
 
-    def prepare(self, rows: int, gelu: bool = False) -> Call:
+    def prepare(self, rows: float, gelu: bool = False) -> Call:
         """This layer, and tanh's GELU after it if asked, as a function: x (..., in) -> (..., out).
 
-        Made for one pass over about `rows` rows in all, without gradients: it may miss later changes of the weights.
-        The result has the dtype of `precision` where that is used.  Every call goes through the module, for its hooks.
+        rows: how many it will see in all, math.inf for no end.  It has no gradients and misses later changes of the
+        weights, so it is meant for one pass, or for a stream that shall stay as it began.  The result has the dtype of
+        `precision` where that is used.  Every call goes through the module, for its hooks.
         """
         if rows < PAYS_AT or not usable(self.weight):
             return (lambda x: F.gelu(self(x), approximate="tanh")) if gelu else self

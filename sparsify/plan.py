@@ -35,7 +35,8 @@ KINDS = {  # kind: (has taps, has a mask)
 class Filter:
     """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
 
-    Where a mask is given, k is `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose spectrum is zero off the mask.
+    Where a mask is given, the lags -n/2 .. n/2 - 1 of its n points are `head` (H, taps) at lags 0 .. taps - 1 plus a
+    rest whose spectrum is zero off the mask.
     """
 
     k: Tensor
@@ -95,8 +96,7 @@ class FilterPlan:
         if head is not None:
             kept[:, ahead : ahead + head.shape[-1]] += head
             head = head.to(k.dtype)
-        masked = self.mask if 2 * k.shape[-1] <= self.mask.n else None  # else taps beyond the mask's reach stay too
-        return Filter(kept.to(k.dtype), ahead, masked, head if masked else None)
+        return Filter(kept.to(k.dtype), ahead, self.mask, head)
 
     def __str__(self) -> str:
         parts = [f"{self.taps} taps"] if self.taps is not None else []

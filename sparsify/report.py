@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .figures import figure_rows, position_rows, power, ratio, variants
+from .figures import Row, both_parts, figure_rows, milliseconds, part_rows, position_rows, power, ratio, variants
 from .figures import speed as speedup
 from .plan import FilterPlan
 from .spectra import energy_by_bin, energy_by_tap
@@ -26,6 +26,7 @@ from .split import split
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
 
 FLOOR_DB = -80.0  # quieter entries are drawn here
+ROW = 54  # units that a part of the time takes in height: its name and two bars
 COSTLY = 1.01  # perplexity over dense perplexity above which a plan is not shown in green
 LEAK_LIMIT = 1e-2  # as in evals/causality.py, which the core does not import: above it a perplexity is not believed
 CSS = """
@@ -72,7 +73,7 @@ text{font:12px system-ui,sans-serif;fill:var(--soft)}
 .line{fill:none;stroke:var(--hue);stroke-width:1.5;stroke-linejoin:round}.area{fill:var(--hue);opacity:.3}
 .kept{--hue:var(--kept)}.tail{--hue:var(--tail)}.whole{--hue:var(--soft)}
 figcaption i{background:var(--hue)}.gone .line{opacity:.6}.gone .area{opacity:.1}i.gone{opacity:.4}
-.dot{fill:var(--hue)}.ring{fill:none;stroke:var(--hue);stroke-width:1.5}
+.bar{fill:var(--hue);opacity:.75}.dot{fill:var(--hue)}.ring{fill:none;stroke:var(--hue);stroke-width:1.5}
 footer dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));gap:.5rem 1.5rem}
 footer dl{margin-top:1rem}footer p{max-width:none;color:var(--soft)}
 pre{white-space:pre-wrap;user-select:all;margin:0;font-size:.9rem}
@@ -86,6 +87,10 @@ def page(result: Mapping[str, Any]) -> str:
     source, out, evaluation = escape(result["source"]), escape(result["out"]), result["evaluation"]
     sections = [
         ("Quality and speed", evaluation and quality(evaluation)),
+        (
+            "Where the time goes, before and after",
+            evaluation and evaluation.get("parts") and parts(evaluation["parts"]),
+        ),
         ("Where the energy lies, and what is kept of it", spectra(result["filters"])),
         ("Perplexity by position", evaluation and positions(evaluation)),
         (f"Plan: {result['plan']}", plan(result["filters"])),
@@ -166,7 +171,7 @@ def sentences(evaluation: Mapping[str, Any] | None) -> Sequence[str]:
 
 def text(words: str) -> str:
     """Escaped words that break between numbers and options, not inside them: 3.1614 ± 0.1414 only before the ±."""
-    return re.sub(r"± \S+( %)?|\([^()]*\)|\S+ (%|tokens/s)|--[\w-]+", r"<span>\g<0></span>", escape(words))
+    return re.sub(r"± \S+( %)?|\([^()]*\)|\S+ (%|ms|tokens/s)|--[\w-]+", r"<span>\g<0></span>", escape(words))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -379,6 +384,42 @@ def positions(evaluation: Mapping[str, Any]) -> str:
     legend = [(kind, name) for name, (kind, _, _) in marks.items()]
     picture = figure("perplexity as computed, by tokens read so far", legend, chart)
     return f'<div class="pair positions">{picture}{table(["tokens", *rows], position_rows(evaluation))}</div>'
+
+
+def parts(measured: Mapping[str, Any]) -> str:
+    """Where the time of one forward pass goes: two bars a part on one scale, and the numbers."""
+    before, after = measured["before"], measured["after"]
+    rows = both_parts(before, after)
+    longest = max(part["seconds"] for part in (*before, *after))
+    drawn = [
+        f'<text class="name" x="0" y="{ROW * i + 12}">{escape(name)}</text>'
+        + bar("whole", ROW * i + 18, then, longest)
+        + bar("kept", ROW * i + 33, now, longest)
+        for i, (name, then, now) in enumerate(rows)
+    ]
+    title = "seconds of a forward pass by part, before and after"
+    chart = (f'<svg viewBox="0 0 400 {ROW * len(rows)}" role="img"><title>{title}</title>'
+             f"<desc>the same numbers stand in the table</desc>{''.join(drawn)}</svg>")  # fmt: skip
+    sums = [sum(part["seconds"] for part in found) for found in (before, after)]
+    tokens = f"one forward pass of {measured['length']:,} tokens"
+    caption = f"{tokens}: {milliseconds(sums[0])} before, {milliseconds(sums[1])} after"
+    legend = [("whole", "before"), ("kept", "after")]
+    note = (
+        "Before is the model's own code, which makes filters and their spectra anew in every pass; after is this plan,"
+        " with everything prepared. Taking a pass apart slows it a little."
+    )
+    head = ["part", "before", "share", "after", "share"]
+    numbers = table(head, part_rows(before, after))
+    return f'<p class="soft">{note}</p><div class="pair positions">{figure(caption, legend, chart)}{numbers}</div>'
+
+
+def bar(kind: str, y: int, part: Row | None, longest: float) -> str:
+    """One bar with its time at the end; nothing for a part that is not there."""
+    if part is None:
+        return ""
+    width = max(1.0, 320 * part["seconds"] / longest)
+    return (f'<g class="{kind}"><rect class="bar" x="0" y="{y}" width="{width:.1f}" height="12" rx="1"/></g>'
+            f'<text x="{width + 5:.1f}" y="{y + 10}">{milliseconds(part["seconds"])}</text>')  # fmt: skip
 
 
 def nice(step: float) -> float:

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from . import figures
+from .figures import Row
 
 BARS = "▁▂▃▄▅▆▇█"
 FLOOR_DB = -60.0  # what a sparkline shows as its lowest bar
@@ -48,9 +49,13 @@ def inspected(console: Console, result: Mapping[str, Any]) -> None:
     sites = [(s["name"], s["channels"], f"{s['taps']:,}", "causal" if s["causal"] else "both ways", s["plan"])
              for s in result["sites"]]  # fmt: skip
     table(console, "Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites)
-    if result["time"]:
-        parts = [(p["name"], f"{1e3 * p['seconds']:.2f} ms", f"{p['share']:.0%}") for p in result["time"]]
-        table(console, f"One forward pass of {result['timed_tokens']:,} tokens", ("part", "time", "share"), parts)
+    split_time(console, f"{result['timed_tokens']:,} tokens", result["upstream_time"], result["time"])
+
+
+def split_time(console: Console, what: str, before: Sequence[Row], after: Sequence[Row]) -> None:
+    """Where the time goes, as upstream and under the plan."""
+    columns = ("part", "as upstream", "share", "this plan", "share")
+    table(console, f"One forward pass of {what}, median over rounds", columns, figures.part_rows(before, after))
 
 
 def analyzed(console: Console, result: Mapping[str, Any]) -> None:
@@ -83,18 +88,79 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
 
 def benched(console: Console, result: Mapping[str, Any]) -> None:
     rows = [
-        (r["name"], f"{1e3 * r['upstream_seconds']:.3f} ms", f"{1e3 * r['dense_seconds']:.3f} ms",
-         f"{1e3 * r['seconds']:.3f} ms", f"{r['speedup']:.2f}x ({r['speedup_quartiles'][0]:.2f} - "
-         f"{r['speedup_quartiles'][1]:.2f})", r["plan"])
-        for r in (*result["sites"], result)
-    ]  # fmt: skip
-    title = f"{result['batch']} x {result['length']:,} tokens; speedup is paired, dense / sparse, with quartiles"
-    table(console, title, ("", "as upstream", "dense", "this plan", "speedup", "plan"), rows)
+        (
+            r["name"],
+            *(figures.milliseconds(r[f"{key}seconds"]) for key in ("upstream_", "dense_", "")),
+            *(figures.faster(r[f"{key}speedup"], r[f"{key}speedup_quartiles"]) for key in ("upstream_", "")),
+            r["plan"],
+        )
+        for r in (result, *result["sites"])
+    ]
+    sizes = f"{result['batch']} x {result['length']:,} tokens"
+    columns = ("", "as upstream", "dense", "this plan", "against upstream", "against dense", "plan")
+    table(console, f"{sizes}; ratios are paired, with quartiles", columns, rows)
+    split_time(console, sizes, result["parts"]["before"], result["parts"]["after"])
     console.print(
-        "[dim]as upstream: filter and spectrum computed anew in every forward pass; dense: prepared once[/dim]"
+        "[dim]as upstream: filter and spectrum computed anew in every forward pass (one convolution: its spectrum); "
+        "dense: prepared once[/dim]"
     )
-    c = result["conditions"]
-    console.print(f"[dim]{c['hardware']}, {c['threads']} threads, torch {c['torch']}, commit {c['commit']}[/dim]")
+    if result["linears"] != "float32":
+        console.print(
+            f"[dim]linear layers of this plan in {result['linears']}; `sparsify eval ppl` measures the loss[/dim]"
+        )
+    taken_under(console, result["conditions"])
+
+
+def taken_under(console: Console, c: Mapping[str, Any]) -> None:
+    where = f"{c['hardware']}, {c['threads']} threads, kernels {c['kernels']}, torch {c['torch']}, commit {c['commit']}"
+    console.print(f"[dim]{where}[/dim]")
+
+
+def convolved(console: Console, result: Mapping[str, Any]) -> None:
+    """The convolution alone: a table a shape."""
+    for timed in result["shapes"]:
+        batch, channels, seqlen = timed["shape"]
+        ways = timed["ways"]
+        baselines = list(ways[-1]["faster_than"])
+        rows = [
+            (
+                way["name"],
+                figures.milliseconds(way["seconds"]),
+                *(ratio(way["faster_than"].get(b) if i >= j else None) for j, b in enumerate(baselines, 1)),
+                figures.power(way["error"]),
+            )
+            for i, way in enumerate(ways)
+        ]
+        columns = ("", "a call", *(f"against {baseline}" for baseline in baselines), "error")
+        table(console, f"{batch} x {channels:,} channels x {seqlen:,} samples", columns, rows)
+    console.print(
+        "[dim]ratios are paired, with quartiles; error: relative L2 against float64; malloc reuses memory for all[/dim]"
+    )
+    taken_under(console, result["conditions"])
+
+
+def ratio(found: Mapping[str, float] | None) -> str:
+    return figures.faster(found["median"], (found["low"], found["high"])) if found else ""
+
+
+def calibrated(console: Console, result: Mapping[str, Any]) -> None:
+    measured, default = result["costs"], result["defaults"]
+    rows = [(f"a point, there and back, of {1 << int(bits):,}", f"{ns:.2f}", f"{default['point'][bits]:.2f}")
+            for bits, ns in measured["point"].items()]  # fmt: skip
+    names = {
+        "sample": "a sample, read and stored",
+        "tap": "a tap of a sample",
+        "window": "a sample, to a lower rate and back",
+        "fold": "a sample, folded and back",
+    }
+    rows += [(label, f"{measured[name]:.2f}", f"{default[name]:.2f}") for name, label in names.items()]
+    table(console, f"Nanoseconds of one core, {result['processor']}", ("", "measured", "default"), rows)
+    console.print(f"kept in {result['path']}", soft_wrap=True)
+
+
+def generated(console: Console, result: Mapping[str, Any]) -> None:
+    """The text alone, for the next program."""
+    console.out(result["text"])
 
 
 def converted(console: Console, result: Mapping[str, Any]) -> None:

@@ -1,7 +1,11 @@
 """How the tests compare: relative to the signal, one bar a dtype."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from sparsify import fftconv_ref
 
 # Relative L2 error against float64.  Each bar lies a few times above the rounding of its dtype, far below any signal.
 RELATIVE_L2 = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -31,3 +35,14 @@ def assert_close(y: Tensor, y_ref: Tensor, bar: float) -> None:
 def wide(y: Tensor) -> Tensor:
     """y on the CPU in float64 or complex128."""
     return y.detach().cpu().to(torch.complex128 if y.is_complex() else torch.float64)
+
+
+def reference_conv(k: Tensor) -> Callable[..., Tensor]:
+    """`fftconv_ref` as models call a convolution: conv(u, gate=None, skip=None), dtype of u.  k: (H, K)."""
+
+    def conv(u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        y = fftconv_ref(u, k[:, : u.shape[-1]])
+        y = y if skip is None else y + skip[:, None] * u
+        return (y if gate is None else gate * y).to(u.dtype)
+
+    return conv

@@ -1,6 +1,7 @@
 """The verbs as people and machines call them, in processes of their own where that matters."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from layouts import TINY, weights, write, write_tiny
+from layouts import TINY, Sizes, weights, write, write_tiny
 from safetensors.torch import load_file
 
-from sparsify import swap
-from sparsify.cli import check_close, main
+from sparsify import cli_measure, cost, native, swap
+from sparsify.cli import main
 from sparsify.converters import load
+from sparsify.evals import kernels
+from sparsify.evals.breakdown import FILTERS
 from sparsify.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,24 +152,139 @@ def test_force_spares_what_is_not_ours(checkpoint, tmp_path):
     assert run("convert", inside, out, "--taps", 6, "--force").exit_code == 1 and inside.is_dir()
 
 
-def test_timing_something_wrong_means_nothing():
-    y = torch.randn(1, 2, 8)
-    check_close(y, y.double(), "site")
-    with pytest.raises(RuntimeError, match=r"site: the convolution is off by 1\.0e\+00"):
-        check_close(torch.zeros_like(y), y.double(), "site")
-
-
-def test_bench(checkpoint, tmp_path):
+def test_bench_of_a_model(checkpoint, tmp_path):
     answer("convert", checkpoint, tmp_path / "out", "--taps", 5)
     result = answer("bench", tmp_path / "out", "--rounds", 3)
-    low, high = result["speedup_quartiles"]
-    assert low <= result["speedup"] <= high and len(result["sites"]) == 2
+    assert len(result["sites"]) == 2
+    for row in (result, *result["sites"]):
+        for key in ("speedup", "upstream_speedup"):
+            low, high = row[f"{key}_quartiles"]
+            assert low <= row[key] <= high
+    parts = result["parts"]
+    for way in ("before", "after"):
+        assert sum(part["share"] for part in parts[way]) == pytest.approx(1)
+    assert {part["name"] for part in parts["before"]} - {part["name"] for part in parts["after"]} == {FILTERS}
 
 
-@pytest.mark.parametrize("verb", ["inspect", "analyze"])
+def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
+    """The very operators: another made of the same taps might take another way to the same numbers."""
+    answer("convert", checkpoint, tmp_path / "out", "--split", "8:0.25")
+    made, timed = [], []
+    operators, timed_site = cli_measure.operators, cli_measure.timed_site
+
+    def keep(*args):
+        made.append(operators(*args))
+        return made[-1]
+
+    def watch(p, site, dense, sparse, *rest):
+        timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.ahead > 0))
+        return timed_site(p, site, dense, sparse, *rest)
+
+    monkeypatch.setattr(cli_measure, "operators", keep)
+    monkeypatch.setattr(cli_measure, "timed_site", watch)
+    answer("bench", tmp_path / "out", "--rounds", 3)
+    assert timed == [(True, True, True)] * 2
+
+
+def test_bench_of_the_convolution(tmp_path):
+    done = run(
+        "bench", "--shape", "1,2,300", "--shape", "2,1,40", "--rounds", 3, "--save", tmp_path / "a" / "b.json", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "a" / "b.json").read_text())
+    assert [timed["shape"] for timed in result["shapes"]] == [[1, 2, 300], [2, 1, 40]]
+    assert result["conditions"]["kernels"] and "1 x 2 x 300: timing" in done.stderr
+    exact = result["shapes"][0]["ways"][2]
+    assert exact["name"] == "exact" and exact["error"] < 1e-6 and exact["faster_than"]["reference code"]["median"] > 0
+
+
+def test_quick_is_a_subset(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(cli_measure, "convolutions", lambda some, rounds: shapes.append(some) or {})
+    for options in ([], ["--quick"]):
+        answer("bench", *options)
+    assert shapes == [kernels.SHAPES, kernels.QUICK] and set(kernels.QUICK) < set(kernels.SHAPES)
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build")
+def test_calibrate_measures_and_keeps(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cost.costs.cache_clear()
+    result = answer("bench", "--calibrate")
+    assert (
+        result["path"] == str(tmp_path / "sparsify" / "costs.json")
+        and result["costs"].keys() == result["defaults"].keys()
+    )
+    assert cost.costs().tap == result["costs"]["tap"]
+    assert "nanoseconds" in run("bench", "--calibrate").stdout.lower()
+    cost.costs.cache_clear()
+
+
+def test_calibrate_without_kernels_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("SPARSIFY_NATIVE", "0")
+    done = run("bench", "--calibrate")
+    assert done.exit_code == 1 and "there are none here: switched off" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """Enough context for prepared linear layers."""
+    return write(tmp_path_factory.mktemp("longer") / "m", s=Sizes(2, 32, 64, 322, order=8))
+
+
+def test_the_loss_of_bfloat16_is_measured(longer, dna, tmp_path):
+    plain = answer("eval", "ppl", longer, "--data", dna)
+    half = answer("eval", "ppl", longer, "--data", dna, "--linears", "bfloat16")
+    assert plain["dense"] is None and plain["linears"] == "float32"
+    assert half["variant"] == "dense, bfloat16 linears" and half["linears"] == "bfloat16"
+    assert half["dense"]["perplexity"] == plain["perplexity"]  # paired with float32 on the same tokens
+    assert half["kl"] > 0 and half["nll_difference"] != 0 and abs(half["perplexity_ratio"] - 1) < 0.01
+    done = answer("convert", longer, tmp_path / "out", "--taps", 30, "--data", dna, "--linears", "bfloat16")
+    sparse = done["evaluation"]
+    assert sparse["variant"] == "sparse, bfloat16 linears" and done["next"].endswith(" --linears bfloat16")
+    assert (
+        answer("eval", "ppl", tmp_path / "out", "--data", dna)["perplexity"] != sparse["perplexity"]
+    )  # asked for only
+    command = shlex.split(done["next"])
+    assert answer(*command[command.index("eval") :])["perplexity"] == sparse["perplexity"]
+    for page in ("report.html", "README.md"):
+        assert "sparse, bfloat16 linears" in (tmp_path / "out" / page).read_text()
+    assert answer("bench", longer, "--linears", "bfloat16", "--rounds", 3)["linears"] == "bfloat16"
+
+
+def test_generate(checkpoint, tmp_path):
+    ask = ("generate", checkpoint, "--count", 30, "--temperature", 1, "--seed", 3)
+    done = run(*ask, "--prompt", "ACGTTTGA")
+    assert done.exit_code == 0 and re.fullmatch("[ACGT]{30}\n", done.stdout)
+    result = answer(*ask, "--prompt", "ACGTTTGA")
+    assert result["text"] == done.stdout.strip() and result["prompt_tokens"] == 8 and result["tokens_per_second"] > 0
+    (tmp_path / "prompt.fa").write_text(">a sequence\nacgt\nTTGA\n")
+    assert answer(*ask, "--prompt-file", tmp_path / "prompt.fa", "--upper")["text"] == result["text"]
+    p = load(checkpoint)
+    ids = torch.tensor([p.tokenizer.encode("ACGTTTGA")])
+    grown = p.model.stream().generate(ids, 30, temperature=1, seed=3)
+    assert p.tokenizer.decode(grown[0, 8:].tolist()) == result["text"]
+    greedy = answer("generate", checkpoint, "--prompt", "A", "--count", 5)
+    assert len(greedy["text"]) == 5 and greedy["text"] == answer(*ask[:2], "--prompt", "A", "--count", 5)["text"]
+
+
+def test_doctor_does_not_need_kernels(monkeypatch):
+    monkeypatch.setenv("SPARSIFY_NATIVE", "0")
+    result = answer("doctor")
+    assert result["ok"]
+    assert {"name": "kernels", "ok": False, "detail": "switched off: SPARSIFY_NATIVE=0"} in result["checks"]
+
+
+@pytest.mark.parametrize("verb", ["inspect", "analyze", "bench"])
 def test_tables_for_people(checkpoint, verb):
-    done = run(verb, checkpoint)
+    done = run(verb, checkpoint, *(["--rounds", 3] if verb == "bench" else []))
     assert done.exit_code == 0 and "backbone.layers.0.mixer" in done.output
+
+
+def test_table_of_the_convolution():
+    done = run("bench", "--shape", "1,2,300", "--rounds", 3)
+    assert done.exit_code == 0 and "partial 1/16" in done.stdout and "against best torch.fft" in done.stdout
 
 
 def test_module_is_the_same_program():
@@ -194,6 +312,16 @@ def test_module_is_the_same_program():
         (("eval", "ppl", "{src}", "--data", "{out}"), "there is no file"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999), "longer than the model's"),
         (("eval", "ppl", "{src}", "--data", "{lower}"), "lower-case"),
+        (("eval", "ppl", "{src}", "--data", "{dna}", "--linears", "bfloat16"), "begins to pay at 256 tokens"),
+        (("bench", "--length", 64), "--length is about a model; name the MODEL"),
+        (("bench", "--linears", "bfloat16"), "--linears is about a model"),
+        (("bench", "{src}", "--shape", "1,2,30"), "--shape is about the convolution alone"),
+        (("bench", "--calibrate", "--quick"), "give it alone"),
+        (("generate", "{src}"), "give --prompt or --prompt-file"),
+        (("generate", "{src}", "--prompt", "A", "--prompt-file", "{dna}"), "one of them"),
+        (("generate", "{src}", "--prompt", " "), "the prompt is empty"),
+        (("generate", "{src}", "--prompt", "ACXT"), "other letters than ACGT"),
+        (("generate", "{src}", "--prompt", "acgt"), "lower-case"),
     ],
 )
 def test_refusals_are_one_sentence_and_leave_nothing(checkpoint, sparse, dna, tmp_path, args, says):

@@ -319,19 +319,23 @@ def test_tiles_compute_what_the_formulas_say(batch, length, small_tiles, monkeyp
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("pieces", [(66,), (1,) * 20, (2, 1, 1, 3, 17, 1, 40, 1), (16, 16, 16, 16), (33, 1, 32)])
-def test_pieces_with_a_state_are_the_whole(pieces, batch, small_tiles):
+@pytest.mark.parametrize("kept", [False, True])
+def test_pieces_with_a_state_are_the_whole(pieces, batch, kept, small_tiles, monkeypatch):
     plain = layouts.untied()
     model, filters = with_convs(plain)
     ids = torch.randint(7, 12, (batch, sum(pieces)))
     states = [State(Direct(k)) for k in filters]
+    if kept:
+        for state, layer in zip(states, model.backbone.layers, strict=True):
+            state.calls = layer.prepare(math.inf)
+        monkeypatch.setattr(linear.Linear, "prepare", None)  # not again
     hidden = torch.cat([model.backbone(piece, states) for piece in ids.split(pieces, dim=1)], dim=1)
     assert_close(hidden, oracle_hidden(plain, ids, 0.0), FLOAT32)
     assert all(state.history.shape == (batch, 2, 36) for state in states)
     if len(pieces) > 1:  # a state that is forgotten is noticed
         for state in states:
             state.history = None
-        again = model.backbone(ids[:, -3:], [State(s.conv, torch.zeros(batch, 2, 36)) for s in states])
-        assert relative_l2(again, hidden[:, -3:]) > 100 * FLOAT32
+        assert relative_l2(model.backbone(ids[:, -3:], states), hidden[:, -3:]) > 100 * FLOAT32
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])

@@ -12,7 +12,7 @@ import sparsify
 from sparsify.evals.causality import Leak
 from sparsify.evals.data import Document, windows
 from sparsify.evals.quality import compare
-from sparsify.evals.results import EvalResult, commit, conditions, processor, report
+from sparsify.evals.results import EvalResult, commit, conditions, report
 from sparsify.evals.throughput import Timing
 
 LEAK = Leak(past_mean=0.01, past_worst=0.02, edge_mean=0.1, edge_worst=0.18, trials=16)
@@ -81,13 +81,6 @@ def test_conditions_of_this_process():
     assert now.hardware
     age = datetime.now().astimezone() - datetime.fromisoformat(now.date)
     assert timedelta(0) <= age < timedelta(minutes=1)
-
-
-def test_processor_name(tmp_path):
-    path = tmp_path / "cpuinfo"
-    path.write_text("processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nprocessor\t: 1\nmodel name\t: Other\n")
-    assert processor(path) == "Some CPU: 3 GHz"
-    assert processor(tmp_path / "missing") == (platform.processor() or platform.machine())
 
 
 def test_commit_of_a_checkout(tmp_path):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from sparsify.evals.throughput import order, paired, tokens_per_second, wall_clock
+from sparsify.evals.throughput import in_rounds, order, paired, tokens_per_second, wall_clock
 
 
 class Bench:
@@ -58,6 +58,16 @@ def test_medians_and_quartiles_of_the_rounds():
     ratios = [1.0, 4.0, 2.0, 0.5, 5.0]
     assert found.seconds == 1.0 and found.speedup == statistics.median(ratios) == 2
     assert (found.speedup_low, found.speedup_high) == (1.0, 4.0)
+
+
+def test_the_same_rounds_against_any_baseline():
+    bench = Bench()
+    taken = in_rounds(
+        {name: bench.work(name, s) for name, s in (("a", 1.0), ("b", 0.5), ("c", 4.0))}, clock=bench.clock
+    )
+    assert {name: t.speedup for name, t in taken.against("a").items()} == {"a": 1, "b": 2, "c": 0.25}
+    assert {name: t.speedup for name, t in taken.against("b").items()} == {"a": 0.5, "b": 1, "c": 0.125}
+    assert taken.against("b")["c"].baseline == "b" and taken.against("b")["c"].seconds == 4.0
 
 
 @pytest.mark.parametrize("seconds", [1e-5, 3e-4, 0.004, 0.019])

@@ -1,5 +1,6 @@
 """Linear layers prepared for a pass: the same numbers, never stale, and only ways that are right."""
 
+import math
 import time
 
 import pytest
@@ -140,6 +141,17 @@ def test_a_short_pass_is_the_plain_layer():
     x = torch.randn(PAYS_AT - 1, 24)
     assert torch.equal(own.prepare(len(x))(x), own(x))
     assert torch.equal(own.prepare(len(x), gelu=True)(x), F.gelu(own(x), approximate="tanh"))
+
+
+def test_calls_without_end_are_prepared_however_short():
+    """And stay as they began, which a stream relies on."""
+    own = layer()
+    use_precision(own, "bfloat16")
+    x = torch.randn(1, 24)
+    call, y_ref = own.prepare(math.inf), truth(own, x)
+    own.weight.zero_()
+    assert call(x).dtype == torch.bfloat16
+    assert_close(call(x), y_ref, BARS[torch.bfloat16])
 
 
 @pytest.mark.parametrize("change", [lambda own: own.double(), lambda own: own.bfloat16()])

@@ -82,7 +82,8 @@ def test_what_a_mask_leaves(isa, share, seqlen):
 def test_the_quicker_ways_are_taken_and_hold():
     """A long filter of every kind, as a model would run it."""
     n = 1 << 17
-    k, u = torch.randn(2, n // 2) * torch.exp(-torch.arange(n // 2) / 9000), torch.randn(1, 2, n // 2)
+    taps = n // 2 + 2  # two more than the context, as HyenaDNA has them
+    k, u = torch.randn(2, taps) * torch.exp(-torch.arange(taps) / 9000), torch.randn(1, 2, n // 2)
     low, comb = BlockMask.low_pass(n, 1 / 16), BlockMask.comb(n, 1 / 16)
     for plan, kind in (
         (FilterPlan("dense"), cpu.WHOLE),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, reference_conv
 
-from sparsify import fftconv_ref, policies, swap
+from sparsify import policies, swap
 from sparsify.converters import load
 from sparsify.evals import causality, quality
 from sparsify.evals.data import read_documents, windows
@@ -74,6 +74,5 @@ def test_reference_op_in_every_site(tiny, held_out):
     filters = tiny.filters
     swap.install(tiny.sites, dict.fromkeys(filters))
     own = tiny.model(held_out.ids[:2])
-    reference = {n: lambda g, k=k: fftconv_ref(g, k[:, : g.shape[-1]]).to(g.dtype) for n, k in filters.items()}
-    swap.install(tiny.sites, reference)
+    swap.install(tiny.sites, {name: reference_conv(k) for name, k in filters.items()})
     assert_close(tiny.model(held_out.ids[:2]), own, 1e-5)

@@ -96,7 +96,8 @@ CHANGES = {
     "not causal": lambda r: r["evaluation"].update(
         leak=None, perplexity_cut=None, perplexity_cut_ratio=None, verdict=[]
     ),
-    "never timed": lambda r: r["evaluation"].update(speedup=None, speedup_quartiles=None),
+    "never timed": lambda r: r["evaluation"].update(speedup=None, speedup_quartiles=None, parts=None),
+    "before there were parts": lambda r: r["evaluation"].pop("parts"),
     "the same everywhere": lambda r: [
         b.update(perplexity=4.0)
         for row in (r["evaluation"], r["evaluation"]["dense"])
@@ -185,11 +186,11 @@ def test_limit_is_that_of_the_evals():
 
 
 def stretches(html):
-    """Class, first and last x of every piece of curve, panel by panel."""
+    """Class, first and last x of every piece of curve, panel by panel, without charts of anything else."""
     pieces = (
         r'<g class="([\w ]+)"><path class="area" d="M([\d.]+),[^"]*"/><path class="line" d="M[^"]* ([\d.]+),[\d.]+"/>'
     )
-    panels = re.findall(r"<svg.*?</svg>", html)
+    panels = [panel for panel in re.findall(r"<svg.*?</svg>", html) if 'class="area"' in panel]
     return [[(kind, float(a), float(b)) for kind, a, b in re.findall(pieces, panel)] for panel in panels]
 
 
@@ -246,6 +247,25 @@ def test_curve_takes_the_loudest_of_a_cell():
     assert [dB for _, dB in points].count(0) == 1 and [dB for _, dB in points].count(-40) == len(points) - 1
     at = next(x for x, dB in points if dB == 0)
     assert 7778 <= at < 1.1 * 7778
+
+
+def test_time_is_drawn_to_one_scale(result):
+    """Two bars a part, before above after, as long as they took; a part that is gone has one."""
+    parts = [("linear", 0.3, 0.15), ("filters <made> anew", 0.1, None), ("norms", 1e-9, 0.06)]
+    before = [{"name": name, "seconds": then, "share": then / 0.4} for name, then, _ in parts]
+    after = [{"name": name, "seconds": now, "share": now / 0.21} for name, _, now in parts if now]
+    result["evaluation"]["parts"] = {"batch": 1, "length": 64, "before": before, "after": after}
+    html = page(result)
+    bars = re.findall(r'<g class="(\w+)"><rect class="bar" x="0" y="(\d+)" width="([\d.]+)"', html)
+    kinds, heights, widths = zip(*bars, strict=True)
+    assert kinds == ("whole", "kept", "whole", "whole", "kept")
+    assert list(heights) == sorted(heights, key=int) and len(set(heights)) == 5
+    longest = float(widths[0])
+    assert [float(width) / longest for width in widths[:3]] == pytest.approx([1, 0.5, 1 / 3], rel=1e-2)
+    assert float(widths[3]) == 1 and float(widths[4]) / longest == pytest.approx(0.2, rel=1e-2)  # seen, however short
+    made = Page(html)
+    assert {"300 ms", "75%", "150 ms", "71%", "400 ms", "210 ms", "filters <made> anew", "together"} <= set(made.cells)
+    assert "Where the time goes, before and after" in made.text
 
 
 def test_silence_lies_on_the_floor():

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, reference_conv
 from layouts import tiny_model
 
-from sparsify import fftconv_ref, policies, swap
+from sparsify import policies, swap
 from sparsify.evals.causality import relative
 
 
@@ -19,22 +19,11 @@ def model():
 
 
 @torch.no_grad()
-def reference(k):
-    """`fftconv_ref` as models call a convolution."""
-
-    def conv(u, gate=None, skip=None):
-        y = fftconv_ref(u, k[:, : u.shape[-1]])
-        y = y if skip is None else y + skip[:, None] * u
-        return (y if gate is None else gate * y).to(u.dtype)
-
-    return conv
-
-
 def test_reference_in_every_site_gives_the_same_logits(model):
     model, sites, ids = model
     own = model(ids)
     filters = swap.materialize(sites)
-    swap.install(sites, {name: reference(k) for name, k in filters.items()})
+    swap.install(sites, {name: reference_conv(k) for name, k in filters.items()})
     assert_close(model(ids), own, 1e-5)
 
 

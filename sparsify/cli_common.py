@@ -1,0 +1,157 @@
+"""What the verbs share: options, the way to a checkpoint, a model under a plan, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
+    from torch import Tensor
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals import Logits
+
+    from .plan import Plan
+    from .sites import Conv
+
+DEFAULT_WINDOWS = 500
+FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator."""
+
+    def decorate(verb: Any) -> Any:
+        for decorator in reversed(decorators):
+            verb = decorator(verb)
+        return verb
+
+    return decorate
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+SOURCE = options(  # what `open_checkpoint` takes
+    click.option("--revision", help="Branch, tag or commit on the hub."),
+    click.option(
+        "--shift", type=float, help="Floor of HyenaDNA's decay window: 0 as trained, 0.05 as in the hub's own code."
+    ),
+    click.option("--device", help="Where to run: cpu, cuda, cuda:1.  [default: cuda if there is one]"),
+)
+UPPER = click.option("--upper", is_flag=True, help="Read lower-case (soft-masked) bases as upper case.")
+DATA = options(
+    click.option("--context", type=click.IntRange(2), help="Tokens in a window.  [default: the model's context]"),
+    click.option("--stride", type=click.IntRange(1), help="Tokens from window to window.  [default: context]"),
+    click.option(
+        "--limit", type=click.IntRange(0), default=DEFAULT_WINDOWS, show_default=True,
+        help="Windows, evenly spaced; 0 takes all.",
+    ),
+    UPPER,
+)  # fmt: skip
+LINEARS = click.option(
+    "--linears", type=click.Choice([FLOAT32, BFLOAT16]), default=FLOAT32, show_default=True,
+    help="What the linear layers multiply in, on a CPU; bfloat16 is quicker, and its loss is measured.",
+)  # fmt: skip
+
+
+def open_checkpoint(src: str, revision: str | None, shift: float | None, device: str | None) -> Pretrained:
+    """SRC, loaded, with the plan it was saved with or the dense one."""
+    import torch
+
+    from sparsify.converters import load
+
+    say(f"loading {src}")
+    p = load(src, revision, shift, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for note in p.notes:
+        say(f"note: {note}")
+    return p
+
+
+def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrained:
+    """The dense checkpoint that `p` is compared with, from its main branch, under the same shift unless told."""
+    shift = p.shift if where["shift"] is None else where["shift"]
+    base = open_checkpoint(src, **{**where, "revision": None, "shift": shift})
+    if not base.plan.is_dense:
+        raise ValueError(f"the baseline {src} is under the plan {base.plan.policy} itself; pass a dense checkpoint")
+    return base
+
+
+def described(p: Pretrained) -> dict[str, Any]:
+    """Which checkpoint this is."""
+    return {
+        "source": p.source.label,
+        "revision": p.source.revision,
+        "sha256": p.sha256,
+        "family": p.family,
+        "shift": p.shift,
+        "plan": p.plan.policy,
+    }
+
+
+def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dict[str, Conv]:
+    """The convolutions of a checkpoint under a plan, None for the one that keeps everything."""
+    from . import swap
+    from .plan import Plan
+
+    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut)
+
+
+def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Logits:
+    """The model with these convolutions and linear layers as a function; other variants may run in between."""
+    from . import swap
+    from .linear import use_precision
+
+    run = swap.variant(p.model, p.sites, convs)
+
+    def forward(ids: Tensor) -> Tensor:
+        use_precision(p.model, linears)
+        return run(ids)
+
+    return forward
+
+
+def check_linears(p: Pretrained, linears: str, length: int) -> None:
+    """Refuse a precision that would not be used.  length: tokens of the shortest pass."""
+    from .linear import PAYS_AT, Linear
+
+    if linears == FLOAT32:
+        return
+    if p.device.type != "cpu" or not any(isinstance(module, Linear) for module in p.model.modules()):
+        raise ValueError(f"--linears {linears} is for HyenaDNA on a CPU so far; add --device cpu, or leave it out")
+    if length < PAYS_AT:
+        raise ValueError(
+            f"--linears {linears} begins to pay at {PAYS_AT} tokens and is not used below, got {length}; leave it out"
+        )
+
+
+def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
+    """Token ids to time a model on: (batch, length)."""
+    import torch
+
+    first, stop = p.tokenizer.id_range
+    return torch.randint(first, stop, (batch, length))
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    click.echo(line, err=True)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """JSON that every reader takes: NaN is an error, not a number."""
+    return json.dumps(result, indent=2, allow_nan=False)
+
+
+def emit(result: dict[str, Any], as_json: bool, table: str) -> None:
+    """`result` on stdout, as JSON or through the function of that name in show.py."""
+    if as_json:
+        click.echo(as_text(result))
+        return
+    from rich.console import Console
+
+    from . import show
+
+    getattr(show, table)(Console(highlight=False, width=None if sys.stdout.isatty() else 140), result)

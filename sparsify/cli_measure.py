@@ -1,0 +1,320 @@
+"""The verbs that measure: `eval` for quality, `bench` for speed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from .cli_common import (
+    AS_JSON,
+    DATA,
+    FLOAT32,
+    LINEARS,
+    SOURCE,
+    as_text,
+    check_linears,
+    described,
+    emit,
+    open_baseline,
+    open_checkpoint,
+    operators,
+    running,
+    say,
+    some_tokens,
+)
+
+if TYPE_CHECKING:
+    from sparsify.converters import Pretrained
+    from sparsify.evals.data import Windows
+    from sparsify.evals.throughput import Rounds, Timing
+
+    from .plan import Plan
+    from .sites import Conv, ConvSite
+
+TOKENS_A_BATCH = 1 << 14
+PARTS_TOKENS = 1 << 13  # that a forward pass taken apart has at most, where it is a by-product
+QUICK_ROUNDS = 3  # and how often it runs
+SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
+
+
+# --- quality -------------------------------------------------------------------------------------------------------
+
+
+@click.group("eval")
+def evaluate() -> None:
+    """Measure quality."""
+
+
+@evaluate.command()
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Text or FASTA file, gzipped or not.")
+@click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
+@DATA
+@LINEARS
+@SOURCE
+@AS_JSON
+def ppl(
+    model: str, data: Path, baseline: str | None, context: int | None, stride: int | None, limit: int, upper: bool,
+    linears: str, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Perplexity of MODEL, paired with the dense model on the same tokens; leak and cut perplexity if it has a plan."""
+    p = open_checkpoint(model, **where)
+    base = open_baseline(baseline, p, where) if baseline else None
+    windows = windows_of(p, data, context, stride, limit, upper)
+    emit(measured(p, p.plan, windows, base, linears), as_json, "quality")
+
+
+def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:
+    """What to score: windows of DATA in this model's tokens."""
+    from sparsify.evals.data import Document, read_documents, windows
+
+    if p.head != "lm":
+        raise ValueError(f"{p.source.name} has a {p.head}'s head, and perplexity takes a language model's")
+    if context is not None and context > p.context:
+        raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
+    documents = [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
+    return windows(documents, p.tokenizer.encode, context or p.context, stride, p.tokenizer.alphabet, limit or None)
+
+
+def measured(
+    p: Pretrained,
+    plan: Plan,
+    windows: Windows,
+    base: Pretrained | None = None,
+    linears: str = FLOAT32,
+    speed: bool = False,
+) -> dict[str, Any]:
+    """Quality, and speed if asked for, of a checkpoint under a plan, against the dense model on the same tokens.
+
+    linears: what the variant multiplies in; the dense model has float32 always.
+    """
+    from tqdm import tqdm
+
+    from sparsify.evals import causality, quality, results, throughput
+
+    check_linears(p, linears, windows.context)
+    own, causal = base or p, any(site.causal for site in p.sites)
+    variants = {"dense": running(own, operators(own))}
+    name = "dense" if base is None and plan.is_dense else "sparse"
+    name += "" if linears == FLOAT32 else f", {linears} linears"
+    if name != "dense":
+        variants[name] = running(p, operators(p, plan), linears)
+    shown, cuts = list(variants), {}
+    if plan.leaks and causal:
+        variants["cut"], cuts = running(p, operators(p, plan, cut=True), linears), {name: "cut"}
+    with tqdm(total=len(windows), desc="perplexity", unit="window", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        comparison = quality.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
+    leaks = {name: causality.leak(variants[name], windows) for name in shown} if causal else {}
+    timings: dict[str, Timing] = {}
+    if speed:
+        say("timing")
+        timings = throughput.paired({name: partial(variants[name], windows.ids[:1]) for name in shown})
+    report = results.report(comparison, results.conditions(p.device), cuts, leaks, timings, windows.context)
+    rows = {row["variant"]: row for row in report.pop("results")}
+    dense, row = rows["dense"], rows[name]
+    verdict = []
+    if row is not dense and causal:
+        verdict = causality.verdict(dense["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
+    compared = {
+        "plan": plan.policy,
+        "linears": linears,
+        "dense": None if row is dense else dense,
+        "dense_source": own.source.label,
+        "parts": timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
+    }
+    return {**described(p), **report, **row, **compared, "verdict": verdict}
+
+
+def timed_parts(
+    p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5
+) -> dict[str, Any]:
+    """Where the time of one forward pass goes, by part: before, as upstream has it, and after, under the plan."""
+    from sparsify.evals.breakdown import Stopwatch, breakdown
+
+    say("timing the parts of a forward pass")
+    watch, ids = Stopwatch(), some_tokens(p, batch, length)
+    convs = {name: watch.wrap(conv) for name, conv in operators(p, plan).items()}
+    runs = {"before": running(p, dict.fromkeys(p.filters)), "after": running(p, convs, linears)}
+    found = breakdown(p.model, {name: partial(run, ids) for name, run in runs.items()}, watch, p.sites, rounds)
+    return {
+        "batch": batch,
+        "length": length,
+        **{name: [asdict(part) for part in parts] for name, parts in found.items()},
+    }
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+
+class BatchChannelsLength(click.ParamType[tuple[int, int, int]]):
+    """B,H,L, e.g. 1,256,32768."""
+
+    name = "B,H,L"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        try:
+            batch, channels, length = (int(size) for size in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not B,H,L, e.g. 1,256,32768", param, ctx)
+        if min(batch, channels, length) < 1:
+            self.fail(f"{value!r} holds a size below 1", param, ctx)
+        return batch, channels, length
+
+
+OF_A_MODEL = {"baseline", "length", "batch", "linears", "revision", "shift", "device"}
+OF_A_CONVOLUTION = {"shapes", "quick"}
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--baseline", help="Dense checkpoint to compare MODEL with.  [default: MODEL itself, dense]")
+@click.option("--length", type=click.IntRange(1), help="Tokens in a sequence.  [default: context, up to 32768]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at a time.")
+@click.option("--shape", "shapes", type=BatchChannelsLength(), multiple=True, help="Time the convolution at this shape "
+              "only; may be repeated.  [default: six, to 1,64,1048576]")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Time the convolution at the first two shapes only.")
+@click.option(
+    "--calibrate", is_flag=True, help="Measure what ways to convolve cost here, and choose by that from now on."
+)
+@click.option("--rounds", type=click.IntRange(3), default=11, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON to this file, too.")
+@LINEARS
+@SOURCE
+@AS_JSON
+def bench(
+    model: str | None, baseline: str | None, length: int | None, batch: int,
+    shapes: Sequence[tuple[int, int, int]], quick: bool, calibrate: bool, rounds: int, save: Path | None, linears: str,
+    as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Time MODEL against the dense model in the same rounds: end to end, by part, and every convolution.
+
+    Without MODEL: time the convolution alone, on the CPU, against the code of the models and the best of torch.fft.
+    """
+    if model is None:
+        refuse_given(OF_A_MODEL, "a model; name the MODEL")
+    else:
+        refuse_given(OF_A_CONVOLUTION, "the convolution alone; leave the MODEL out")
+    if calibrate:
+        if model is not None or shapes or quick:
+            raise ValueError("--calibrate times ways to convolve, nothing else; give it alone")
+        result, table = calibrated(), "calibrated"
+    elif model is None:
+        from sparsify.evals.kernels import QUICK, SHAPES
+
+        result, table = convolutions(shapes or (QUICK if quick else SHAPES), rounds), "convolved"
+    else:
+        p = open_checkpoint(model, **where)
+        base = open_baseline(baseline, p, where) if baseline else p
+        result, table = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds), "benched"
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(as_text(result) + "\n")
+    emit(result, as_json, table)
+
+
+def refuse_given(names: set[str], about: str) -> None:
+    """Refuse options that say nothing to what is asked for, rather than ignore them."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name in names:
+            raise ValueError(f"{parameter.opts[0]} is about {about}, or leave {parameter.opts[0]} out")
+
+
+def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
+    """The convolution alone, at each of these shapes."""
+    from sparsify.evals import kernels, results
+
+    timed = []
+    for shape in shapes:
+        label = " x ".join(f"{size:,}" for size in shape)
+        ways = kernels.compare(shape, rounds, partial(tell, label))
+        timed.append({"shape": list(shape), "ways": [asdict(way) for way in ways]})
+    return {"shapes": timed, "rounds": rounds, "conditions": asdict(results.conditions())}
+
+
+def tell(what: str, step: str) -> None:
+    say(f"{what}: {step}")
+
+
+def calibrated() -> dict[str, Any]:
+    """The constants of this machine, measured and kept, beside the defaults."""
+    from . import cost
+    from .native import library
+
+    there, found = library.describe()
+    if not there:
+        raise ValueError(f"--calibrate times the compiled kernels, and there are none here: {found}")
+    costs = cost.calibrate(say)
+    return {**cost.machine(), "path": str(cost.keep(costs)), "costs": asdict(costs), "defaults": asdict(cost.DEFAULT)}
+
+
+def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> dict[str, Any]:
+    """A model against the dense one and as upstream computes it: end to end, by part, and every convolution."""
+    from sparsify.evals import results, throughput
+
+    check_linears(p, linears, batch * length)
+    sparse, dense = operators(p, p.plan), operators(base)
+    runs = {  # the baseline of most ratios first
+        "dense": running(base, dense),
+        "sparse": running(p, sparse, linears),
+        "upstream": running(base, dict.fromkeys(base.filters)),
+    }
+    say("timing the whole model")
+    ids = some_tokens(p, batch, length)
+    taken = throughput.in_rounds({name: partial(run, ids) for name, run in runs.items()}, rounds)
+    row = timing_row("whole model", taken, p.plan.policy)
+    own = dense if base is p else operators(p)
+    return {
+        **described(p),
+        **row,
+        "length": length,
+        "batch": batch,
+        "linears": linears,
+        "tokens_per_second": batch * length / row["seconds"],
+        "parts": timed_parts(p, p.plan, batch, length, linears),
+        "sites": [timed_site(p, site, own[site.name], sparse[site.name], batch, length, rounds) for site in p.sites],
+        "conditions": asdict(results.conditions(p.device)),
+    }
+
+
+def timed_site(
+    p: Pretrained, site: ConvSite, dense: Conv, sparse: Conv, batch: int, length: int, rounds: int
+) -> dict[str, Any]:
+    """One convolution alone: as upstream, but for the filter's network; dense and under the plan, as installed."""
+    import torch
+
+    from sparsify.evals import kernels, throughput
+
+    say(f"timing {site.name}")
+    k, kept = p.filters[site.name], p.plan.filters[site.name]
+    u = torch.randn(batch, site.channels, length, device=p.device)
+    kernels.check(site.name, sparse(u[:1]), u[:1], kept.apply(k), SITE_BAR)
+    upstream = partial(kernels.reference, u, k[:, :length].to(p.device))
+    runs = {"dense": partial(dense, u), "sparse": partial(sparse, u), "upstream": upstream}
+    with torch.no_grad():
+        taken = throughput.in_rounds(runs, rounds)
+    return timing_row(site.name, taken, str(kept))
+
+
+def timing_row(name: str, taken: Rounds, plan: str) -> dict[str, Any]:
+    """What the verb says of one thing that was timed dense, sparse and as upstream."""
+    dense, upstream = taken.against("dense"), taken.against("upstream")
+    row: dict[str, Any] = {"name": name, "plan": plan, "seconds": dense["sparse"].seconds}
+    row |= {f"{other}_seconds": dense[other].seconds for other in ("dense", "upstream")}
+    return row | faster("speedup", dense["sparse"]) | faster("upstream_speedup", upstream["sparse"])
+
+
+def faster(key: str, timing: Timing) -> dict[str, Any]:
+    return {key: timing.speedup, f"{key}_quartiles": [timing.speedup_low, timing.speedup_high]}
