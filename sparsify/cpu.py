@@ -127,9 +127,12 @@ def prepare(
 
 def few_taps(seqlen: int, taps: int) -> tuple[float, str, int]:
     """Cost of a short filter, "few taps", and the block size to take; 0 means tap by tap."""
-    reckoned = [(costs().direct(seqlen, taps), 0)]
-    reckoned += [(costs().blocks(seqlen, taps, n), n) for n in block_sizes(seqlen, taps)]
-    cost, block = min(reckoned)
+    reckoned = [(costs().blocks(seqlen, taps, n), n) for n in block_sizes(seqlen, taps)]
+    best = min(reckoned)[0]
+    cost, block = next((cost, n) for cost, n in reckoned if cost <= NEARLY * best)  # the smallest: kinder to caches
+    direct = costs().direct(seqlen, taps)
+    if direct < cost:
+        cost, block = direct, 0
     return cost, "few taps", block
 
 
@@ -180,6 +183,7 @@ def masked_spectrum(k: Tensor, ahead: int, structure: Structure) -> Tensor:
 
 
 SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
+NEARLY = 1.02  # times the best cost, which no reckoning tells from the best
 ROWS = 16  # channels prepared at a time: float64 spectra of all would be large
 
 
