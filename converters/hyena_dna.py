@@ -412,9 +412,11 @@ class HyenaDNA(nn.Module):
         """
         if self.config.num_labels is not None:
             raise ValueError("a classifier scores whole sequences; only a language model can be fed in pieces")
-        mixers = [module for module in self.modules() if isinstance(module, HyenaOperator)]
-        filters = [m.filter_fn.materialize() if m.long_conv is None else causal_filter(m.long_conv) for m in mixers]
-        states = [State(ConvStream(k.to(self.lm_head.weight.device), batch)) for k in filters]
+        states = []
+        for layer in self.backbone.layers:
+            conv = layer.mixer.long_conv
+            k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
+            states.append(State(ConvStream(k.to(self.lm_head.weight.device), batch), calls=layer.prepare(math.inf)))
 
         def step(ids: Tensor) -> Tensor:
             return self.lm_head(self.backbone(ids, states))
