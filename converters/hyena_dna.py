@@ -395,6 +395,10 @@ class HyenaDNA(nn.Module):
         return "lm" if self.config.num_labels is None else "classifier"
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        if input_ids.dim() != 2 or not input_ids.numel():
+            raise ValueError(
+                f"got ids of shape {tuple(input_ids.shape)}, expected (batch, tokens), at least one of each"
+            )
         if input_ids.shape[-1] > self.config.max_seq_len:
             raise ValueError(
                 f"got {input_ids.shape[-1]} tokens, the model's filters reach {self.config.max_seq_len}; "
@@ -412,8 +416,11 @@ class HyenaDNA(nn.Module):
         """
         if self.config.num_labels is not None:
             raise ValueError("a classifier scores whole sequences; only a language model can be fed in pieces")
+        if (dtype := self.lm_head.weight.dtype) != torch.float32:
+            raise ValueError(f"this model is {dtype}, and streams are float32; call model.float() first")
         states = []
         for layer in self.backbone.layers:
+            assert isinstance(layer, Block)
             conv = layer.mixer.long_conv
             k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
             states.append(State(ConvStream(k.to(self.lm_head.weight.device), batch), calls=layer.prepare(math.inf)))

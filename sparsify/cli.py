@@ -303,7 +303,7 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True,
               help="0 takes the likeliest token each time, 1 draws as the model predicts.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1), help="Draw among so many of the likeliest tokens.  [default: all]")
-@click.option("--seed", type=int, help="Draw the same tokens again.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Draw the same tokens again.")
 @UPPER
 @SOURCE
 @AS_JSON
@@ -386,7 +386,11 @@ def doctor(as_json: bool) -> None:
     from .native import library
 
     u, k = torch.randn(2, 3, 1000), torch.randn(3, 1000)
-    error = relative(fftconv(u, k).double(), fftconv_ref(u, k))
+    try:
+        error = relative(fftconv(u, k).double(), fftconv_ref(u, k))
+        convolution = error < 1e-6, f"relative L2 error {error:.1e} against float64"
+    except ValueError as refusal:  # an instruction set that cannot run here
+        convolution = False, str(refusal)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     bindings = bool(importlib.util.find_spec("cuda")) and bool(importlib.util.find_spec("cuda.bindings"))
     checks = [
@@ -397,7 +401,7 @@ def doctor(as_json: bool) -> None:
             f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         ),
         *(installed(name) for name in ("transformers", "huggingface_hub", "safetensors")),
-        ("convolution", error < 1e-6, f"relative L2 error {error:.1e} against float64"),
+        ("convolution", *convolution),
         ("kernels", *library.describe()),
         ("gpu", gpu is not None, gpu or "none: the CPU backend is used"),
         ("cuda.bindings", bindings, "found" if bindings else "not found: needed for kernels on a GPU only"),

@@ -215,6 +215,8 @@ def bench(
         result, table = convolutions(shapes or (QUICK if quick else SHAPES), rounds), "convolved"
     else:
         p = open_checkpoint(model, **where)
+        if length is not None and length > p.context:
+            raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
         base = open_baseline(baseline, p, where) if baseline else p
         result, table = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds), "benched"
     if save:

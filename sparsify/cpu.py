@@ -1,8 +1,8 @@
 """The CPU backend: what is prepared of a filter, and how it meets a signal.
 
 The compiled kernels do the work where they are (`sparsify.native`): the cheapest of whole rows, overlapping blocks,
-single taps, a lower sampling rate or a folded row, as `sparsify.cost` reckons.  Elsewhere, and in float64, it is
-torch.fft: real FFTs of good sizes, cached spectra, rows in blocks that stay in cache.
+single taps, a lower sampling rate or a folded row, as `sparsify.cost` reckons.  Elsewhere, and for float64
+filters, it is torch.fft: real FFTs of good sizes, cached spectra, rows in blocks that stay in cache.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def prepare(
         return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
     if structure is not None and 2 * seqlen > structure.mask.n:
         structure = None  # on so short a circle lags would meet
+    felt = felt if felt.stride(-1) == 1 else felt.contiguous()
     n = native.good_size(seqlen)
     ways = [(costs().transform(n), "whole"), few_taps(seqlen, felt.shape[-1])[:2]]
     if structure is not None:

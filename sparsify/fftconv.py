@@ -8,10 +8,12 @@ no activation.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
-from . import cpu
+from . import cpu, native
 from .monarch import BlockMask
 
 
@@ -33,6 +35,7 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     j - ahead.  Returns y: (B, H, L), dtype of u.  Differentiable in u and k.
     """
     check(u, k, ahead)
+    native.check_shapes(u, None, None)
     if torch.is_grad_enabled() and (u.requires_grad or k.requires_grad):
         k, ahead = cpu.crop(k, ahead, u.shape[-1])
         whole = cpu.one_block(u.shape[-1], k.shape[-1], ahead)
@@ -42,13 +45,20 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
 
 def check(u: Tensor, k: Tensor, ahead: int = 0) -> None:
     """Refuse shapes that do not convolve, in one sentence."""
-    if k.dim() != 2:
-        raise ValueError(f"filter k has shape {tuple(k.shape)}, expected (channels, taps)")
+    check_filter(k, ahead)
     if u.dim() < 2 or u.shape[-2] != k.shape[0]:
         hint = "; pass u.transpose(1, 2)" if u.dim() == 3 and u.shape[-1] == k.shape[0] else ""
         raise ValueError(f"signal u has shape {tuple(u.shape)}, expected (batch, {k.shape[0]}, seqlen){hint}")
+
+
+def check_filter(k: Tensor, ahead: int) -> None:
+    if k.dim() != 2:
+        raise ValueError(f"filter k has shape {tuple(k.shape)}, expected (channels, taps)")
     if not 0 <= ahead < k.shape[-1]:
         raise ValueError(f"ahead must lie in [0, {k.shape[-1]}), got {ahead}")
+
+
+_caching = threading.Lock()  # for what all LongConvs keep: a lock of their own could not be copied
 
 
 class LongConv(nn.Module):
@@ -73,11 +83,12 @@ class LongConv(nn.Module):
         spectra_bytes: int | None = None,
     ) -> None:
         super().__init__()
+        check_filter(k, ahead)
         self.k = k.detach().contiguous()
         self.ahead = ahead
         self.structure = None if mask is None else cpu.Structure(mask, head)
         self.spectra_bytes = spectra_bytes
-        self._prepared: dict[tuple[int, torch.device], cpu.Prepared] = {}
+        self._prepared: dict[tuple[int, torch.device, bool], cpu.Prepared] = {}
 
     def extra_repr(self) -> str:
         channels, taps = self.k.shape
@@ -87,20 +98,24 @@ class LongConv(nn.Module):
         """What signals of up to `seqlen` samples on `device` need, from the cache if there."""
         step = 1 << max(0, seqlen.bit_length() - 5)  # lengths within a sixteenth of each other share a spectrum
         room = -(-seqlen // step) * step
-        if (room, device) not in self._prepared:
-            if len(self._prepared) == self.CACHED_LENGTHS:
-                self._prepared.pop(next(iter(self._prepared)))  # the oldest
-            self._prepared[room, device] = prepare(
-                self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes
-            )
-        return self._prepared[room, device]
+        key = room, device, native.available()
+        found = self._prepared.get(key)
+        if found is None:
+            found = prepare(self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes)
+            with _caching:
+                while len(self._prepared) >= self.CACHED_LENGTHS:
+                    self._prepared.pop(next(iter(self._prepared)))  # the oldest
+                self._prepared[key] = found
+        return found
 
     def forward(self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """gate * (k * u + skip * u).  u, gate: (B, H, L).  skip: (H,)."""
+        """gate * (k * u + skip * u), dtype of u.  u, gate: (B, H, L).  skip: (H,)."""
+        check(u, self.k, self.ahead)
+        native.check_shapes(u, gate, skip)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip)):
             y = fftconv(u, self.k.to(u.device), self.ahead)
             y = y if skip is None else y + skip[:, None] * u
-            return y if gate is None else gate * y
+            return (y if gate is None else gate * y).to(u.dtype)
         return run(u, self.prepare(u.shape[-1], u.device), gate, skip)
 
 

@@ -59,7 +59,7 @@ def residues(mask: BlockMask) -> tuple[int, ...]:
 
 
 def circle(k: Tensor, ahead: int, n: int) -> Tensor:
-    """A filter around a circle of n points, float64: (H, n).  k: (H, K), tap j at lag j - ahead; taps past n are cut."""
+    """A filter around a circle of n points, float64: (H, n).  k: (H, K), tap j at lag j - ahead; the first n count."""
     return torch.nn.functional.pad(k.double(), (0, n - k.shape[-1])).roll(-ahead, -1)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NoReturn, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,12 @@ class Stream:
         if piece < 1:
             raise ValueError(f"a piece must have at least 1 token, got {piece}")
         self.step, self.batch, self.piece, self.letters = step, batch, piece, letters
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """What a stream remembers lies behind `step`, which a copy would share."""
+        raise TypeError(
+            "a stream cannot be copied; for several continuations of a text, make a stream of that batch size"
+        )
 
     @torch.no_grad()
     def feed(self, ids: Tensor) -> Tensor:

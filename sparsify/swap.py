@@ -40,7 +40,10 @@ def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> dict
 
 
 def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
-    """Swap in the planned convolutions, in place; returns the function that undoes it.  Weights stay untouched."""
+    """Swap in the planned convolutions, in place; returns the function that undoes it.  Weights stay untouched.
+
+    The operators hold the filters as they are now: changes of the weights behind them need another swap.
+    """
     before = install(sites, operators(materialize(sites), plan))
 
     def undo() -> None:

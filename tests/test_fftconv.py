@@ -163,3 +163,35 @@ class TestTorch:
             program = torch.export.export(conv, (u,))
             torch.export.save(program, tmp_path / "conv.pt2")
             assert torch.equal(torch.export.load(tmp_path / "conv.pt2").module()(u), conv(u))
+
+
+@pytest.mark.parametrize(
+    ("u", "gate", "skip", "says"),
+    [
+        ((2, 3, 50), (2, 3, 25), None, "gate has shape"),
+        ((2, 3, 50), (1, 3, 50), None, "gate has shape"),
+        ((2, 3, 50), None, (2,), "one number a channel"),
+        ((2, 4, 50), None, None, r"expected \(batch, 3, seqlen\)"),
+        ((3, 50), None, None, r"floats of \(batch, channels, seqlen\)"),
+    ],
+)
+def test_refuses_what_would_be_read_beyond(u, gate, skip, says):
+    conv = LongConv(torch.randn(3, 50))
+    with pytest.raises(ValueError, match=says):
+        conv(torch.randn(u), *(None if shape is None else torch.randn(shape) for shape in (gate, skip)))
+
+
+def test_any_layout_of_the_filter():
+    u = torch.randn(2, 8, 300)
+    for k in (torch.randn(300, 8).t(), torch.randn(8, 600)[:, ::2], torch.randn(8, 1).expand(8, 300)):
+        assert_close(fftconv(u, k), fftconv_ref(u, k), RELATIVE_L2[torch.float32])
+    for ahead in (-1, 300):
+        with pytest.raises(ValueError, match="ahead must lie in"):
+            LongConv(torch.randn(8, 300), ahead)
+
+
+def test_kernels_may_be_switched_off_at_any_time(monkeypatch):
+    conv, u = LongConv(torch.randn(3, 300)), torch.randn(1, 3, 300)
+    conv(u)
+    monkeypatch.setenv("SPARSIFY_NATIVE", "0")
+    assert_close(conv(u), fftconv_ref(u, conv.k), RELATIVE_L2[torch.float32])

@@ -1,5 +1,6 @@
 """What comes in pieces equals what comes at once: convolutions against float64, models against themselves."""
 
+import copy
 import itertools
 
 import layouts
@@ -10,7 +11,7 @@ from helpers import RELATIVE_L2, assert_close, relative_l2
 from sparsify import LongConv, fftconv_ref, policies, stream, swap
 from sparsify.converters import hyena_dna, load
 from sparsify.evals.data import read_documents, windows
-from sparsify.stream import ConvStream
+from sparsify.stream import ConvStream, Stream
 
 FLOAT32 = RELATIVE_L2[torch.float32]
 MODEL = 1e-5  # relative L2 of logits, as for the model itself
@@ -331,3 +332,9 @@ def test_real_weights(test_data):
         install(p.sites, policy)
         for pieces in ((1,), (300, 1, 128)):
             assert_close(feed(p.model, ids, pieces), whole, MODEL)
+
+
+def test_a_copy_would_share_its_memory_so_there_is_none():
+    stream = Stream(lambda ids: ids[..., None].float(), 1)
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(stream)

@@ -100,6 +100,8 @@ class Whole:
     def write(self, c: CWhole) -> None:
         c.transform, c.spectra, c.ahead = transform(self.n, 0.25), address(self.spectra), self.ahead
         if self.taps is not None:
+            if self.taps.stride(1) != 1 or self.taps.dtype != torch.float32 or self.taps.device.type != "cpu":
+                raise ValueError(f"expected float32 taps side by side on the CPU, got strides {self.taps.stride()}")
             c.taps, c.count, c.stride = self.taps.data_ptr(), self.taps.shape[1], self.taps.stride(0)
 
 
@@ -290,6 +292,16 @@ def in_order(k_f: Tensor, scale: float) -> Tensor:
     return torch.stack([k_f.real, k_f.imag], dim=-2).float().flatten(1).contiguous()
 
 
+def check_shapes(u: Tensor, gate: Tensor | None, skip: Tensor | None) -> None:
+    """Refuse what a kernel would read beyond."""
+    if u.dim() != 3 or not u.is_floating_point():
+        raise ValueError(f"signal u is {u.dtype} {tuple(u.shape)}, expected floats of (batch, channels, seqlen)")
+    if gate is not None and gate.shape != u.shape:
+        raise ValueError(f"gate has shape {tuple(gate.shape)}, expected that of the signal, {tuple(u.shape)}")
+    if skip is not None and skip.shape != u.shape[1:2]:
+        raise ValueError(f"skip has shape {tuple(skip.shape)}, expected one number a channel, ({u.shape[1]},)")
+
+
 FIELDS: dict[type, str] = {Whole: "whole", Direct: "direct", Blocks: "blocks", Slow: "slow", Comb: "comb"}
 
 
@@ -307,6 +319,9 @@ def convolve(
     kind.  Returns (B, H, L), dtype of u; or fills `out`, which shares no memory with u.
     """
     out = torch.empty(u.shape, dtype=u.dtype) if out is None else out
+    check_shapes(u, gate, skip)
+    check_shapes(u, gate_in, None)
+    check_shapes(u, out, None)
     batch, channels, seqlen = u.shape
     call = CCall(batch=batch, channels=channels, seqlen=seqlen, skip=address(skip))
     describe(call.u, u)
