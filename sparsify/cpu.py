@@ -106,14 +106,14 @@ def prepare(
     made anew in every call, which takes half as long again.
     """
     felt, felt_ahead = crop(k, ahead, seqlen)
-    if k.dtype != torch.float32 or not native.available():
+    if k.dtype != torch.float32 or k.device.type != "cpu" or not native.available():
         n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
         return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
     if structure is not None and 2 * seqlen > structure.mask.n:
         structure = None  # on so short a circle lags would meet
     felt = felt if felt.stride(-1) == 1 else felt.contiguous()
     n = native.good_size(seqlen)
-    ways = [(costs().transform(n), "whole"), few_taps(seqlen, felt.shape[-1])[:2]]
+    ways = [(costs().transform(n), "whole"), (few_taps(seqlen, felt.shape[-1])[0], "few taps")]
     if structure is not None:
         ways += structured(seqlen, structure)
     way = min(ways)[1]
@@ -126,15 +126,15 @@ def prepare(
     return Prepared((native.spectra(felt, n, felt_ahead),), (WHOLE, n, felt_ahead, 1))
 
 
-def few_taps(seqlen: int, taps: int) -> tuple[float, str, int]:
-    """Cost of a short filter, "few taps", and the block size to take; 0 means tap by tap."""
+def few_taps(seqlen: int, taps: int) -> tuple[float, int]:
+    """Cost of a short filter, and the block size to take; 0 means tap by tap."""
     reckoned = [(costs().blocks(seqlen, taps, n), n) for n in block_sizes(seqlen, taps)]
     best = min(reckoned)[0]
     cost, block = next((cost, n) for cost, n in reckoned if cost <= NEARLY * best)  # the smallest: kinder to caches
     direct = costs().direct(seqlen, taps)
     if direct < cost:
         cost, block = direct, 0
-    return cost, "few taps", block
+    return cost, block
 
 
 def block_sizes(seqlen: int, taps: int) -> list[int]:
@@ -169,7 +169,7 @@ def slow_length(seqlen: int, rate: int) -> int:
 
 
 def prepare_few(k: Tensor, ahead: int, seqlen: int) -> Prepared:
-    n = few_taps(seqlen, k.shape[-1])[2]
+    n = few_taps(seqlen, k.shape[-1])[1]
     if n == 0:
         return Prepared((k.contiguous(),), (DIRECT, ahead))
     return Prepared((native.spectra(k, n, 0, 0.0),), (HEAD, n, k.shape[-1], ahead))

@@ -2,8 +2,8 @@
 
     y[b, h, t] = sum over lags d of k[h, d + ahead] * u[b, h, t - d],    d = -ahead .. K - 1 - ahead
 
-A causal filter has `ahead = 0`. Samples outside 0 .. L-1 count as zero. Nothing else happens here: no skip, no gate,
-no activation.
+A causal filter has `ahead = 0`. Samples outside 0 .. L-1 count as zero. `LongConv` takes a skip and a gate along,
+gate * (k * u + skip * u), since passes of their own over memory would cost about what the convolution does.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     check(u, k, ahead)
     native.check_shapes(u, None, None)
     if torch.is_grad_enabled() and (u.requires_grad or k.requires_grad):
-        k, ahead = cpu.crop(k, ahead, u.shape[-1])
-        whole = cpu.one_block(u.shape[-1], k.shape[-1], ahead)
-        return cpu.whole(u, cpu.spectrum(k, whole, ahead), whole).to(u.dtype)
-    return run(u, prepare(k, ahead, u.shape[-1], spectra_bytes=0))
+        return differentiable(u, k, ahead)
+    return run(u, cpu.prepare(k, ahead, u.shape[-1], spectra_bytes=0))
+
+
+def differentiable(u: Tensor, k: Tensor, ahead: int, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+    """The same in operations that carry gradients, with gate and skip as in `LongConv.forward`."""
+    seqlen = u.shape[-1]
+    k, ahead = cpu.crop(k, ahead, seqlen)
+    n = cpu.one_block(seqlen, k.shape[-1], ahead)
+    return cpu.convolve(u, cpu.spectrum(k, n, ahead), n, seqlen, gate, skip).to(u.dtype)
 
 
 def check(u: Tensor, k: Tensor, ahead: int = 0) -> None:
@@ -101,7 +107,7 @@ class LongConv(nn.Module):
         key = room, device, native.available()
         found = self._prepared.get(key)
         if found is None:
-            found = prepare(self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes)
+            found = cpu.prepare(self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes)
             with _caching:
                 while len(self._prepared) >= self.CACHED_LENGTHS:
                     self._prepared.pop(next(iter(self._prepared)))  # the oldest
@@ -113,25 +119,8 @@ class LongConv(nn.Module):
         check(u, self.k, self.ahead)
         native.check_shapes(u, gate, skip)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip)):
-            y = fftconv(u, self.k.to(u.device), self.ahead)
-            y = y if skip is None else y + skip[:, None] * u
-            return (y if gate is None else gate * y).to(u.dtype)
+            return differentiable(u, self.k.to(u.device), self.ahead, gate, skip)
         return run(u, self.prepare(u.shape[-1], u.device), gate, skip)
-
-
-def prepare(
-    k: Tensor,
-    ahead: int,
-    seqlen: int,
-    structure: cpu.Structure | None = None,
-    spectra_bytes: int | None = None,
-) -> cpu.Prepared:
-    """`cpu.prepare`; for other devices the spectrum of the whole."""
-    if k.device.type == "cpu":
-        return cpu.prepare(k, ahead, seqlen, structure, spectra_bytes)
-    k, ahead = cpu.crop(k, ahead, seqlen)
-    n = cpu.one_block(seqlen, k.shape[-1], ahead)
-    return cpu.Prepared((cpu.spectrum(k, n, ahead),), (cpu.TORCH, n, seqlen))
 
 
 def run(u: Tensor, prepared: cpu.Prepared, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:

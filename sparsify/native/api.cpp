@@ -74,7 +74,6 @@ EXPORT void sparsify_threads(void* gomp_parallel) { gomp = (Gomp)gomp_parallel; 
 
 EXPORT int64_t sparsify_fits(int64_t n) { return chosen->fits(n); }
 EXPORT Transform* sparsify_transform(int64_t n, double shift) { return chosen->transform(n, shift); }
-EXPORT void sparsify_release(Transform* t) { chosen->release(t); }
 EXPORT void sparsify_bins(const Transform* t, int64_t* bins) { chosen->bins(t, bins); }
 
 EXPORT int sparsify_spectra(const Transform* t, const Whole* taps, int64_t channels, float* k_f, int64_t threads) {

@@ -15,7 +15,7 @@ INLINE int64_t stretches(int64_t seqlen) { return (seqlen + TILES * V - 1) / (TI
 
 INLINE Tokens stretch(int64_t item, int64_t seqlen) {
     int64_t many = stretches(seqlen), start = item % many * TILES * V;
-    return {item / many, start, start + TILES * V < seqlen ? start + TILES * V : seqlen};
+    return {item / many, start, smaller(start + TILES * V, seqlen)};
 }
 
 INLINE float* channel(const Signal& s, int64_t b, int64_t h) {
@@ -75,14 +75,14 @@ struct ThreeTaps {
 void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
     const int64_t D = c.width;
     for (int64_t h = 0; h < D; h += V) {  // tokens inside: what a channel gets lies side by side
-        const int64_t count = D - h < V ? D - h : V;
+        const int64_t count = smaller(V, D - h);
         const float* z = c.z + tokens.b * c.seqlen * 3 * D + h;
         const float* history = c.history ? c.history + tokens.b * (c.taps - 1) * 3 * D + h : nullptr;
         auto slowly = [&](int64_t t, int64_t part) {
             return short_filter(c, z + part * D, history ? history + part * D : nullptr, t, part * D + h, count, weight);
         };
         for (int64_t t = tokens.start; t < tokens.stop; t += V) {
-            const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
+            const int64_t many = smaller(V, tokens.stop - t);
             vec x0[V], g[V];
             if (c.taps == 3 && count == V && many == V && t >= 2) {
                 const ThreeTaps first(c, z, h, weight), second(c, z + D, D + h, weight), third(c, z + 2 * D, 2 * D + h, weight);
@@ -101,9 +101,9 @@ void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
 
 void rows_tokens(const ToRows& c, Tokens tokens) {
     for (int64_t h = 0; h < c.channels; h += V) {
-        const int64_t count = c.channels - h < V ? c.channels - h : V;
+        const int64_t count = smaller(V, c.channels - h);
         for (int64_t t = tokens.start; t < tokens.stop; t += V) {
-            const int64_t many = tokens.stop - t < V ? tokens.stop - t : V;
+            const int64_t many = smaller(V, tokens.stop - t);
             vec tile[V];
             for (int64_t i = 0; i < V; i++) tile[i] = i < count ? some(channel(c.y, tokens.b, h + i) + t, many) : vec{};
             transpose(tile);

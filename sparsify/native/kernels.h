@@ -11,7 +11,6 @@ struct Kernels {
     const char* isa;
     int64_t (*fits)(int64_t n);  // whether there is a transform of n points
     Transform* (*transform)(int64_t n, double shift);
-    void (*release)(Transform*);
     void (*bins)(const Transform*, int64_t* bins);
     int (*spectra)(const Transform*, const Whole* taps, int64_t channels, float* k_f, int64_t threads, Parallel);
     int (*convolve)(const Call*, int64_t threads, Parallel);
@@ -123,7 +122,7 @@ const Kernels SPARSIFY_KERNELS = {
 #else
     "base",
 #endif
-    fits, transform_new, transform_free, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
+    fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
 };
 
 #endif

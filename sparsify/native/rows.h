@@ -55,7 +55,7 @@ void whole_row(const Transform* t, const float* k_f, const Input& in, const Outp
     }
     convolve(t, g, nullptr, k_f, s.z, s.sum, nullptr);
     for (int64_t i = 0; i < in.seqlen; i += STRETCH)
-        out.put(in, i, in.seqlen - i < STRETCH ? in.seqlen - i : STRETCH, s.sum + i, s.re);
+        out.put(in, i, smaller(STRETCH, in.seqlen - i), s.sum + i, s.re);
 }
 
 // Rows `first` .. of a block's result that lie in the result of the signal as they are: those go straight there, the
@@ -74,9 +74,8 @@ void put_aside(const Transform* t, const Input& in, const Output& out, int64_t a
     const int64_t length = t->n / t->stage[0].radix;
     for (int64_t j = 0; j < t->stage[0].radix; j++) {
         if (rows[j] != aside + j * length) continue;
-        const int64_t first = larger(j * length, history), stop = (j + 1) * length, end = history + count;
-        if (first < (stop < end ? stop : end))
-            out.put(in, at + first - history, (stop < end ? stop : end) - first, aside + first, buffer);
+        const int64_t first = larger(j * length, history), stop = smaller((j + 1) * length, history + count);
+        if (first < stop) out.put(in, at + first - history, stop - first, aside + first, buffer);
     }
 }
 
@@ -90,9 +89,9 @@ void comb_row(const Comb& p, int64_t h, const Input& in, const Output& out, cons
         }
     comb_parts(p, in, h, phase, folded, s);
     for (int64_t start = 0; start < L; start += STRETCH) {  // what fits L1, cut again where a fold ends
-        const int64_t stop = L - start < STRETCH ? L : start + STRETCH;
+        const int64_t stop = smaller(L, start + STRETCH);
         for (int64_t t = start; t < stop;) {
-            const int64_t i = t / M, end = (i + 1) * M < stop ? (i + 1) * M : stop;
+            const int64_t i = t / M, end = smaller((i + 1) * M, stop);
             unfold(p, i, folds, t - i * M, end - t, phase, folded, s.sum + t - start);
             t = end;
         }
@@ -116,10 +115,10 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
     int64_t touched = 0;
     for (int64_t start = 0; start < L; start += 2 * hop) {
         for (; in_turns && in.direct() && touched < L && touched < start + 2 * n; touched += TOUCHED)
-            touch((const float*)in.u.data + touched, L - touched < TOUCHED ? L - touched : TOUCHED);
+            touch((const float*)in.u.data + touched, smaller(TOUCHED, L - touched));
         const bool two = start + hop < L;
         const float* g = in.see(start - (history - p.ahead), two ? n + hop : n, s.seen);
-        const int64_t left = L - start, first = left < hop ? left : hop, second = left - hop < hop ? left - hop : hop;
+        const int64_t left = L - start, first = smaller(hop, left), second = smaller(hop, left - hop);
         const int64_t whole = direct ? 1 : -1;  // nothing goes straight where sums must be finished
         straight(t, y, start, history, whole * first, s.re, to.re);
         if (two) straight(t, y, start + hop, history, whole * second, s.im, to.im);
@@ -137,7 +136,7 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
 // Parts that need no transform of their own here.
 void stretches_row(const Call& c, int64_t h, const Input& in, const Output& out, const Scratch& s) {
     for (int64_t start = 0; start < in.seqlen; start += STRETCH) {
-        const int64_t count = in.seqlen - start < STRETCH ? in.seqlen - start : STRETCH;
+        const int64_t count = smaller(STRETCH, in.seqlen - start);
         if (c.direct.taps)
             direct_part(c.direct, in, h, start, count, s.seen, s.sum);
         else

@@ -8,6 +8,10 @@ namespace {
 
 // --- memory of a thread, kept between calls ----------------------------------------------------------------------------
 
+INLINE int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Under the address sanitizer the pieces of a thread's memory have guarded gaps between them, and begin as nan.
 #if defined(__SANITIZE_ADDRESS__)
 #define GUARDED 1
@@ -27,7 +31,7 @@ constexpr int64_t GAP = 0;
 // The next piece of `floats`, cut off the front of `memory`.
 INLINE float* piece(float*& memory, int64_t floats) {
     float* start = memory;
-    memory += (floats + 15) / 16 * 16 + GAP;
+    memory += rounded(floats) + GAP;
 #ifdef GUARDED
     __asan_unpoison_memory_region(start, sizeof(float) * (memory - start));
     memset(start, 0xff, sizeof(float) * (memory - start));
@@ -54,9 +58,6 @@ struct Arena {
         return memory != nullptr;
     }
 };
-
-INLINE int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // --- load and store ------------------------------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ struct Input {
     // Samples start .. start + count - 1: where they lie if they can be read as they are, else copied to `buffer`.
     const float* see(int64_t start, int64_t count, float* __restrict buffer) const {
         if (direct() && start >= 0 && start + count <= seqlen) return (const float*)u.data + start;
-        const int64_t first = start < 0 ? -start : 0, last = start + count <= seqlen ? count : seqlen - start;
+        const int64_t first = start < 0 ? -start : 0, last = smaller(count, seqlen - start);
         if (first >= last) return (const float*)memset(buffer, 0, sizeof(float) * count);
         memset(buffer, 0, sizeof(float) * first);
         Row from = u, by = gate;

@@ -56,7 +56,6 @@ struct Complex {
 INLINE Complex operator+(Complex a, Complex b) { return {a.re + b.re, a.im + b.im}; }
 INLINE Complex operator-(Complex a, Complex b) { return {a.re - b.re, a.im - b.im}; }
 INLINE Complex operator*(Complex a, Complex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
-INLINE Complex conj(Complex a) { return {a.re, -a.im}; }
 INLINE Complex turn_back(Complex a, Complex w) {  // a * conj(w)
     return {a.re * w.re + a.im * w.im, a.im * w.re - a.re * w.im};
 }
