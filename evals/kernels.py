@@ -13,7 +13,7 @@ from sparsify import cpu
 from sparsify.fftconv import LongConv, fftconv_ref
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
-from sparsify.policies import HEAD, fft_size
+from sparsify.policies import HEAD, points
 
 from .causality import relative
 from .throughput import in_rounds
@@ -80,7 +80,7 @@ def sparse_plans(seqlen: int) -> dict[str, FilterPlan]:
     """What the sparse ways keep of a filter of `seqlen` taps."""
     plans = {f"partial 1/{SHARE}": FilterPlan("partial", max(1, seqlen // SHARE))}
     if seqlen >= MASKS_FROM:
-        n = fft_size(seqlen)
+        n = points(seqlen)
         band, comb = BlockMask.low_pass(n, 1 / SHARE), BlockMask.comb(n, 1 / SHARE, (TEETH, n // TEETH))
         plans[f"split {HEAD} + 1/{SHARE}"] = FilterPlan("split", HEAD, band)
         plans[f"comb 1/{SHARE}"] = FilterPlan("frequency-sparse", mask=comb)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import shlex
 import shutil
@@ -122,7 +121,7 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     length = length or p.context
     if length > p.context:
         raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
-    n = policies.fft_size(length)
+    n = policies.points(length)
     sites = []
     for name, k in p.filters.items():
         s = spectra.analyze(k[:, :length], n)
@@ -139,8 +138,7 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     result = {
         **described(p),
         "length": length,
-        "fft_size": n,
-        "bins_in_all": n // 2 + 1,
+        "bins_in_all": n,
         "shares": spectra.SHARES,
         "head": policies.HEAD,
         "sites": sites,
@@ -285,7 +283,7 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     for name, k in p.filters.items():
         kept = plan.filters[name]
         figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
-        drawn = {"curves": report.curves(k, kept, policies.fft_size(p.context))}
+        drawn = {"curves": report.curves(k, kept, policies.points(p.context))}
         rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows
 
@@ -374,14 +372,29 @@ def installed(name: str) -> tuple[str, bool, str]:
         return name, False, f"missing: pip install {name}"
 
 
+def kernels_that_fit(seqlen: int | None, arch: str | None, as_json: bool) -> None:
+    """The doctor's answer on tilings, for 64 sequences of 768 channels."""
+    from . import tiling
+
+    if seqlen is None:
+        raise ValueError("--arch is of --tiling; add the length that a kernel is sought for")
+    found = tiling.facts(tiling.card(arch), seqlen, rows_total=64 * 768, batch=64)
+    click.echo(as_text(found) if as_json else tiling.as_text(found))
+
+
 @main.command()
+@click.option("--tiling", "seqlen", type=click.IntRange(1), help="Instead: which GPU kernels fit this length, and why.")
+@click.option("--arch", help="Of the card that --tiling is about, as sm_90.  [default: the card at hand, or sm_90]")
 @AS_JSON
-def doctor(as_json: bool) -> None:
+def doctor(seqlen: int | None, arch: str | None, as_json: bool) -> None:
     """Check this installation: versions, backends, and that the convolution is right."""
+    if seqlen is not None or arch is not None:
+        return kernels_that_fit(seqlen, arch, as_json)
     import torch
 
     from sparsify.evals.causality import relative
 
+    from . import nvrtc
     from .fftconv import fftconv, fftconv_ref
     from .native import library
 
@@ -392,7 +405,6 @@ def doctor(as_json: bool) -> None:
     except ValueError as refusal:  # an instruction set that cannot run here
         convolution = False, str(refusal)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    bindings = bool(importlib.util.find_spec("cuda")) and bool(importlib.util.find_spec("cuda.bindings"))
     checks = [
         ("python", sys.version_info >= (3, 11), platform.python_version()),
         (
@@ -404,9 +416,9 @@ def doctor(as_json: bool) -> None:
         ("convolution", *convolution),
         ("kernels", *library.describe()),
         ("gpu", gpu is not None, gpu or "none: the CPU backend is used"),
-        ("cuda.bindings", bindings, "found" if bindings else "not found: needed for kernels on a GPU only"),
+        *(on_gpu := nvrtc.describe()),
     ]
-    optional = {"kernels", "gpu", "cuda.bindings"}
+    optional = {"kernels", "gpu", *(name for name, _, _ in on_gpu)}
     result = {
         "version": __version__,
         "ok": all(ok for name, ok, _ in checks if name not in optional),

@@ -151,7 +151,7 @@ def measure(progress: Callable[[str], None]) -> Costs:
 
     progress("folded rows")
     teeth = 64
-    n = native.good_size(2 * row // teeth)
+    n = native.good_size(row // teeth)
     k_f = native.spectra(torch.randn(rows, n), n, 0, 0.0)
     one, two = (nanoseconds(u, [native.Comb(teeth, n, kept, (k_f,) * len(kept))]) / rows for kept in ((1,), (1, 2)))
     return Costs(

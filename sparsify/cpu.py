@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import multirate, native
+from . import multirate, native, spectra
 from .cost import costs
 from .monarch import BlockMask
 
@@ -109,8 +109,8 @@ def prepare(
     if k.dtype != torch.float32 or k.device.type != "cpu" or not native.available():
         n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
         return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
-    if structure is not None and 2 * seqlen > structure.mask.n:
-        structure = None  # on so short a circle lags would meet
+    if structure is not None and seqlen > structure.mask.n:
+        structure = None  # such a signal feels taps that the mask did not touch
     felt = felt if felt.stride(-1) == 1 else felt.contiguous()
     n = native.good_size(seqlen)
     ways = [(costs().transform(n), "whole"), (few_taps(seqlen, felt.shape[-1])[0], "few taps")]
@@ -176,11 +176,10 @@ def prepare_few(k: Tensor, ahead: int, seqlen: int) -> Prepared:
 
 
 def masked_spectrum(k: Tensor, ahead: int, structure: Structure) -> Tensor:
-    """Spectrum of what the mask left of a filter, without its head: (H, n / 2 + 1) complex128."""
-    rest = multirate.circle(k, ahead, structure.mask.n)
-    if structure.head is not None:
-        rest[:, : structure.head.shape[-1]] -= structure.head
-    return torch.fft.rfft(rest)
+    """Spectrum of what the mask left of a filter, without its head: (H, n) complex128."""
+    n, head = structure.mask.n, structure.head
+    k_f = spectra.spectrum(k, n, ahead)
+    return k_f if head is None else k_f - spectra.spectrum(head, n)
 
 
 SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
@@ -210,7 +209,7 @@ def prepare_comb(k: Tensor, ahead: int, structure: Structure) -> Prepared:
     for h in range(0, k.shape[0], ROWS):
         k_f = masked_spectrum(k[h : h + ROWS], ahead, structure)
         for table, residue in zip(tables, kept, strict=True):
-            table[h : h + ROWS] = native.in_order(multirate.residue_spectrum(k_f, teeth, residue), 1 / mask.n)
+            table[h : h + ROWS] = native.in_order(k_f[:, residue::teeth], 1 / mask.n)
     return Prepared(tables, (COMB, teeth, n, len(kept), *kept))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .monarch import BlockMask
 from .native import MARGIN
+from .spectra import spectrum, taps_at
 
 WIDTH = 8  # low-rate samples that the window spans; with twice the rate the band needs, 3e-7 of the signal goes astray
 LARGEST_RATE = 64
@@ -39,8 +40,9 @@ def kaiser_bessel(rate: int) -> Tensor:
 
 @cache
 def band(mask: BlockMask) -> int:
-    """Bins from 0 on that a mask keeps any of: nothing is left at frequencies |f| >= band."""
-    return int(mask.bins()[: mask.n // 2 + 1].nonzero().max().item()) + 1
+    """Bins on either side of zero that a mask keeps any of: nothing is left at frequencies |f| >= band / n."""
+    f = mask.bins().nonzero().flatten()
+    return int(torch.minimum(f + 1, mask.n - f).max().item())
 
 
 def rate(mask: BlockMask) -> int:
@@ -53,36 +55,18 @@ def rate(mask: BlockMask) -> int:
 
 @cache
 def residues(mask: BlockMask) -> tuple[int, ...]:
-    """Values of the outer digit, 0 .. N1 / 2, that a mask keeps any bin of; a mirror image goes without saying."""
-    kept = mask.bins().view(-1, mask.factors[0]).any(0)
-    return tuple(r for r in range(mask.factors[0] // 2 + 1) if kept[r])
-
-
-def circle(k: Tensor, ahead: int, n: int) -> Tensor:
-    """A filter around a circle of n points, float64: (H, n).  k: (H, K), tap j at lag j - ahead; the first n count."""
-    return torch.nn.functional.pad(k.double(), (0, n - k.shape[-1])).roll(-ahead, -1)
+    """Values of the outer digit that a mask keeps any bin of."""
+    return tuple(mask.bins().view(-1, mask.factors[0]).any(0).nonzero().flatten().tolist())
 
 
 def slow_taps(k_f: Tensor, mask: BlockMask, rate: int, reach: int) -> Tensor:
     """Taps of the low-rate filter at lags -(reach - 1) .. reach - 1: (H, 2 reach - 1) float64.
 
-    k_f: (H, n / 2 + 1) complex128, spectrum of a filter that the mask has been applied to.
+    k_f: (H, n) complex128, spectrum of a filter that the mask has been applied to.
     """
     low, cut = mask.n // rate, band(mask)
-    seen = torch.fft.rfft(circle(kaiser_bessel(rate)[None], WIDTH * rate // 2, mask.n))[0, :cut].real
-    kept = k_f.new_zeros(k_f.shape[0], low // 2 + 1)
-    kept[:, :cut] = k_f[:, :cut] * rate / seen**2
-    g = torch.fft.irfft(kept, low)
-    return g[:, torch.arange(1 - reach, reach) % low]
-
-
-def residue_spectrum(k_f: Tensor, teeth: int, residue: int) -> Tensor:
-    """Bins residue + teeth * f of a spectrum, f = 0 .. n / teeth - 1: (H, n / teeth) complex128.
-
-    k_f: (H, n / 2 + 1), the half of a real filter's spectrum that says it all.
-    """
-    n = 2 * (k_f.shape[-1] - 1)
-    bins = torch.arange(residue, n, teeth)
-    mirrored = bins > n // 2
-    found = k_f[:, torch.where(mirrored, n - bins, bins)]
-    return torch.where(mirrored, found.conj(), found)
+    seen = spectrum(kaiser_bessel(rate)[None], mask.n, WIDTH * rate // 2)[0].real
+    kept = k_f.new_zeros(k_f.shape[0], low)
+    for side in (slice(cut), slice(-cut, None)):  # the same frequencies, on fewer points
+        kept[:, side] = k_f[:, side] * rate / seen[side] ** 2
+    return taps_at(kept, torch.arange(1 - reach, reach))

@@ -22,7 +22,7 @@ from torch import Tensor
 from .monarch import BlockMask
 from .split import band_limit, split
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = {  # kind: (has taps, has a mask)
     "dense": (False, False),
     "partial": (True, False),
@@ -35,8 +35,8 @@ KINDS = {  # kind: (has taps, has a mask)
 class Filter:
     """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
 
-    Where a mask is given, the lags -n/2 .. n/2 - 1 of its n points are `head` (H, taps) at lags 0 .. taps - 1 plus a
-    rest whose spectrum is zero off the mask.
+    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose
+    spectrum is zero off the mask.
     """
 
     k: Tensor
@@ -84,7 +84,7 @@ class FilterPlan:
         taps = min(self.taps or 0, length)
         if self.mask is None:
             return taps / length
-        beyond = max(0, length - self.mask.n // 2)  # taps that the mask does not reach stay
+        beyond = max(0, length - self.mask.n)  # taps that the mask does not reach stay
         return (taps + beyond) / length + self.mask.density
 
     def apply(self, k: Tensor) -> Filter:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .monarch import BlockMask, check_share
 from .plan import FilterPlan, Plan
 from .sites import ConvSite
-from .spectra import energy_by_bin, energy_by_tap, first_holding
+from .spectra import energy_by_bin, energy_by_tap, first_holding, rising
 from .split import split as split_filter
 
 HEAD = 64  # taps of a split's head where nobody says otherwise: leak 1.6e-3 at 1/8 of the tail's bins, measured
@@ -30,14 +30,14 @@ class Policy:
     choose: Callable[[Tensor, ConvSite], FilterPlan]
 
 
-def fft_size(context: int) -> int:
-    """Points of the spectrum that masks are made on: the power of two that holds 2 * context."""
-    return 1 << (2 * context - 1).bit_length()
+def points(context: int) -> int:
+    """Points of the spectrum that masks are made on: the power of two, 2 or more, that holds `context`."""
+    return 1 << max(1, (context - 1).bit_length())
 
 
 def band(site: ConvSite, share: float) -> BlockMask:
     """Mask of the lowest `share` of the spectrum that this site's masks are made on."""
-    return BlockMask.low_pass(fft_size(site.context), share)
+    return BlockMask.low_pass(points(site.context), share)
 
 
 def dense() -> Policy:
@@ -72,13 +72,13 @@ def energy(share: float) -> Policy:
 
     def choose(k: Tensor, site: ConvSite) -> FilterPlan:
         candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(energy_by_tap(k), share))]
-        n = fft_size(site.context)
+        n = points(site.context)
         head, tail = (HEAD, split_filter(k, HEAD)[1]) if site.causal else (None, k)
-        by_bin = energy_by_bin(tail[:, : n // 2], n)
+        by_bin, order = energy_by_bin(tail, n), rising(n)
         lost = (1 - share) * energy_by_tap(k).sum()
         for kept in MASK_SHARES:
             mask = band(site, kept)
-            if by_bin[~mask.bins()[: n // 2 + 1]].sum() > lost:
+            if by_bin[~mask.bins()[order]].sum() > lost:
                 break
             plan = FilterPlan("split" if head else "frequency-sparse", head, mask)
             if site.causal and plan.apply(k).leak() > AHEAD_GOAL:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .figures import Row, both_parts, figure_rows, milliseconds, part_rows, position_rows, power, ratio, variants
 from .figures import speed as speedup
 from .plan import FilterPlan
-from .spectra import energy_by_bin, energy_by_tap
+from .spectra import energy_by_bin, energy_by_tap, rising
 from .split import split
 
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
@@ -226,15 +226,15 @@ def curves(k: Tensor, kept: FilterPlan, n: int) -> dict[str, Any]:
     tail = split(k, kept.taps)[1] if kept.taps and kept.mask else None
     return {
         "taps": curve(energy_by_tap(k)),
-        "bins": curve(energy_by_bin(k[:, : n // 2], n)),
-        "tail": None if tail is None else curve(energy_by_bin(tail[:, : n // 2], n)),
+        "bins": curve(energy_by_bin(k, n)),
+        "tail": None if tail is None else curve(energy_by_bin(tail, n)),
         "kept_taps": kept.taps,
-        "kept_band": kept.mask and bands(kept.mask.bins()[: n // 2 + 1]),
+        "kept_band": kept.mask and bands(kept.mask.bins()[rising(n)]),
     }
 
 
 def bands(bins: Tensor) -> list[list[float]]:
-    """Runs of kept bins as [start, stop] shares of the band.  bins: (n // 2 + 1,) bool."""
+    """Runs of kept bins as [start, stop] shares of the band.  bins: (n,) bool, lowest frequency first."""
     edges = torch.diff(torch.nn.functional.pad(bins.int(), (1, 1)))
     starts, stops = ((edges == sign).nonzero().flatten().tolist() for sign in (1, -1))
     return [[start / len(bins), stop / len(bins)] for start, stop in zip(starts, stops, strict=True)]

@@ -1,6 +1,7 @@
-"""Where the energy of a filter lies: by tap and by frequency bin.
+"""The spectrum of a filter, and where its energy lies: by tap and by frequency bin.
 
-Energies are summed over channels, in float64; by Parseval both views have the same total.
+Spectra are those that masks cut, at the frequencies (f + 1/4) / n: see `sparsify.monarch`.  Energies are summed over
+channels, in float64; by Parseval both views have the same total.
 """
 
 from __future__ import annotations
@@ -11,9 +12,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .monarch import check_share
+from .monarch import check_share, roots, wrap
 
 SHARES = (0.9, 0.99, 0.999)
+
+
+def spectrum(k: Tensor, n: int, ahead: int = 0) -> Tensor:
+    """Spectrum at the frequencies (f + 1/4) / n of the lags -n .. n - 1: (H, n) complex128, f from 0 on.
+
+    k: (H, K), tap j at lag j - ahead.
+    """
+    return torch.fft.fft(wrap(k, n, ahead) * roots(4 * n, torch.arange(n, device=k.device)))
+
+
+def taps_at(k_f: Tensor, lags: Tensor) -> Tensor:
+    """Taps of the real filter that has a spectrum: (H, lags) float64.  The inverse of `spectrum` for lags -n .. n - 1.
+
+    k_f: (H, n) complex128.  lags: int64, any; the waves that the filter is the sum of have no end.
+    """
+    n = k_f.shape[-1]
+    return (torch.fft.ifft(k_f)[:, lags % n] * roots(4 * n, -lags)).real
+
+
+def rising(n: int) -> Tensor:
+    """Bins by the frequency they stand for, 0, n - 1, 1, n - 2, ..., int64: entry j lies at (j + 1/2) / 2n."""
+    j = torch.arange(n)
+    return torch.where(j % 2 == 0, j // 2, n - (j + 1) // 2)
 
 
 def energy_by_tap(k: Tensor) -> Tensor:
@@ -22,13 +46,8 @@ def energy_by_tap(k: Tensor) -> Tensor:
 
 
 def energy_by_bin(k: Tensor, n: int) -> Tensor:
-    """k: (H, K), K <= n -> sum over channels of |k_f|^2 / n, both signs of a frequency together: (n // 2 + 1,)."""
-    energy = torch.fft.rfft(k.double(), n).abs().square().sum(0) / n
-    both_signs = torch.full_like(energy, 2.0)
-    both_signs[0] = 1.0
-    if n % 2 == 0:
-        both_signs[-1] = 1.0
-    return energy * both_signs
+    """Sum over channels of |k_f|^2 / n, lowest frequency first: (n,) float64.  k: (H, K), of which n taps count."""
+    return (spectrum(k, n).abs().square().sum(0) / n)[rising(n)]
 
 
 def first_holding(energy: Tensor, share: float) -> int:
@@ -50,13 +69,8 @@ class Spectra:
     taps: tuple[int, ...]  # leading taps that hold each share
     bins: tuple[int, ...]  # largest bins that hold each share
     bandwidth: tuple[float, ...]  # low-pass band that holds each share, as a share of the band
-    n: int  # FFT size behind bins and bandwidth
     by_tap: Tensor  # (K,) energy
-    by_bin: Tensor  # (n // 2 + 1,) energy
-
-    @property
-    def bin_count(self) -> int:
-        return self.n // 2 + 1
+    by_bin: Tensor  # (n,) energy
 
 
 def analyze(k: Tensor, n: int, shares: Sequence[float] = SHARES) -> Spectra:
@@ -66,7 +80,6 @@ def analyze(k: Tensor, n: int, shares: Sequence[float] = SHARES) -> Spectra:
         taps=tuple(first_holding(by_tap, share) for share in shares),
         bins=tuple(fewest_holding(by_bin, share) for share in shares),
         bandwidth=tuple(first_holding(by_bin, share) / len(by_bin) for share in shares),
-        n=n,
         by_tap=by_tap,
         by_bin=by_bin,
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .monarch import BlockMask
+from .spectra import spectrum, taps_at
 
 
 def ramp(taps: int) -> Tensor:
@@ -33,13 +34,15 @@ def split(k: Tensor, taps: int) -> tuple[Tensor, Tensor]:
 
 
 def band_limit(k: Tensor, mask: BlockMask) -> tuple[Tensor, int]:
-    """Filter that a masked n-point spectrum really applies, and how many of its taps lie ahead.
+    """Filter that a masked spectrum of n points really applies, and how many of its taps lie ahead.
 
-    k: (H, K).  The mask acts on the first n/2 taps; later ones, if any, stay as they are.  Zeroed bins make the filter
-    ring around the whole circle, so half of the result lies at negative lags.
-    Returns k': (H, n/2 + max(K, n/2)) float64, and ahead = n/2, the taps at lags -n/2 .. -1.
+        k'[d] = Re (1/n) sum over kept f of K[f] exp(2 pi i (f + 1/4) d / n),     d = -n .. n - 1
+
+    k: (H, K).  The mask acts on the first n taps; later ones, if any, stay as they are.  Zeroed bins make the filter
+    ring, so half of the result lies at negative lags.  Lag -n, which no signal of n samples feels, is there to make the
+    result say all of its own spectrum.
+    Returns k': (H, n + max(K, n)) float64, and ahead = n, the taps at lags -n .. -1.
     """
-    half = mask.n // 2
-    k_f = torch.fft.rfft(k[:, :half].double(), mask.n)
-    circle = torch.fft.irfft(k_f * mask.bins()[: half + 1].to(k.device), mask.n)
-    return torch.cat([circle[:, half:], circle[:, :half], k[:, half:].double()], dim=-1), half
+    n = mask.n
+    kept = taps_at(spectrum(k, n) * mask.bins().to(k.device), torch.arange(-n, n, device=k.device))
+    return torch.cat([kept, k[:, n:].double()], dim=-1), n

@@ -276,6 +276,15 @@ def test_doctor_does_not_need_kernels(monkeypatch):
     assert {"name": "kernels", "ok": False, "detail": "switched off: SPARSIFY_NATIVE=0"} in result["checks"]
 
 
+def test_doctor_says_which_kernels_fit():
+    result = answer("doctor", "--tiling", 4096, "--arch", "sm_90")
+    assert result["candidates"][0]["factors"] == [16, 16, 16] and result["advice"] is None
+    text = run("doctor", "--tiling", 65536, "--arch", "sm_86").stdout
+    assert "refused by shared memory" in text and "101376" in text and "two levels do" in text
+    assert "sm_80" in run("doctor", "--tiling", 256, "--arch", "sm_75").output
+    assert "--tiling" in run("doctor", "--arch", "sm_90").output
+
+
 @pytest.mark.parametrize("verb", ["inspect", "analyze", "bench"])
 def test_tables_for_people(checkpoint, verb):
     done = run(verb, checkpoint, *(["--rounds", 3] if verb == "bench" else []))

@@ -63,27 +63,29 @@ def test_few_taps(isa, seqlen, taps):
             assert_close(native.convolve(u, [blocks]), y_ref, 1e-6)
 
 
-@pytest.mark.parametrize("seqlen", [1, 500, 1023, 1024])
+@pytest.mark.parametrize("seqlen", [1, 500, 1024, 2047, 2048])
 @pytest.mark.parametrize("share", [1 / 4, 1 / 8, 1 / 16, 1 / 64])
 def test_what_a_mask_leaves(isa, share, seqlen):
     """Band-limited filters at a lower rate, with and without a head, and folded combs: the planned filter exactly."""
     n, u = 2048, torch.randn(2, 3, seqlen)
-    k = torch.randn(3, n // 2) * torch.exp(-torch.arange(n // 2) / 200)
-    for mask in (BlockMask.low_pass(n, share), BlockMask.comb(n, share)):
+    k = torch.randn(3, n) * torch.exp(-torch.arange(n) / 200)
+    for mask in (BlockMask.low_pass(n, share), BlockMask.comb(n, share, (8, n // 8))):  # all vectors fit 256 points
         for plan in (FilterPlan("frequency-sparse", mask=mask), FilterPlan("split", 32, mask)):
             kept = plan.apply(k)
             structure, y_ref = cpu.Structure(kept.mask, kept.head), fftconv_ref(u, kept.k, kept.ahead)
+            # a lone sample feels one tap, in which the error of all may meet
+            scale = y_ref.norm() if seqlen > 1 else kept.k.norm(dim=-1).mean() * u.norm()
             for _, way in cpu.structured(seqlen, structure):
                 make = cpu.prepare_comb if way == "comb" else lambda *a: cpu.prepare_slow(*a[:2], seqlen, a[2])
                 prepared = make(kept.k, kept.ahead, structure)
-                assert_close(cpu.fftconv(u, prepared.tables, prepared.layout), y_ref, 1e-6)
+                assert (cpu.fftconv(u, prepared.tables, prepared.layout) - y_ref).norm() < 1e-6 * scale
 
 
 def test_the_quicker_ways_are_taken_and_hold():
     """A long filter of every kind, as a model would run it."""
-    n = 1 << 17
-    taps = n // 2 + 2  # two more than the context, as HyenaDNA has them
-    k, u = torch.randn(2, taps) * torch.exp(-torch.arange(taps) / 9000), torch.randn(1, 2, n // 2)
+    n = 1 << 16
+    taps = n + 2  # two more than the context, as HyenaDNA has them
+    k, u = torch.randn(2, taps) * torch.exp(-torch.arange(taps) / 9000), torch.randn(1, 2, n)
     low, comb = BlockMask.low_pass(n, 1 / 16), BlockMask.comb(n, 1 / 16)
     for plan, kind in (
         (FilterPlan("dense"), cpu.WHOLE),
@@ -99,9 +101,10 @@ def test_the_quicker_ways_are_taken_and_hold():
         assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
 
 
-def test_a_sequence_longer_than_the_masks_circle_takes_the_whole_filter():
-    kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 1 << 11))
-    u = torch.randn(1, 2, 3000)
+def test_a_sequence_longer_than_the_mask_takes_the_whole_filter():
+    """It feels taps that the mask did not touch."""
+    kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 5000))
+    u = torch.randn(1, 2, 4500)
     conv = LongConv(kept.k, kept.ahead, mask=kept.mask)
     assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
 

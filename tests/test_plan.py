@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sparsify.monarch import BlockMask
-from sparsify.plan import KINDS, Filter, FilterPlan, Plan
+from sparsify.plan import KINDS, SCHEMA, Filter, FilterPlan, Plan
+from sparsify.spectra import spectrum
 
-MASK = BlockMask.low_pass(2048, 0.125)
+MASK = BlockMask.low_pass(1024, 0.125)
 ONE_EACH = {
     "dense": FilterPlan("dense"),
     "partial": FilterPlan("partial", 64),
@@ -48,11 +49,19 @@ def test_what_is_kept(kind):
         assert torch.equal(kept.k, k) and ONE_EACH[kind].density(1026) == 1
     if kind == "partial":
         assert torch.equal(kept.k, k[:, :64])
+    if kept.mask:
+        rest = kept.k.double()
+        assert (kept.k.shape[-1], kept.ahead) == (1024 + 1026, 1024)
+        assert torch.equal(kept.k[:, -2:], k[:, -2:])  # beyond the mask
+        if kept.head is not None:
+            rest[:, kept.ahead : kept.ahead + 64] -= kept.head
+        k_f = spectrum(rest, MASK.n, kept.ahead)
+        assert (k_f * ~MASK.bins()).norm() < 1e-6 * k_f.norm()
 
 
 def test_density_counts_taps_and_bins():
     assert ONE_EACH["split"].density(1024) == pytest.approx(64 / 1024 + MASK.density)
-    assert FilterPlan("frequency-sparse", mask=MASK).density(4096) == pytest.approx(3072 / 4096 + MASK.density)
+    assert FilterPlan("frequency-sparse", mask=MASK).density(4096) == pytest.approx(3072 / 4096 + 0.125)
 
 
 def test_leak_is_the_share_of_the_norm_ahead():
@@ -67,7 +76,8 @@ def test_leak_is_the_share_of_the_norm_ahead():
         (lambda: FilterPlan("dense", 3), "neither"),
         (lambda: FilterPlan("partial", 0), "at least 1 tap"),
         (lambda: FilterPlan.from_dict({"kind": "dense", "tap": 3}), "got also tap"),
-        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 1"),
+        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 2"),
+        (lambda: Plan.from_dict({"schema": 1, "filters": {}}), "schema 1 is not 2; rebuild it with `sparsify convert`"),
         (lambda: Plan(ONE_EACH, "x").check(["dense", "other"]), "no entry for other"),
     ],
 )
@@ -76,11 +86,11 @@ def test_refusals(make, says):
         make()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 1}), json.dumps({"schema": 1, "filters": 3}),
-     json.dumps({"schema": 1, "filters": {"a": {"kind": "partial", "taps": "5"}}}),
-     json.dumps({"schema": 1, "filters": {"a": {"kind": "frequency-sparse", "mask": 3}}})])  # fmt: skip
+@pytest.mark.parametrize("text", ["", "[]", "{", {}, {"filters": 3},
+     {"filters": {"a": {"kind": "partial", "taps": "5"}}},
+     {"filters": {"a": {"kind": "frequency-sparse", "mask": 3}}}])  # fmt: skip
 def test_a_broken_file_is_one_sentence(tmp_path, text):
     path = tmp_path / "plan.json"
-    path.write_text(text)
+    path.write_text(text if isinstance(text, str) else json.dumps({"schema": SCHEMA, **text}))
     with pytest.raises(ValueError, match=r"plan"):
         Plan.read(path)

@@ -1,9 +1,51 @@
-"""Energies obey Parseval; shares count what they say."""
+"""Spectra are sums over taps and go back; energies obey Parseval; shares count what they say."""
 
 import pytest
 import torch
+from helpers import assert_close
 
-from sparsify.spectra import analyze, energy_by_bin, energy_by_tap, fewest_holding, first_holding
+from sparsify.monarch import BlockMask
+from sparsify.spectra import (
+    analyze,
+    energy_by_bin,
+    energy_by_tap,
+    fewest_holding,
+    first_holding,
+    rising,
+    spectrum,
+    taps_at,
+)
+
+
+def frequencies(n):
+    return (torch.arange(n, dtype=torch.float64) + 0.25) / n
+
+
+@pytest.mark.parametrize(("n", "taps", "ahead"), [(100, 100, 0), (101, 60, 20), (64, 128, 64), (64, 200, 90)])
+def test_spectrum_is_the_definition_and_goes_back(n, taps, ahead):
+    k, lags = torch.randn(3, taps), torch.arange(taps) - ahead
+    inside = (lags >= -n) & (lags < n)
+    waves = torch.exp(-2j * torch.pi * frequencies(n)[:, None] * lags[inside])
+    k_f = spectrum(k, n, ahead)
+    assert_close(torch.view_as_real(k_f), torch.view_as_real(k[:, inside].to(torch.complex128) @ waves.T), 1e-12)
+    assert_close(taps_at(k_f, lags[inside]), k[:, inside], 1e-12)
+
+
+def test_waves_have_no_end():
+    k_f, lags = torch.randn(2, 30, dtype=torch.complex128), torch.arange(-200, 200)
+    waves = torch.exp(2j * torch.pi * frequencies(30)[:, None] * lags)
+    assert_close(taps_at(k_f, lags), (k_f @ waves).real / 30, 1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_bins_rise_evenly(n):
+    f = frequencies(n)[rising(n)]
+    assert torch.allclose(torch.minimum(f, 1 - f), (torch.arange(n) + 0.5).double() / (2 * n), rtol=0, atol=1e-15)
+
+
+def test_a_low_pass_is_the_first_bins():
+    bins = BlockMask.low_pass(1024, 0.125).bins()[rising(1024)]
+    assert bins[:128].all() and not bins[128:].any()
 
 
 @pytest.mark.parametrize("n", [100, 101, 2048])
@@ -18,12 +60,13 @@ def test_counts():
     assert first_holding(energy, 1.0) == 4 == fewest_holding(energy, 1.0)
 
 
-def test_a_pure_tone_is_one_bin_and_all_taps():
+def test_a_tone_is_few_bins_and_all_taps():
+    """It begins at lag 0, so it is as wide as 256 taps make it: one bin of 256 and a little around it."""
     t = torch.arange(256, dtype=torch.float64)
-    tone = torch.cos(2 * torch.pi * 32 * t / 256)[None]
+    tone = torch.cos(2 * torch.pi * 32.25 * t / 256)[None]
     spectra = analyze(tone, 256)
-    assert spectra.bins == (1, 1, 1) and spectra.bin_count == 129
-    assert spectra.bandwidth[0] == pytest.approx(33 / 129)
+    assert spectra.by_bin.argmax() == 64 and len(spectra.by_bin) == 256  # (64 + 1/2) / 512
+    assert spectra.bins[0] <= 4 and spectra.bandwidth[0] == pytest.approx(65 / 256, abs=3 / 256)
     assert spectra.taps[2] > 250
 
 

@@ -6,6 +6,7 @@ from helpers import assert_close
 
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
+from sparsify.spectra import spectrum, taps_at
 from sparsify.split import band_limit, ramp, split
 
 
@@ -32,28 +33,42 @@ def test_ramp_rises_smoothly():
 
 def test_full_mask_changes_nothing():
     k = smooth_filter()
-    kept, ahead = band_limit(k, BlockMask.full(2048))
+    kept, ahead = band_limit(k, BlockMask.full(1024))
     assert_close(kept[:, ahead : ahead + 1024], k, 1e-12)
     assert kept[:, :ahead].abs().max() < 1e-12
 
 
-def test_band_limit_is_the_masked_circle():
-    """Convolving with the result on the circle equals multiplying spectra."""
-    k, mask = smooth_filter(), BlockMask.low_pass(2048, 0.125)
+@pytest.mark.parametrize(
+    "mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25), BlockMask((8, 8), (2, 2), (3, 5))]
+)
+def test_band_limit_is_the_formula(mask):
+    """Sums over the kept waves, one tap at a time."""
+    k, n, kept_f = smooth_filter(60), mask.n, mask.bins().nonzero().flatten().double() + 0.25
     kept, ahead = band_limit(k, mask)
-    circle = torch.cat([kept[:, ahead : ahead + 1024], kept[:, :ahead]], dim=-1)
-    expected = torch.fft.rfft(k.double(), 2048) * mask.bins()[:1025]
-    assert_close(torch.view_as_real(torch.fft.rfft(circle)), torch.view_as_real(expected), 1e-12)
+    assert (kept.shape[-1], ahead) == (2 * n, n)
+    k_f = k.to(torch.complex128) @ torch.exp(-2j * torch.pi * (torch.arange(60)[:, None] * kept_f / n))
+    for d in range(-n, n):
+        expected = (k_f @ torch.exp(2j * torch.pi * (kept_f * d / n))).real / n
+        assert (kept[:, ahead + d] - expected).norm() < 1e-12 * k.norm(), d
+
+
+def test_a_second_time_changes_nothing():
+    """What a mask has left is all in its bins: nothing more is lost."""
+    k, mask = smooth_filter(), BlockMask.low_pass(1024, 0.125)
+    kept, ahead = band_limit(k, mask)
+    again = taps_at(spectrum(kept, 1024, ahead) * mask.bins(), torch.arange(-1024, 1024))
+    assert_close(again, kept, 1e-12)
+    assert (spectrum(kept, 1024, ahead) * ~mask.bins()).norm() < 1e-12 * spectrum(kept, 1024, ahead).norm()
 
 
 def test_taps_beyond_the_mask_stay():
     k = torch.cat([smooth_filter(), torch.ones(4, 2)], dim=-1)
-    kept, _ = band_limit(k, BlockMask.low_pass(2048, 0.125))
+    kept, _ = band_limit(k, BlockMask.low_pass(1024, 0.125))
     assert kept.shape[-1] == 2048 + 2 and torch.equal(kept[:, -2:], torch.ones(4, 2, dtype=torch.float64))
 
 
 def test_split_leaks_far_less_than_a_low_pass():
-    k, mask = smooth_filter(), BlockMask.low_pass(2048, 0.125)
+    k, mask = smooth_filter(), BlockMask.low_pass(1024, 0.125)
     low_pass = FilterPlan("frequency-sparse", mask=mask).apply(k)
     halves = FilterPlan("split", 64, mask).apply(k)
     assert low_pass.leak() > 0.05

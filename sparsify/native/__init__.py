@@ -146,7 +146,10 @@ class Slow:
 
 @dataclass(frozen=True)
 class Comb:
-    """Bins residue + teeth * f; spectra: one (H, 2 n) for each residue, 0 .. teeth / 2, its mirror image implied."""
+    """Bins residue + teeth * f, f < n, at the frequencies (bin + 1/4) / (teeth * n); spectra: one (H, 2 n) a residue.
+
+    teeth * n points hold at least L samples.
+    """
 
     teeth: int
     n: int
@@ -156,7 +159,7 @@ class Comb:
     def write(self, c: CComb) -> list[object]:
         """Returns what must outlive the call."""
         many = len(self.residues)
-        transforms = (Pointer * many)(*[transform(self.n, r / self.teeth) for r in self.residues])
+        transforms = (Pointer * many)(*[transform(self.n, (r + 0.25) / self.teeth) for r in self.residues])
         residues, spectra = (Integer * many)(*self.residues), (Pointer * many)(*map(address, self.spectra))
         c.teeth, c.residues = self.teeth, many
         c.transforms, c.residue = ctypes.addressof(transforms), ctypes.addressof(residues)

@@ -62,11 +62,12 @@ struct Slow {
     struct Whole low;     // the convolution of the slow signal, which has ceil(seqlen / rate) + width samples
 };
 
-// Convolution with a comb: bins residue + teeth * f of a teeth * M point spectrum, for every residue that is kept.
+// Convolution with a comb: bins residue + teeth * f of a teeth * M point spectrum of shift 1/4, for every residue that is
+// kept.  teeth * M >= seqlen.
 struct Comb {
     int64_t teeth, residues;  // 0 residues: absent
-    const Transform* const* transforms;  // (residues,), M points, shift residue / teeth
-    const int64_t* residue;              // (residues,), each 0 .. teeth / 2; the mirror image is implied
+    const Transform* const* transforms;  // (residues,), M points, shift (residue + 1/4) / teeth
+    const int64_t* residue;              // (residues,), each 0 .. teeth - 1
     const float* const* spectra;         // (residues,) of (channels, 2 M)
 };
 

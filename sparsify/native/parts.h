@@ -193,21 +193,17 @@ void comb_parts(const Comb& p, const Input& in, int64_t h, const float* phase, f
     const int64_t M = p.transforms[0]->n, folds = (in.seqlen + M - 1) / M;
     const float* g = in.see(0, folds * M, s.seen);
     for (int64_t r = 0; r < p.residues; r++, phase += 2 * folds, folded += 2 * M) {
-        const bool real = p.residue[r] == 0;
         for (int64_t m = 0; m < M; m += many * V) {
             vec re[many] = {}, im[many] = {};
             for (int64_t i = 0; i < folds; i++)
                 for (int j = 0; j < many; j++) {
                     vec x = load(g + i * M + m + V * j);
                     re[j] += all(phase[2 * i]) * x;
-                    if (!real) im[j] += all(phase[2 * i + 1]) * x;
+                    im[j] += all(phase[2 * i + 1]) * x;
                 }
             for (int j = 0; j < many; j++) store(folded + m + V * j, re[j]), store(folded + M + m + V * j, im[j]);
         }
-        convolve(p.transforms[r], folded, real ? nullptr : folded + M, p.spectra[r] + 2 * M * h, s.z, folded,
-                 real ? nullptr : folded + M);
-        const float weight = real || 2 * p.residue[r] == p.teeth ? 1 : 2;  // the mirror image counts as much
-        for (int64_t m = 0; m < 2 * M; m += V) store(folded + m, weight * load(folded + m));
+        convolve(p.transforms[r], folded, folded + M, p.spectra[r] + 2 * M * h, s.z, folded, folded + M);
     }
 }
 

@@ -85,7 +85,7 @@ void comb_row(const Comb& p, int64_t h, const Input& in, const Output& out, cons
     for (int64_t r = 0; r < p.residues; r++)
         for (int64_t i = 0; i < folds; i++) {
             float* w = phase + 2 * (r * folds + i);
-            root((double)(p.residue[r] * i), (double)p.teeth, w, w + 1);
+            root((p.residue[r] + 0.25) * i, (double)p.teeth, w, w + 1);
         }
     comb_parts(p, in, h, phase, folded, s);
     for (int64_t start = 0; start < L; start += STRETCH) {  // what fits L1, cut again where a fold ends
