@@ -91,10 +91,10 @@ class Prepared:
     """A filter made ready for signals up to some length, as an operator takes it: tensors, and what they are."""
 
     tables: tuple[Tensor, ...]
-    layout: tuple[int, ...]  # TORCH, n, hop; or for each part its kind and numbers
+    layout: tuple[int, ...]  # TORCH, n, hop; or KERNEL and a GPU's `Way`; or for each part its kind and numbers
 
 
-TORCH, WHOLE, DIRECT, HEAD, SLOW, COMB = range(6)
+TORCH, WHOLE, DIRECT, HEAD, SLOW, COMB, KERNEL = range(7)
 
 
 def prepare(
@@ -236,25 +236,25 @@ def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Par
 
 
 def fftconv(
-    u: Tensor, tables: Sequence[Tensor], layout: Sequence[int], gate: Tensor | None = None, skip: Tensor | None = None
+    u: Tensor,
+    tables: Sequence[Tensor],
+    layout: Sequence[int],
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    pregate: Tensor | None = None,
 ) -> Tensor:
-    """gate * (k * u + skip * u) with k as `prepare` made it ready; see `sparsify.fftconv`.
+    """gate * (k * g + skip * g), g = pregate * u, with k as `prepare` made it ready; see `sparsify.fftconv`.
 
-    u, gate: (B, H, L).  skip: (H,).  Returns (B, H, L), dtype of u.
+    u, gate, pregate: (B, H, L).  skip: (H,).  Returns (B, H, L), dtype of u.
     """
     if layout[0] == TORCH:
+        u = u if pregate is None else u * pregate.to(u.dtype)
         return torch_fftconv(u, tables[0], layout[1], layout[2], gate, skip)
     if u.dtype not in native.TYPES:
-        return native_fftconv(u.float(), tables, layout, gate, skip).to(u.dtype)
-    return native_fftconv(u, tables, layout, gate, skip)
-
-
-def native_fftconv(
-    u: Tensor, tables: Sequence[Tensor], layout: Sequence[int], gate: Tensor | None, skip: Tensor | None
-) -> Tensor:
-    if gate is not None and gate.dtype not in native.TYPES:
-        gate = gate.float()
-    return native.convolve(u, parts_of(tables, layout), gate, None if skip is None else skip.float().contiguous())
+        return fftconv(u.float(), tables, layout, gate, skip, pregate).to(u.dtype)
+    gate, pregate = (t if t is None or t.dtype in native.TYPES else t.float() for t in (gate, pregate))
+    skip = None if skip is None else skip.float().contiguous()
+    return native.convolve(u, parts_of(tables, layout), gate, skip, pregate)
 
 
 def torch_fftconv(

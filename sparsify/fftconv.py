@@ -2,8 +2,9 @@
 
     y[b, h, t] = sum over lags d of k[h, d + ahead] * u[b, h, t - d],    d = -ahead .. K - 1 - ahead
 
-A causal filter has `ahead = 0`. Samples outside 0 .. L-1 count as zero. `LongConv` takes a skip and a gate along,
-gate * (k * u + skip * u), since passes of their own over memory would cost about what the convolution does.
+A causal filter has `ahead = 0`. Samples outside 0 .. L-1 count as zero. `LongConv` takes a skip and gates along,
+gate * (k * g + skip * g) with g = pregate * u, since passes of their own over memory would cost about what the
+convolution does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from . import cpu, native
+from . import cpu, gpu, native
 from .monarch import BlockMask
 
 
@@ -41,8 +42,16 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     return run(u, cpu.prepare(k, ahead, u.shape[-1], spectra_bytes=0))
 
 
-def differentiable(u: Tensor, k: Tensor, ahead: int, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-    """The same in operations that carry gradients, with gate and skip as in `LongConv.forward`."""
+def differentiable(
+    u: Tensor,
+    k: Tensor,
+    ahead: int,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    pregate: Tensor | None = None,
+) -> Tensor:
+    """The same in operations that carry gradients, with gates and skip as in `LongConv.forward`."""
+    u = u if pregate is None else u * pregate
     seqlen = u.shape[-1]
     k, ahead = cpu.crop(k, ahead, seqlen)
     n = cpu.one_block(seqlen, k.shape[-1], ahead)
@@ -94,47 +103,82 @@ class LongConv(nn.Module):
         self.ahead = ahead
         self.structure = None if mask is None else cpu.Structure(mask, head)
         self.spectra_bytes = spectra_bytes
-        self._prepared: dict[tuple[int, torch.device, bool], cpu.Prepared] = {}
+        self._prepared: dict[tuple[int, torch.device, torch.dtype | None, bool], cpu.Prepared] = {}
 
     def extra_repr(self) -> str:
         channels, taps = self.k.shape
         return f"channels={channels}, taps={taps}" + (f", ahead={self.ahead}" if self.ahead else "")
 
-    def prepare(self, seqlen: int, device: torch.device) -> cpu.Prepared:
-        """What signals of up to `seqlen` samples on `device` need, from the cache if there."""
+    def prepare(self, u: Tensor) -> cpu.Prepared:
+        """What signals like u, on its device, of its type and about its length, need; from the cache if there."""
+        seqlen, device = u.shape[-1], u.device
         step = 1 << max(0, seqlen.bit_length() - 5)  # lengths within a sixteenth of each other share a spectrum
         room = -(-seqlen // step) * step
-        key = room, device, native.available()
+        on_gpu = gpu.takes(u)
+        key = room, device, u.dtype if on_gpu else None, native.available()
         found = self._prepared.get(key)
         if found is None:
-            found = cpu.prepare(self.k.to(device), self.ahead, room, self.structure, self.spectra_bytes)
+            k = self.k.to(device)
+            if on_gpu:
+                found = gpu.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
+            else:
+                found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)
             with _caching:
                 while len(self._prepared) >= self.CACHED_LENGTHS:
                     self._prepared.pop(next(iter(self._prepared)))  # the oldest
                 self._prepared[key] = found
         return found
 
-    def forward(self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """gate * (k * u + skip * u), dtype of u.  u, gate: (B, H, L).  skip: (H,)."""
+    def forward(
+        self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
+    ) -> Tensor:
+        """gate * (k * g + skip * g), g = pregate * u, dtype of u.  u, gate, pregate: (B, H, L).  skip: (H,)."""
         check(u, self.k, self.ahead)
         native.check_shapes(u, gate, skip)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip)):
-            return differentiable(u, self.k.to(u.device), self.ahead, gate, skip)
-        return run(u, self.prepare(u.shape[-1], u.device), gate, skip)
+        native.check_shapes(u, pregate, None)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
+            return differentiable(u, self.k.to(u.device), self.ahead, gate, skip, pregate)
+        return run(u, self.prepare(u), gate, skip, pregate)
 
 
-def run(u: Tensor, prepared: cpu.Prepared, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-    return torch.ops.sparsify.fftconv(u, prepared.tables, prepared.layout, gate, skip)
+def run(
+    u: Tensor,
+    prepared: cpu.Prepared,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    pregate: Tensor | None = None,
+) -> Tensor:
+    return torch.ops.sparsify.fftconv(u, prepared.tables, prepared.layout, gate, skip, pregate)
+
+
+def on_cuda(
+    u: Tensor,
+    tables: list[Tensor],
+    layout: list[int],
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    pregate: Tensor | None = None,
+) -> Tensor:
+    backend = gpu if layout[0] == cpu.KERNEL else cpu
+    return backend.fftconv(u, tables, layout, gate, skip, pregate)
 
 
 _library = torch.library.Library("sparsify", "DEF")  # the form with the least overhead a call
-_library.define("fftconv(Tensor u, Tensor[] tables, int[] layout, Tensor? gate=None, Tensor? skip=None) -> Tensor")
+_library.define(
+    "fftconv(Tensor u, Tensor[] tables, int[] layout, "
+    "Tensor? gate=None, Tensor? skip=None, Tensor? pregate=None) -> Tensor"
+)
 _library.impl("fftconv", cpu.fftconv, "CPU")
-_library.impl("fftconv", cpu.fftconv, "CUDA")
+_library.impl("fftconv", on_cuda, "CUDA")
 
 
 @torch.library.register_fake("sparsify::fftconv", lib=_library)
 def _(
-    u: Tensor, tables: list[Tensor], layout: list[int], gate: Tensor | None = None, skip: Tensor | None = None
+    u: Tensor,
+    tables: list[Tensor],
+    layout: list[int],
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    pregate: Tensor | None = None,
 ) -> Tensor:
     return torch.empty(u.shape, dtype=u.dtype, device=u.device)

@@ -144,7 +144,7 @@ class TestTorch:
 
     @pytest.mark.parametrize(("seqlen", "taps"), [(300, 300), (30_000, 20)])
     def test_opcheck(self, seqlen, taps):
-        prepared = LongConv(torch.randn(3, taps)).prepare(seqlen, torch.device("cpu"))
+        prepared = LongConv(torch.randn(3, taps)).prepare(torch.empty(1, 3, seqlen))
         u, gate, skip = torch.randn(2, 3, seqlen), torch.randn(2, 3, seqlen), torch.randn(3)
         for more in ((), (gate,), (gate, skip), (None, skip)):
             torch.library.opcheck(torch.ops.sparsify.fftconv, (u, [*prepared.tables], [*prepared.layout], *more))

@@ -97,7 +97,7 @@ def test_the_quicker_ways_are_taken_and_hold():
     ):
         kept = plan.apply(k)
         conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head)
-        assert conv.prepare(u.shape[-1], u.device).layout[0] == kind, plan
+        assert conv.prepare(u).layout[0] == kind, plan
         assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
 
 
