@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify import native
+from sparsify.fftconv import LongConv
 from sparsify.linear import Call, Linear
 from sparsify.sites import Conv, ConvSite
 from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
@@ -250,6 +251,9 @@ class HyenaOperator(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         x0, x1, v = self.short(self.in_proj(u)).chunk(3, dim=1)
+        if isinstance(self.long_conv, LongConv):  # takes the gates and the skip along
+            y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1)
+            return self.out_proj(y.transpose(1, 2))
         g = x1 * v
         y = self.convolve(g) + self.filter_fn.bias[:, None].to(g.dtype) * g
         return self.out_proj((x0 * y).transpose(1, 2))

@@ -4,16 +4,21 @@
 //   outer_forward, conv, outer_inverse
 //             rows that do not fit: one stage before and one behind, through scratch in global memory
 //   direct    filters of few taps: Toeplitz matrices alone
+//   decimate, conv, interpolate
+//             filters of a narrow band: every RATEth sample is convolved; a head of few taps joins at the end
 //
 // A build has one of them, by its macros: SPARSIFY_KERNEL, _TYPE and _SOURCE (numbers of the enumerations), _FACTORS, _ROWS,
-// _WARPS, _BLOCKS (at least so many a multiprocessor), _MASKED, _HEAD, _WIDE, _SWIZZLE.  Shared memory, of conv only: ROWS * M
+// _WARPS, _BLOCKS (at least so many a multiprocessor), _MASKED, _HEAD, _RATE, _WIDE, _SWIZZLE.  Shared memory, of conv only: ROWS * M
 // words of 4 bytes, times PLANES.  Grid: conv a block for every ROWS rows; the others (rows, pieces of a row).
-#include "stages.cuh"
+#include "spectrum.cuh"
 
 template <int I> DEVICE void middle_stages(const Call& call, unsigned row0, int outer, const Shared& data) {
-    if constexpr (I == P - 1) {
-        inner(call, row0, outer, data);
+    if constexpr (CORE && I == P - 2) {
+        core(call, row0, outer, data);
         barrier();  // the next stage reads what other warps wrote; so before and after every stage
+    } else if constexpr (I == P - 1) {
+        inner(call, row0, outer, data);
+        barrier();
     } else {
         forward<I>(call, outer, data, data);
         barrier();
@@ -45,8 +50,14 @@ KERNEL(32 * WARPS, SPARSIFY_BLOCKS) conv(const Call call) {
 EXPORT(conv, Call)
 
 #elif SPARSIFY_KERNEL == 3
-KERNEL(32 * WARPS, SPARSIFY_BLOCKS) direct(const Call call) { direct_rows(call, row_of(call, blockIdx.x)); }
+KERNEL(32 * WARPS, SPARSIFY_BLOCKS) direct(const Call call) { direct_row(call, row_of(call, blockIdx.x)); }
 EXPORT(direct, Call)
+#elif SPARSIFY_KERNEL == 4
+KERNEL(32 * WARPS, SPARSIFY_BLOCKS) decimate(const Call call) { decimate_row(call, row_of(call, blockIdx.x)); }
+EXPORT(decimate, Call)
+#elif SPARSIFY_KERNEL == 5
+KERNEL(32 * WARPS, SPARSIFY_BLOCKS) interpolate(const Call call) { interpolate_row(call, row_of(call, blockIdx.x)); }
+EXPORT(interpolate, Call)
 
 #else
 DEVICE Scratch scratch_of(const Call& call) {

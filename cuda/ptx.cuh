@@ -64,9 +64,15 @@ DEVICE chunk load_chunk(const void* p) {
     asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
     return r;
 }
+// Of tables, and volatile: read where it stands, since all that a compiler would fetch ahead of a loop fills its registers.
+DEVICE chunk load_entry(const void* p) {
+    chunk r;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+    return r;
+}
 DEVICE pair load_pair(const void* p) {
     pair r;
-    asm("ld.global.nc.v2.f32 {%0,%1}, [%2];" : "=f"(r.re), "=f"(r.im) : "l"(p));
+    asm volatile("ld.global.nc.v2.f32 {%0,%1}, [%2];" : "=f"(r.re), "=f"(r.im) : "l"(p));
     return r;
 }
 DEVICE word load_word(const void* p) {

@@ -14,7 +14,7 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from . import cpu, gpu, native
+from . import choosing, cpu, gpu, native
 from .monarch import BlockMask
 
 
@@ -120,7 +120,7 @@ class LongConv(nn.Module):
         if found is None:
             k = self.k.to(device)
             if on_gpu:
-                found = gpu.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
+                found = choosing.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
             else:
                 found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)
             with _caching:

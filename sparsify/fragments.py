@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import tiling
 from .monarch import roots
 
 Source = Literal["real", "history", "complex"]
@@ -104,6 +105,10 @@ class Stages:
         """(slots, columns) complex128."""
         return roots(4 * self.factors[axis] * self.behind(axis), self.quarters(axis)[:, None] * columns)
 
+    def core(self, dtype: torch.dtype) -> bool:
+        """Whether the last two stages run as one, in registers: `core` of cuda/spectrum.cuh."""
+        return tiling.core(self.factors, dtype)
+
     def frequencies(self) -> Tensor:
         """Natural frequency of every slot, (N1, .., Np) int64."""
         f, unit = torch.zeros(self.factors, dtype=torch.int64), 1
@@ -125,6 +130,14 @@ class Stages:
 
     def inverse(self, axis: int, dtype: torch.dtype) -> Tensor:
         matrix, last = self.dft(axis).conj(), axis == len(self.factors) - 1  # (slots, N)
+        if self.core(dtype) and last:
+            rows = torch.stack([4 * (torch.arange(8) // 2) + 2 * i + torch.arange(8) % 2 for i in range(2)]).flatten()
+            return words(left_operand(real_rows(real_columns(matrix.T[rows]))), dtype)
+        if self.core(dtype) and axis == len(self.factors) - 2:
+            columns = (
+                real_columns(matrix.T).unflatten(1, (-1, TILE, 2)).transpose(2, 3).flatten(1)
+            )  # 8 real, 8 imaginary
+            return words(left_operand(real_rows(columns)), dtype)
         if last:
             tile, load, half = grid(self.factors[axis] // TILE, self.factors[axis] // 16, 2)
             operand, j = grid(2, 4)
@@ -135,8 +148,8 @@ class Stages:
         return words(left_operand(columns.real.contiguous() if real_output else real_rows(columns)), dtype)
 
     def turns(self, axis: int) -> Tensor:
-        """Twiddles of every 4th column on the last axis but one, else of every 8th: (slots, columns, 2) float32."""
-        every = 4 if axis == len(self.factors) - 2 else 8
+        """Twiddles of every 4th column, where columns are many of every 8th: (slots, columns, 2) float32."""
+        every = 4 if axis == len(self.factors) - 2 or self.behind(axis) <= 256 else 8
         return torch.view_as_real(self.twiddle(axis, torch.arange(0, self.behind(axis), every))).float()
 
     def steps(self, axis: int) -> Tensor:
@@ -183,17 +196,38 @@ def slots_of(tile: Tensor) -> Tensor:
     return (8 * tile[:, None] + torch.arange(8)).view(-1, 2, 4)
 
 
-def toeplitz(head: Tensor, dtype: torch.dtype) -> Tensor:
-    """Operands that convolve 32 samples with a head of T = 32 r taps: (H, entries, planes, 32 lanes, 4) int32.
+def row_operands(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Right operands for rows of samples: (.., entries, planes, 32 lanes, 4) int32.  matrix: (.., 32 r, 32) float64.
 
-    head: (H, T) float64.  Input sample s of T + 32 meets output i by the tap at lag T + i - s.
+    A row's 32 r samples times the matrix are 32 outputs; what a lane has of a row are 8 neighbours of them.
     """
-    taps = head.shape[-1]
-    step, half, two = grid(taps // 32 + 1, 2, 2)
+    step, half, two = grid(matrix.shape[-2] // 32, 2, 2)
     g, t, operand, low, pair = grid(8, 4, 2, 2, 2)
     sample = 32 * step[:, None] + 4 * half[:, None] + 8 * t + 2 * low + pair
-    lag = taps + 4 * g + 2 * two[:, None] + operand - sample
-    inside = (lag >= 0) & (lag < taps)
-    picked = head[:, lag.clamp(0, taps - 1)] * inside.to(head.device)
-    flat = picked.reshape(-1, LANES, 4, 2)
-    return words(flat, dtype).view(head.shape[0], -1, planes(dtype), LANES, 4)
+    flat = matrix[..., sample, 4 * g + 2 * two[:, None] + operand].reshape(-1, LANES, 4, 2)
+    return words(flat, dtype).view(*matrix.shape[:-2], -1, planes(dtype), LANES, 4)
+
+
+def picked(values: Tensor, index: Tensor) -> Tensor:
+    """values[.., index], zero where the index lies outside."""
+    inside = (index >= 0) & (index < values.shape[-1])
+    return values[..., index.clamp(0, values.shape[-1] - 1)] * inside.to(values.device)
+
+
+def toeplitz(head: Tensor, dtype: torch.dtype) -> Tensor:
+    """Operands that convolve with a head of T = 32 r taps; T + 32 samples make 32 outputs.  head: (H, T) float64."""
+    taps = head.shape[-1]
+    sample, output = torch.arange(taps + 32)[:, None], torch.arange(32)
+    return row_operands(picked(head, taps + output - sample), dtype)
+
+
+def decimation(window: Tensor, rate: int, dtype: torch.dtype) -> Tensor:
+    """Operands that take every `rate`th sample of what a window sees.  window: (8 rate,) float64."""
+    sample = torch.arange(-(-(31 * rate + len(window)) // 32) * 32)[:, None]
+    return row_operands(picked(window, sample - rate * torch.arange(32)), dtype)
+
+
+def interpolation(window: Tensor, rate: int, dtype: torch.dtype) -> Tensor:
+    """Operands that put 16 slow samples back through a window, for each 32 of the 8 rate outputs one after another."""
+    slow, part = torch.arange(32)[:, None], torch.arange(rate // 4)[:, None, None]
+    return row_operands(picked(window, 32 * part + torch.arange(32) - rate * slow + len(window)), dtype)

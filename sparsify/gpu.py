@@ -1,7 +1,7 @@
 """The GPU backend: what is prepared of a filter for the tensor-core kernels, and how it meets a signal.
 
-A `Way` says which kernels of `cuda/fftconv.cu` run and how they are built; `prepare` picks the one that
-`sparsify.tiling` predicts to be the quickest, and makes its tables.  Nothing of that happens in a call.
+A `Way` says which kernels of `cuda/fftconv.cu` run and how they are built (`sparsify.choosing` picks one); `make` makes
+its tables, `fftconv` launches it.  Nothing is chosen, compiled or made in a call but the first.
 
 Sums are float32 throughout.  16-bit signals are rounded to their type after every stage: relative errors near 6e-4
 (float16) and 5e-3 (bfloat16).  A float32 signal is computed with as two bfloat16, errors near 1e-5, which is what
@@ -10,159 +10,23 @@ Sums are float32 throughout.  16-bit signals are rounded to their type after eve
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from . import fragments, nvrtc, tiling
-from .cpu import KERNEL, Prepared, Structure, crop
-from .fragments import SOURCES, TYPES, Stages
+from . import fragments, multirate, nvrtc, tiling
+from .cpu import Prepared, Structure
+from .fragments import TYPES, Stages
 from .spectra import spectrum
+from .ways import Build, Call, Signal, SlowWay, Way, slow_length, way_from
 
-KERNELS = ("conv", "outer_forward", "outer_inverse", "direct")
-DIRECT_TAPS = 512  # a filter of more is not worth a thought as Toeplitz matrices
-OUTER_UNITS = 4  # units of an outer kernel that a warp takes one after another, for the sake of its matrix
-
-
-class Signal(ctypes.Structure):
-    """`Signal` of cuda/stages.cuh."""
-
-    _fields_ = (("memory", ctypes.c_void_p), ("batch", ctypes.c_longlong), ("channel", ctypes.c_longlong))
-
-
-class Call(ctypes.Structure):
-    """`Call` of cuda/stages.cuh, field by field."""
-
-    _fields_ = (
-        *((name, Signal) for name in "u pregate gate y".split()),
-        *((name, ctypes.c_void_p) for name in "scale skip spectra head".split()),
-        *((name, ctypes.c_void_p * 4) for name in "forward inverse turns steps".split()),
-        *((name, ctypes.c_void_p) for name in "outer_turns outer_steps".split()),
-        ("live", ctypes.c_void_p * 4),
-        ("scratch", ctypes.c_void_p),
-        ("scratch_plane", ctypes.c_longlong),
-        *((name, ctypes.c_uint) for name in "rows batch blocks outer".split()),
-        *((name, ctypes.c_int) for name in "seqlen ahead".split()),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel, compiled for one use."""
-
-    entry: str
-    dtype: torch.dtype
-    factors: tuple[int, ...]
-    rows: int = 1
-    warps: int = 4
-    source: str = "real"
-    masked: bool = False
-    head: int = 0
-    wide: bool = True
-    resident: int = 1  # blocks that a multiprocessor is to hold at once
-
-    @property
-    def macros(self) -> dict[str, object]:
-        swizzle: tuple[tuple[int, int], ...] = ((0, 0),)
-        if self.entry == "conv":
-            swizzle = tiling.Tiling(self.factors, self.rows, self.warps, self.source).swizzle or swizzle
-        return {
-            "SPARSIFY_KERNEL": KERNELS.index(self.entry),
-            "SPARSIFY_TYPE": TYPES.index(self.dtype),
-            "SPARSIFY_SOURCE": SOURCES.index(self.source),
-            "SPARSIFY_FACTORS": ",".join(map(str, self.factors)),
-            "SPARSIFY_ROWS": self.rows,
-            "SPARSIFY_WARPS": self.warps,
-            "SPARSIFY_BLOCKS": self.resident,
-            "SPARSIFY_MASKED": int(self.masked),
-            "SPARSIFY_HEAD": self.head,
-            "SPARSIFY_WIDE": int(self.wide),
-            "SPARSIFY_SWIZZLE": ",".join(f"{bit},{image}" for bit, image in swizzle),
-        }
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return self.rows * math.prod(self.factors) * 4 * fragments.planes(self.dtype) if self.entry == "conv" else 0
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a convolution is computed on the GPU.
-
-    source: "real" and "history" as in `tiling`; "complex" for two levels, with `radix` digits outside, of which the
-    first `outer` slots are kept; "direct" for Toeplitz matrices alone.  head: taps of an exact head, a multiple of 32.
-    """
-
-    source: str
-    dtype: torch.dtype
-    seqlen: int
-    factors: tuple[int, ...] = (16, 32)
-    rows: int = 1
-    warps: int = 4
-    masked: bool = False
-    head: int = 0
-    ahead: int = 0
-    radix: int = 1
-    outer: int = 1
-    resident: int = 1
-
-    WAYS = (*SOURCES, "direct")
-
-    @property
-    def points(self) -> int:
-        return self.radix * math.prod(self.factors)
-
-    def to_ints(self) -> tuple[int, ...]:
-        """As an operator takes it."""
-        flags = (int(self.masked), self.head, self.ahead, self.radix, self.outer, self.resident)
-        kinds = (self.WAYS.index(self.source), TYPES.index(self.dtype))
-        return (KERNEL, *kinds, self.seqlen, self.rows, self.warps, *flags, *self.factors)
-
-    @classmethod
-    def from_ints(cls, numbers: Sequence[int]) -> Way:
-        _, source, dtype, seqlen, rows, warps, masked, head, ahead, radix, outer, resident, *factors = numbers
-        shape = tuple(factors), rows, warps, bool(masked), head, ahead, radix, outer, resident
-        return cls(cls.WAYS[source], TYPES[dtype], seqlen, *shape)
-
-    def builds(self, wide: bool = True) -> tuple[Build, ...]:
-        """The kernels, in the order in which they run.  wide: see `wide` below."""
-        if self.source == "direct":
-            return (Build("direct", self.dtype, self.factors, warps=self.warps, head=self.head, wide=wide),)
-        shape = self.factors, self.rows, self.warps, self.source, self.masked, self.head, wide, self.resident
-        own = Build("conv", self.dtype, *shape)
-        if self.source != "complex":
-            return (own,)
-        levels = self.radix, self.points // self.radix
-        before = Build("outer_forward", self.dtype, levels, masked=self.masked, wide=wide)
-        return before, replace(own, head=0, wide=True), replace(before, entry="outer_inverse", head=self.head)
-
-    def blocks(self, seqlen: int) -> int:
-        """Pieces of a row that are computed on their own."""
-        return -(-seqlen // self.points) if self.source == "history" else 1
-
-    def rows_of(self, build: Build, rows: int, seqlen: int) -> int:
-        """Rows that a kernel sees of B * H signals."""
-        return rows * self.blocks(seqlen) * self.outer if build.entry == "conv" else rows
-
-    def grid(self, build: Build, rows: int, seqlen: int) -> tuple[int, int, int]:
-        """Blocks of a launch for B * H signals."""
-        if build.entry == "conv":
-            return -(-self.rows_of(build, rows, seqlen) // self.rows), 1, 1
-        columns = seqlen if build.entry == "direct" else self.points // self.radix
-        unit = {"outer_forward": 64, "outer_inverse": 32, "direct": 512}[build.entry]
-        return rows, max(1, -(-columns // (unit * build.warps * OUTER_UNITS))), 1
+SPECTRA_AT_ONCE = 1 << 25  # points of filters prepared together: float64 spectra of all would be large
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -183,13 +47,10 @@ def outer_tables(stages: Stages, dtype: torch.dtype, device: torch.device) -> tu
     return tuple(table.to(device) for table in made)
 
 
-def normalised(k_f: Tensor, head: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Spectrum and head divided by their largest entry, channel by channel, and that entry: (H,) float32."""
-    scale = k_f.abs().amax(-1)
-    if head is not None:
-        scale = torch.maximum(scale, head.abs().amax(-1))
-    scale = torch.where(scale > 0, scale, 1.0).float().double()
-    return k_f / scale[:, None], scale.float(), head if head is None else head / scale[:, None]
+def largest(*parts: Tensor | None) -> Tensor:
+    """The largest magnitude in each row of some tensors, or 1 where all are zero: (H,) float64, exact in float32."""
+    size = torch.stack([part.abs().amax(-1).double() for part in parts if part is not None]).amax(0)
+    return torch.where(size > 0, size, 1.0).float().double()
 
 
 def padded_head(head: Tensor) -> Tensor:
@@ -218,48 +79,112 @@ def make(
 
     k: (H, K), tap j at lag j - ahead, without its head.  bins: (M,) bool, the bins that a mask keeps.
     """
-    k, head = k.double(), None if head is None else padded_head(head)
     if way.source == "direct":
-        taps = padded_head(k)
-        _, scale, taps_ = normalised(k.new_zeros(len(k), 1), taps)
-        assert taps_ is not None
-        tables = (scale, fragments.toeplitz(taps_, way.dtype))
-        return Prepared(tuple(t.to(device) for t in tables), way.to_ints())
-    k_f = spectrum(k, way.points, 0 if way.source == "history" else ahead)
-    if bins is not None:
-        k_f = k_f * bins.to(k.device)
-    k_f, scale, head = normalised(k_f, head)
+        return make_direct(way, padded_head(k), device)
     factors = way.factors if way.source != "complex" else (way.radix, *way.factors)
-    orders: tuple[tuple[int, ...], ...] = Stages.natural(factors).orders
+    orders, kept = (Stages.natural(factors).orders, None) if bins is None else slots(bins, factors)
     live: list[Tensor] = []
-    if bins is not None:
-        orders, kept = slots(bins, factors)
     if way.source == "complex":
-        outside = Stages((way.radix, math.prod(way.factors)), (orders[0], ()), "real")
-        inside = Stages(way.factors, orders[1:], "complex")
-        if bins is not None:
-            tiles = kept.view(-1, fragments.TILE, *way.factors).any(1, keepdim=True)  # an outer tile has one pattern
-            reached = tiles.flatten(1).any(1)
-            outer = fragments.TILE * int(reached.sum())
-            live.append((reached.long() << torch.arange(len(reached))).sum().to(torch.int32)[None])
-            live += inside.live(tiles.expand(-1, fragments.TILE, *way.factors).flatten(0, 1)[:outer])
-            way = replace(way, outer=outer)
-        else:
-            way = replace(way, outer=way.radix)
+        inside, outside = Stages(way.factors, orders[1:], "complex"), two_levels(way, orders[0])
+        way = replace(way, outer=way.radix)
         shared = outer_tables(outside, way.dtype, device) + stage_tables(inside, way.dtype, device)
-        picked = k_f.unflatten(-1, (-1, way.radix))[..., torch.tensor(orders[0][: way.outer])]  # (H, M / R, outer)
-        spectra = inside.spectra(picked.transpose(1, 2).flatten(0, 1), way.dtype)
+        if kept is not None:
+            outer, live = live_rows(inside, kept)
+            way = replace(way, outer=outer)
     else:
-        stages = Stages(factors, orders, way.source)  # type: ignore[arg-type]
-        shared = stage_tables(stages, way.dtype, device)
+        inside = Stages(factors, orders, "history" if way.source == "history" else "real")
+        shared = stage_tables(inside, way.dtype, device)
+        if kept is not None:
+            live = inside.live(kept)
+    digits = torch.tensor(orders[0][: way.outer]) if way.source == "complex" else torch.zeros(1, dtype=torch.int64)
+    head = None if head is None else padded_head(head)
+    scales, spectra = [], []
+    step = max(1, SPECTRA_AT_ONCE // way.points)
+    for h in range(0, len(k), step):
+        k_f = spectrum(k[h : h + step].double(), way.points, 0 if way.source == "history" else ahead)
         if bins is not None:
-            live = stages.live(kept)
-        spectra = stages.spectra(k_f, way.dtype)
-    own = [scale, spectra, *live] + ([] if head is None else [fragments.toeplitz(head, way.dtype)])
+            k_f = k_f * bins.to(k.device)
+        scales.append(largest(k_f, None if head is None else head[h : h + step]))
+        rows = (k_f / scales[-1][:, None]).unflatten(-1, (-1, way.radix))[..., digits]  # (h, M / R, outer)
+        spectra.append(inside.spectra(rows.transpose(1, 2).flatten(0, 1), way.dtype))
+    scale = torch.cat(scales)
+    own = [scale.float(), torch.cat(spectra), *live]
+    if head is not None:
+        own.append(fragments.toeplitz(head / scale[:, None], way.dtype))
     return Prepared((*shared, *(t.to(device) for t in own)), way.to_ints())
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+def two_levels(way: Way, order: tuple[int, ...]) -> Stages:
+    """The outer stage of a two-level transform, before all that is inside."""
+    return Stages((way.radix, math.prod(way.factors)), (order, ()))
+
+
+def outer_tiles(kept: Tensor) -> Tensor:
+    """Of a mask in slot order, (R, N1, .., Np) bool, which tiles of 8 outer digits keep anything: (R / 8,) bool."""
+    return kept.view(-1, fragments.TILE, kept[0].numel()).flatten(1).any(1)
+
+
+def outer_digits(kept: Tensor) -> int:
+    """How many slots of the outer stage are computed."""
+    return fragments.TILE * int(outer_tiles(kept).sum())
+
+
+def live_rows(inside: Stages, kept: Tensor) -> tuple[int, list[Tensor]]:
+    """Rows that a mask leaves to the inner kernel, and its bit sets, those of the outer stage first.
+
+    kept: (R, N1, .., Np) bool in slot order, rows with anything kept first.  Rows of one tile of 8 share a pattern.
+    """
+    reached, rows = outer_tiles(kept), outer_digits(kept)
+    bits = (reached.long() << torch.arange(len(reached))).sum().to(torch.int32)[None]
+    tiles = kept.view(-1, fragments.TILE, *inside.factors).any(1, keepdim=True)
+    return rows, [bits, *inside.live(tiles.expand(-1, fragments.TILE, *inside.factors).flatten(0, 1)[:rows])]
+
+
+def make_direct(way: Way, taps: Tensor, device: torch.device) -> Prepared:
+    scale = largest(taps)
+    tables = scale.float(), fragments.toeplitz(taps / scale[:, None], way.dtype)
+    return Prepared(tuple(t.to(device) for t in tables), way.to_ints())
+
+
+def make_slow(way: SlowWay, k: Tensor, ahead: int, structure: Structure) -> Prepared:
+    """Tables of a slow way; the slow filter is that of `multirate.slow_taps`."""
+    mask, rate, dtype = structure.mask, way.rate, way.dtype
+    head, rest = apart(k, ahead, structure)
+    reach = way.inner.seqlen
+    k_f = spectrum(rest, mask.n, ahead) * mask.bins().to(k.device)
+    inner = make(way.inner, multirate.slow_taps(k_f, mask, rate, reach), reach - 1, k.device)
+    window = multirate.kaiser_bessel(rate)
+    own = [fragments.decimation(window, rate, dtype), fragments.interpolation(window, rate, dtype)]
+    own.append(torch.ones(len(k)))
+    if head is None:
+        own.append(own[-1])
+    else:
+        head = padded_head(head)
+        own += [largest(head).float(), fragments.toeplitz(head / largest(head)[:, None], dtype)]
+    return Prepared(
+        (*(t.to(k.device) for t in own), *inner.tables), replace(way, inner=Way.from_ints(inner.layout)).to_ints()
+    )
+
+
+def make_apart(way: Way | SlowWay, k: Tensor, ahead: int, structure: Structure) -> Prepared:
+    """Tables of a way that skips: the head apart, the rest on the mask's bins."""
+    if isinstance(way, SlowWay):
+        return make_slow(way, k, ahead, structure)
+    head, rest = apart(k, ahead, structure)
+    return make(way, rest, ahead, k.device, structure.mask.bins(), head)
+
+
+def apart(k: Tensor, ahead: int, structure: Structure) -> tuple[Tensor | None, Tensor]:
+    """Head and rest of a filter, float64."""
+    head, rest = structure.head, k.double()
+    if head is None:
+        return None, rest
+    head, rest = head.to(rest), rest.clone()
+    rest[:, ahead : ahead + head.shape[-1]] -= head
+    return head, rest
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
 
 
 def takes(u: Tensor) -> bool:
@@ -283,110 +208,7 @@ def warn(reason: str) -> None:
     warnings.warn(f"sparsify runs without its GPU kernels, through torch.fft: {reason}", RuntimeWarning, stacklevel=2)
 
 
-def prepare(
-    k: Tensor,
-    ahead: int,
-    seqlen: int,
-    dtype: torch.dtype,
-    batch: int = 1,
-    structure: Structure | None = None,
-    card: tiling.Card | None = None,
-) -> Prepared:
-    """The way that is predicted to be the quickest for signals of up to `seqlen` samples, and its tables on k's device.
-
-    k: (H, K), tap j at lag j - ahead.  batch: what to expect; any other works, too.
-    """
-    card = card or tiling.Card.of(k.device)
-    felt, felt_ahead = crop(k, ahead, seqlen)
-    seconds, way = plain_way(card, dtype, seqlen, felt.shape[-1], felt_ahead, batch, k.shape[0])
-    if structure is not None and seqlen <= structure.mask.n:
-        masked = masked_way(card, structure, dtype, seqlen, batch, k.shape[0])
-        if masked is not None and masked[0] < seconds:
-            return make_masked(masked[1], k, ahead, structure)
-    return make(way, felt, felt_ahead, k.device)
-
-
-def plain_way(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, taps: int, ahead: int, batch: int, channels: int
-) -> tuple[float, Way]:
-    """The quickest way for a filter of which nothing is known but its taps, and its seconds."""
-    rows = batch * channels
-    found = tiling.best(card, seqlen, name_of(dtype), rows, taps=taps if taps < seqlen else None, batch=batch)
-    ways = [(found.seconds, way_of(found, dtype, seqlen, ahead))]
-    if taps <= DIRECT_TAPS:
-        ways.append((direct_seconds(card, seqlen, taps, dtype, rows), direct_way(dtype, seqlen, taps, ahead)))
-    return min(ways, key=lambda pair: pair[0])
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def way_of(found: tiling.Candidate, dtype: torch.dtype, seqlen: int, ahead: int) -> Way:
-    inner = found.inner
-    radix = 1 if isinstance(found.tiling, tiling.Tiling) else found.tiling.radix
-    own_ahead = ahead if inner.source == "history" else 0  # else the spectrum has it
-    shape = inner.factors, inner.rows, inner.warps, False, 0, own_ahead, radix, radix, found.occupancy
-    return Way(inner.source, dtype, seqlen, *shape)
-
-
-def direct_way(dtype: torch.dtype, seqlen: int, taps: int, ahead: int) -> Way:
-    return Way("direct", dtype, seqlen, head=-(-taps // 32) * 32, ahead=ahead)
-
-
-def direct_seconds(card: tiling.Card, seqlen: int, taps: int, dtype: torch.dtype, rows: int) -> float:
-    """What a Toeplitz product takes: 8 products of 16 x 8 x 16 a step of 32 taps, for 512 samples."""
-    kind = tiling.kind(name_of(dtype))
-    products = 8 * (-(-taps // 32) + 1) * -(-seqlen // 512) * rows * kind.products
-    moved = 2 * kind.bytes * seqlen * rows
-    return max(moved / card.bandwidth, products * tiling.MMA_FLOPS / card.matrix_rate) + tiling.LAUNCH
-
-
-def masked_way(
-    card: tiling.Card, structure: Structure, dtype: torch.dtype, seqlen: int, batch: int, channels: int
-) -> tuple[float, Way] | None:
-    """The quickest way that skips what a mask drops, on the mask's own points, and its seconds; None if none fits."""
-    mask, head, rows = structure.mask, structure.head, batch * channels
-    bins = mask.bins()
-
-    @cache
-    def live(factors: tuple[int, ...]) -> tiling.Live:
-        if math.prod(factors) != mask.n:
-            return tiling.Live.dense(factors)
-        return tiling.Live.of(slots(bins, factors)[1].numpy())
-
-    problem = tiling.Problem(card, mask.n, name_of(dtype), rows, batch=batch)
-    own = tiling.Domain(tuple(f for f in tiling.DOMAIN.factors if math.prod(f) == mask.n))
-    found = tiling.search(problem, 32, own, live).candidates
-    if not found:
-        levels = tiling.two_level(card, mask.n, dtype=name_of(dtype), rows_total=rows, batch=batch, count=32)
-        found = [candidate for candidate in levels if candidate.tiling.points == mask.n]
-    taps = 0 if head is None else -(-head.shape[-1] // 32) * 32
-    if taps:
-        found = [c for c in found if isinstance(c.tiling, tiling.TwoLevel) or c.tiling.behind[0] % 32 == 0]
-    if not found:
-        return None
-    extra = direct_seconds(card, seqlen, taps, dtype, rows) if taps else 0.0
-    return found[0].seconds + extra, replace(way_of(found[0], dtype, seqlen, 0), masked=True, head=taps)
-
-
-def make_masked(way: Way, k: Tensor, ahead: int, structure: Structure) -> Prepared:
-    """Tables of a way that skips: the head apart, the rest on the mask's bins."""
-    head, rest = structure.head, k.double()
-    if head is not None:
-        head, rest = head.to(rest), rest.clone()
-        rest[:, ahead : ahead + head.shape[-1]] -= head
-    return make(way, rest, ahead, k.device, structure.mask.bins(), head)
-
-
-# --- running ---------------------------------------------------------------------------------------------------------
-
 Launch = Callable[[Build, tuple[int, int, int], Call], None]
-
-
-@lru_cache(maxsize=1024)
-def way_from(numbers: tuple[int, ...]) -> Way:
-    return Way.from_ints(numbers)
 
 
 def launch_on(device: torch.device) -> Launch:
@@ -402,7 +224,18 @@ def kernel(build: Build) -> nvrtc.Kernel:
 
 @cache
 def function(build: Build, device: torch.device) -> nvrtc.Function:
-    return nvrtc.load(kernel(build), device)
+    return nvrtc.load(kernel(unspilled(build, nvrtc.architecture(device))), device)
+
+
+def unspilled(build: Build, arch: str) -> Build:
+    """The same kernel for as many resident blocks as leave a thread the registers that it needs, by the compiler."""
+    while build.resident > 1:
+        taken = nvrtc.binary(kernel(build), arch).resources
+        if taken is None or not taken.spill_stores:
+            break
+        quarter = -(-build.resident * build.warps // 4) - 1  # warps that share a quarter of the registers: one less
+        build = replace(build, resident=max(1, min(build.resident - 1, 4 * quarter // build.warps)))
+    return build
 
 
 def fftconv(
@@ -419,17 +252,52 @@ def fftconv(
     u, gate, pregate: (B, H, L), dtype as prepared.  skip: (H,).  Returns (B, H, L), dtype of u.
     """
     way = way_from(tuple(layout))
+    if u.shape[-1] > way.longest:
+        raise ValueError(f"the tables are for signals of up to {way.longest} samples, got {u.shape[-1]}; prepare anew")
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if not y.numel():
         return y
     keep = [None if t is None else rowwise(t.to(u.dtype)) for t in (u, pregate, gate)]  # alive until all is launched
-    call, held = filled(way, (*keep, y), skip)
     launch = launch or launch_on(u.device)
+    if isinstance(way, SlowWay):
+        return slow_fftconv(way, (*keep, y), tables, skip, launch)
+    call, held = filled(way, (*keep, y), skip)
     rows = u.shape[0] * u.shape[1]
     for build in way.builds(all(wide(t, way.ahead) for t in (*keep, y) if t is not None)):
         stage_pointers(call, way, build, tables)
         call.rows = way.rows_of(build, rows, u.shape[-1])
         launch(build, way.grid(build, rows, u.shape[-1]), call)
+    del held
+    return y
+
+
+def slow_fftconv(
+    way: SlowWay, signals: Sequence[Tensor | None], tables: Sequence[Tensor], skip: Tensor | None, launch: Launch
+) -> Tensor:
+    """The same at a lower rate.  signals: u, pregate, gate and y, which is filled and returned."""
+    u, pregate, _, y = signals
+    assert u is not None and y is not None
+    decimation, interpolation, ones, scale = tables[:4]
+    inner = tables[4 + bool(way.head) :]
+    slow = u.new_empty(*u.shape[:2], slow_length(u.shape[-1], way.rate))
+
+    def run(entry: str, call: Call, *signals: Tensor | None) -> None:
+        build = way.build(entry, all(wide(t, 0) for t in signals if t is not None))
+        call.batch, call.rows, call.blocks = len(u), len(u) * u.shape[1], 1
+        columns = slow.shape[-1] if entry == "decimate" else -(-u.shape[-1] // way.rate) * 4
+        launch(build, (call.rows, -(-columns // (512 * build.warps)), 1), call)
+
+    call = Call(u=Signal.of(u), y=Signal.of(slow), window=decimation.data_ptr(), scale=ones.data_ptr())
+    if pregate is not None:
+        call.pregate = Signal.of(pregate)
+    run("decimate", call, u, pregate, slow)
+    slow = fftconv(slow, inner, way.inner.to_ints(), launch=launch)
+    call, held = filled(way.inner, signals, skip)
+    call.slow, call.window, call.scale = Signal.of(slow), interpolation.data_ptr(), scale.data_ptr()
+    call.ahead, call.outer = 0, 1
+    if way.head:
+        call.head = tables[4].data_ptr()
+    run("interpolate", call, *signals, slow)
     del held
     return y
 
@@ -447,17 +315,11 @@ def filled(way: Way, signals: Sequence[Tensor | None], skip: Tensor | None) -> t
     batch, channels, seqlen = y.shape
     for name, t in zip(("u", "pregate", "gate", "y"), signals, strict=True):
         if t is not None:
-            setattr(call, name, Signal(t.data_ptr(), t.stride(0), t.stride(1)))
+            setattr(call, name, Signal.of(t))
     if skip is not None:
         held.append(skip.to(torch.float32).contiguous())
         call.skip = held[-1].data_ptr()
-    call.batch, call.seqlen, call.ahead, call.blocks, call.outer = (
-        batch,
-        seqlen,
-        way.ahead,
-        way.blocks(seqlen),
-        way.outer,
-    )
+    call.batch, call.ahead, call.blocks, call.outer = batch, way.ahead, way.blocks(seqlen), way.outer
     if way.source == "complex":
         words = batch * channels * way.outer * (way.points // way.radix)
         held.append(torch.empty(fragments.planes(way.dtype) * words, dtype=torch.int32, device=y.device))

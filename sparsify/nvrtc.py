@@ -216,6 +216,13 @@ def architecture(device: torch.device | int | None = None) -> str:
     return best_architecture(torch.cuda.get_device_capability(ordinal(device)), passed(nvrtc.nvrtcGetSupportedArchs()))
 
 
+def architecture_of(name: str) -> str:
+    """What to compile for so that it runs on cards of an architecture, "sm_90", that need not be here."""
+    from cuda.bindings import nvrtc
+
+    return best_architecture(divmod(int(name.removeprefix("sm_")), 10), passed(nvrtc.nvrtcGetSupportedArchs()))
+
+
 def best_architecture(capability: tuple[int, int], supported: Sequence[int]) -> str:
     """The architecture itself, the nearest older one whose cubins run on it, or PTX that the driver compiles.
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Conv = Callable[..., Tensor]
-"""conv(u, gate=None, skip=None) -> gate * (k * u + skip * u).  u, gate, y: (B, H, L).  skip: (H,)."""
+"""conv(u, gate=None, skip=None) -> gate * (k * u + skip * u).  u, gate, y: (B, H, L).  skip: (H,).
+
+`LongConv` takes a `pregate` besides, which u is multiplied with first."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ thousand choices, drops those that a constraint refuses, orders the rest by pred
 bound on what is left says that nothing can win: milliseconds, exact, no solver.  `explain` says why.
 
 Counts (MMAs, bytes) are exact.  Registers and seconds are estimates: good for an order, not for a promise.
-Every number of a Card says whether it was measured or stands in a data sheet.
+Every Card says where its numbers come from.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ SOURCES = ("real", "history", "complex")
 
 MMA_FLOPS = 4096  # mma.m16n8k16
 RESERVED = 1024  # bytes of shared memory that the system keeps a block
-KEPT_TABLE = 64  # words of a DFT matrix that a thread keeps at most; a larger one is read again in the loop
+KEPT_MATRIX, KEPT_OPERANDS = 64, 32  # words of DFT matrices that a thread keeps at most; larger ones are read again
 ADDRESSES = 16  # registers for addresses and counters
 POINTWISE = 10  # instructions a point and stage output: twiddle or spectrum 4, unpack and pack 3, table and address 3
+FUSED = 0.6  # of these, what remains between the stages that run as one
+CORE_REGISTERS = 168  # of a thread in the fused stages: three times four warps a multiprocessor
 LATENCY = 0.5e-6  # seconds from barrier to barrier that a block alone spends filling and draining
 BUSY_WARPS = 8  # resident warps a multiprocessor needs, two a scheduler, before its pipelines fill
 L2_GAIN = 2.0  # what L2 delivers over what DRAM does
@@ -146,7 +148,7 @@ CARDS = {
         ),
         Card(
             "H200", "sm_90", 132, 232448, 233472, 4.3e12, 490e12, 50 << 20, 1.755e9,
-            provenance="bandwidth measured by a copy, the rest nominal, matrix rate 62 % of nominal",
+            provenance="bandwidth 90 %, matrix rate 62 % of nominal, the rest nominal",
         ),
         Card(
             "B200", "sm_100", 148, 232448, 233472, 8e12, 550e12, 126 << 20, 1.85e9,
@@ -251,6 +253,11 @@ def slot_orders(kept: Any) -> tuple[tuple[int, ...], ...]:
 # --- a kernel ------------------------------------------------------------------------------------------------------
 
 
+def core(factors: Sequence[int], dtype: Any) -> bool:
+    """Whether the last two stages run as one, in registers: `core` of cuda/spectrum.cuh."""
+    return len(factors) > 2 and kind(dtype).planes == 1 and tuple(factors[-2:]) == (16, 16)
+
+
 @dataclass(frozen=True)
 class Tiling:
     """One kernel: its factors, the rows and warps of a thread block, and what it reads.
@@ -350,37 +357,48 @@ class Tiling:
         """Rows that a signal makes."""
         return -(-seqlen // self.points) if self.source == "history" else 1
 
-    def trips(self, live: Live | None = None) -> float:
-        """How often a point goes into shared memory or out of it; 4 + 4 (p - 2) without a mask."""
-        share = (live or Live.dense(self.factors)).shares(self.factors)
-        return 2 * share[0] + sum(2 * (a + b) for a, b in pairwise(share[:-1])) + 2 * share[-2]
+    def trips(self, live: Live | None = None, dtype: Any = "float16") -> float:
+        """How often a point goes into shared memory or out of it; without a mask twice a stage and way, less 4."""
+        share = (live or Live.dense(self.factors)).shares(self.factors)[: -2 if core(self.factors, dtype) else -1]
+        return 2 * share[0] + sum(2 * (a + b) for a, b in pairwise(share)) + 2 * share[-1]
 
-    def results(self, live: Live | None = None) -> float:
+    def results(self, live: Live | None = None, dtype: Any = "float16") -> float:
         """How often a point leaves a stage for a twiddle, or meets the spectrum; 2 p - 1 without a mask."""
-        *share, inner = (live or Live.dense(self.factors)).shares(self.factors)
-        return 2 * sum(share) + inner
+        *share, before, inner = (live or Live.dense(self.factors)).shares(self.factors)
+        return 2 * sum(share) + (2 * before + inner) * (FUSED if core(self.factors, dtype) else 1.0)
 
     def registers(self, dtype: Any) -> dict[str, int]:
         """Estimate for a thread, each stage: what it takes to compile without spilling.
 
-        Matrices, data and sums in words, a quarter more for what is on its way, and addresses.  Fitted to ptxas 13.0
-        for sm_90: kernels of one kind of stage, compiled for ever fewer registers.
+        Matrices, data, sums and twiddles in words, a quarter more for what is on its way, and addresses.  Fitted to
+        ptxas 13.0 for sm_90, whose kernels have 96, 128, 168 or 255 registers as five to two warps share a scheduler.
         """
         planes = kind(dtype).planes
-        first, inner = self.factors[0], self.factors[-1]
+        first, *middle, inner = self.factors
 
-        def words(matrix: int, data: int, sums: int, kept: float = KEPT_TABLE) -> int:
-            return ADDRESSES + math.ceil(1.25 * (min(planes * matrix, kept) + planes * data + sums))
+        def words(matrix: int, data: int, sums: int, twiddles: int = 0, most: int = KEPT_MATRIX) -> int:
+            kept = planes * matrix if planes * matrix <= most else 0
+            return ADDRESSES + math.ceil(1.25 * (kept + planes * data + sums + twiddles))
 
+        def turns(size: int, columns: int) -> int:  # kept for a run of units, or made anew for each tile of 8 digits
+            return 2 * columns * (size // 8 if size <= 16 else 1)
+
+        equal = self.behind[0] <= 64  # all units of stage 1 have the same twiddles
         stage_1 = {
-            "real": (first * first // 32, first, 32),
-            "history": (first * first // 16, 2 * first, 32),
-            "complex": (first * first // 16, first, 16),
+            "real": (first * first // 32, first, 32, turns(first, 16) if equal else 16 * (first > 16)),
+            "history": (first * first // 16, 4 * first, 32, turns(first, 16) if equal else 16 * (first > 16)),
+            "complex": (first * first // 16, first, 16, 16 * (first > 16)),
         }[self.source]
         back_1 = (first * first // (16 if self.source == "complex" else 32), first, 16)
-        middle = {f"stage {i}": words(n * n // 16, n, 16) for i, n in enumerate(self.factors[1:-1], 2)}
-        both = words(inner * inner // 8, inner, 16, math.inf)  # two matrices, which the compiler fetches beforehand
-        return {"stage 1": words(*stage_1), **middle, "inner": both, "back 1": words(*back_1)}
+        fused = core(self.factors, dtype)
+        between = dict(enumerate(middle[: -1 if fused else None], 2))
+        inner_stage = words(inner * inner // 8, inner, 16, 0, KEPT_OPERANDS)
+        return {
+            "stage 1": words(*stage_1),
+            **{f"stage {i}": words(n * n // 16, n, 16, turns(n, 8)) for i, n in between.items()},
+            **({"core": CORE_REGISTERS} if fused else {"inner": inner_stage}),
+            "back 1": words(*back_1),
+        }
 
     def occupancy(self, card: Card, dtype: Any) -> int:
         """Blocks that a multiprocessor holds at once."""
@@ -474,6 +492,10 @@ def accesses(tiling: Tiling, every: bool = True) -> Iterator[tuple[str, list[int
             yield "store 1", [at(0, 2 * (8 * unit + 2 * t + e) + c, 8 * tile + g) for g, t in lanes]
     for unit, d, step, lanes in product(some(tiling.units["inner"]), some(2), some(n[-1] // 16), eights):
         yield "inner", [(16 * unit + g + 8 * d) * behind[-1] + t + 4 * step for g, t in lanes]
+    if core(n, "float16"):  # two prefixes of 16 x 4 chunks at a time; for float32 the patterns above
+        for unit, d, lanes in product(some(tiling.rows * tiling.points // 512), some(2), eights):
+            yield "core", [(16 * (2 * unit + g % 2) + t) * 4 + g // 2 + 16 * d for g, t in lanes]
+            yield "core", [(16 * (2 * unit + d) + g) * 4 + t for g, t in lanes]
 
 
 def fold(chunk: int, images: Mapping[int, int]) -> int:
@@ -629,6 +651,11 @@ CONSTRAINTS = (
         lambda p, t: t.rows == 1 or t.source != "complex",
         lambda p, t: f"{t.rows} inner rows of a two-level transform have as many outer digits",
     ),
+    Constraint(
+        "rows at powers of two", "rows",
+        lambda p, t: t.rows == 1 or t.factors[0] != 48,
+        lambda p, t: f"{t.rows} rows of {t.points} words do not start where the swizzle is the same",
+    ),
     Constraint("equal work", "warps", lambda p, t: not any(n % t.warps for n in t.units.values()), uneven),
     Constraint(
         "room on a multiprocessor", "warps",
@@ -689,8 +716,8 @@ def signal_terms(problem: Problem, tiling: Tiling, live: Live | None = None) -> 
     return {
         "memory": max(once + spectrum, sum(moved.values()) / L2_GAIN) / card.bandwidth,
         "matrix": mmas * MMA_FLOPS / card.matrix_rate,
-        "shared": 4 * points * tiling.trips(live) / card.shared_rate,
-        "pointwise": POINTWISE * points * tiling.results(live) / card.pointwise_rate,
+        "shared": 4 * points * tiling.trips(live, problem.dtype) / card.shared_rate,
+        "pointwise": POINTWISE * points * tiling.results(live, problem.dtype) / card.pointwise_rate,
     }
 
 
@@ -837,12 +864,16 @@ def two_level(
     gated: bool = False,
     batch: int = 1,
     count: int = 8,
+    live: Callable[[tuple[int, ...]], tuple[int, Live]] | None = None,
 ) -> list[Candidate]:
-    """Transforms in three kernels through a scratch buffer, best first: for signals that no block holds."""
+    """Transforms in three kernels through a scratch buffer, best first: for signals that no block holds.
+
+    live: what a mask leaves under factors, those of the outer stage first: digits of that stage, and tiles of a row.
+    """
     problem = Problem(card, seqlen, type_name(dtype), rows_total, gated=gated, batch=batch)
     for radices in (OUTER, WIDE):
         fit = [radix for radix in radices if outer_registers(radix, problem.kind) <= 255]
-        found = [candidate for radix in fit for candidate in with_radix(problem, radix, count)]
+        found = [candidate for radix in fit for candidate in with_radix(problem, radix, count, live)]
         if found:
             return sorted(found, key=lambda c: c.order)[:count]
     return []
@@ -853,7 +884,9 @@ def outer_registers(radix: int, sample: Kind) -> int:
     return (8 + radix) * sample.planes + 32 + 40
 
 
-def with_radix(problem: Problem, radix: int, count: int) -> list[Candidate]:
+def with_radix(
+    problem: Problem, radix: int, count: int, live: Callable[[tuple[int, ...]], tuple[int, Live]] | None = None
+) -> list[Candidate]:
     """Two-level transforms of this outer radix."""
     card, rows = problem.card, problem.rows_total
     inside = replace(
@@ -861,16 +894,18 @@ def with_radix(problem: Problem, radix: int, count: int) -> list[Candidate]:
     )
     found = []
     for best in search(inside, count).candidates:
-        tiling = TwoLevel(radix, best.inner)
-        moved = problem.kind.bytes * problem.seqlen * (1 + problem.gated) + tiling.scratch_bytes(problem.dtype)
+        tiling, share = TwoLevel(radix, best.inner), 1.0
+        if live is not None:
+            digits, left = live((radix, *best.inner.factors))
+            best, share = predict(replace(inside, rows_total=rows * digits), best.inner, live=left), digits / radix
+        moved = problem.kind.bytes * problem.seqlen * (1 + problem.gated) + share * tiling.scratch_bytes(problem.dtype)
+        mmas = share * tiling.mmas(dtype=problem.dtype, seqlen=problem.seqlen)["outer"]
+        points = share * tiling.points * problem.kind.planes
         outer = {
             "memory": moved * rows / card.bandwidth,
-            "matrix": tiling.mmas(dtype=problem.dtype, seqlen=problem.seqlen)["outer"]
-            * rows
-            * MMA_FLOPS
-            / card.matrix_rate,
+            "matrix": mmas * rows * MMA_FLOPS / card.matrix_rate,
             "shared": 0.0,
-            "pointwise": POINTWISE * tiling.points * problem.kind.planes * rows / card.pointwise_rate,
+            "pointwise": POINTWISE * points * rows / card.pointwise_rate,
         }
         seconds = best.seconds + 2 * (max(outer.values()) + LAUNCH)  # no barriers: all but the longest hides
         terms = {name: s + 2 * outer[name] for name, s in best.terms.items()}

@@ -28,10 +28,16 @@ class Taken:
     stack: int  # bytes a thread
     shared: int  # static bytes a block
     opcodes: Counter[str]  # "HMMA" -> how many
+    accesses: Counter[str]  # of shared memory, "LDS.128" -> how many
 
     @property
     def mmas(self) -> int:
         return self.opcodes["HMMA"]
+
+    @property
+    def narrow(self) -> int:
+        """Accesses to shared memory of fewer than 16 bytes a thread."""
+        return sum(count for name, count in self.accesses.items() if "128" not in name.split("."))
 
     @property
     def local(self) -> int:
@@ -39,28 +45,24 @@ class Taken:
         return self.opcodes["LDL"] + self.opcodes["STL"]
 
 
-_compiled: dict[str, nvrtc.Binary] = {}
-
-
 def taken(kernel: nvrtc.Kernel, arch: str) -> Taken:
     """What a kernel takes when compiled for "sm_90a" or the like; skips the test where that cannot be told."""
     if reason := nvrtc.compile_why_not():
         pytest.skip(reason)
-    name = nvrtc.key(kernel, arch)  # the same for all entries of a source
-    if name not in _compiled:
-        _compiled[name] = nvrtc.compile(kernel, arch)
-    binary = _compiled[name]
-    found = nvrtc.resources(binary.log).get(kernel.entry)
+    binary = nvrtc.binary(kernel, arch)
+    found = binary.resources
     assert found, f"ptxas says nothing of {kernel.entry}: {binary.log}"
-    opcodes = Counter(instructions(binary.image, kernel.entry))
-    return Taken(found.registers, found.spill_stores + found.spill_loads, found.stack, found.shared, opcodes)
+    names = instructions(binary.image, kernel.entry)
+    opcodes = Counter(name.split(".")[0] for name in names)
+    accesses = Counter(name for name in names if name.startswith(("LDS", "STS")))
+    return Taken(found.registers, found.spill_stores + found.spill_loads, found.stack, found.shared, opcodes, accesses)
 
 
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 
 
 def instructions(image: bytes, entry: str) -> list[str]:
-    """Opcodes of an entry in order, without what follows the first dot."""
+    """Instructions of an entry in order, without operands: "LDS.128"."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(image)
         file.flush()

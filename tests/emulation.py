@@ -17,30 +17,33 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from sparsify.native.build import BuildError, find_compiler
+from sparsify.ways import Build, Call
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "emulator"
 CACHE = ROOT / ".pytest_cache" / "emulator"
+CONVOLUTION = "cuda/fftconv.cu"
 
 FLAGS = (
     *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"),
     *("-U_FORTIFY_SOURCE", "-fno-omit-frame-pointer", "-Wno-unknown-pragmas", "-Wfatal-errors"),
     *("-DSPARSIFY_EMULATOR", f"-I{FOLDER}", f"-I{ROOT / 'cuda'}"),
 )
-PLAIN = ("-O2",)
-SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+PLAIN = ("-Og",)  # twice as quick to compile as -O2, and quick enough to run
+SANITIZE = ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CLANG = ("-shared-libasan",)  # where the sanitizer is not a library by default
 
 ORDERS = ("forward", "reversed", "random")
 WIDTHS = {  # bytes of each access, in the order of `Kind` in emulator.h
-    **{"load_chunk": 16, "load_pair": 8, "load_word": 4, "load_short": 2},
+    **{"load_chunk": 16, "load_entry": 16, "load_pair": 8, "load_word": 4, "load_short": 2},
     **{"store_chunk": 16, "store_word": 4, "store_short": 2, "shared_load": 16, "shared_store": 16},
 }
 TIMEOUT = 600  # seconds for a process with sanitizers
@@ -78,6 +81,14 @@ class Counters:
     def loaded(self) -> int:
         """Bytes from global memory."""
         return sum(access.bytes for name, access in self.access.items() if name.startswith("load"))
+
+    @property
+    def signals(self) -> int:
+        """Bytes of signals, scratch and spectra; of 16-bit signals, or of any that lie in pieces of 16 bytes.
+
+        Not of tables (`load_entry`, `load_pair`), which all rows share, nor of the words that say how to go about.
+        """
+        return sum(self.access[name].bytes for name in ("load_chunk", "load_short"))
 
     @property
     def stored(self) -> int:
@@ -147,6 +158,44 @@ class Kernels:
             for (kind, width), (calls, *rest) in zip(WIDTHS.items(), rows, strict=True)
         }
         return Counters(counted[0], counted[1], access)
+
+
+@dataclass
+class Emulator:
+    """The emulator as `sparsify.gpu.fftconv` launches kernels; done: what each launch did, in their order.
+
+    order, seed: as for `Kernels.run`.  libraries: compiled ones by `named`, where compiling is not possible.
+    """
+
+    order: str = "forward"
+    seed: int = 0
+    libraries: Mapping[str, str] | None = None
+    done: list[tuple[Build, Counters]] = field(default_factory=list)
+
+    def __call__(self, made: Build, grid: tuple[int, int, int], call: Call) -> None:
+        kernels = (
+            build(CONVOLUTION, made.macros) if self.libraries is None else Kernels(Path(self.libraries[named(made)]))
+        )
+        counters = kernels.run(made.entry, call, grid, made.threads, made.shared_bytes, self.order, self.seed)
+        self.done.append((made, counters))
+
+    @property
+    def mma(self) -> int:
+        return sum(counters.mma for _, counters in self.done)
+
+
+def named(made: Build) -> str:
+    """A name that tells builds apart."""
+    return repr(sorted(made.macros.items()))
+
+
+def compile_all(builds: Iterable[Build], sanitize: bool = False) -> dict[str, str]:
+    """Libraries of these builds by `named`, as many compiled at a time as there are processors."""
+    _compiler()  # without one, skips here rather than in a thread
+    macros = {named(made): made.macros for made in builds}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        libraries = pool.map(lambda one: compile_source(CONVOLUTION, one, sanitize), macros.values())
+        return dict(zip(macros, map(str, libraries), strict=True))
 
 
 def build(source: str | Path, macros: Mapping[str, object] | None = None) -> Kernels:

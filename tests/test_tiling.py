@@ -49,14 +49,16 @@ def test_counts_of_three_factors_by_hand():
     one = Tiling((16, 16, 16))
     # stage 1: 4 units of 1 x 2 x 8; stage 2: 8 units of 2 x 2 x 4; inner: 16 units of 2 x 4
     assert one.mmas() == {"stage 1": 64, "stage 2": 128, "inner": 128, "inner back": 128, "back 2": 128, "back 1": 64}
-    assert one.trips() == 8 and one.results() == 5
+    assert one.trips(dtype="float32") == 8 and one.results(dtype="float32") == 5
+    assert one.trips() == 4 and one.results() == 2 + 3 * tiling.FUSED  # the last two stages stay in registers
     kept = np.zeros((16, 16, 16), dtype=bool)
     kept[0, 0, 0] = True  # one tile on each axis: 8 of 16, all 16, 8 of 16
     live = Live.of(kept)
     assert live.pairs == (1, 1, 1) and Live.dense((16, 16, 16)).pairs == (2, 2, 4)
     # half of stage 1's tiles; half of stage 2's units, whole; half of the inner units with half of their tiles
     assert one.mmas(live) == {"stage 1": 32, "stage 2": 64, "inner": 32, "inner back": 32, "back 2": 64, "back 1": 32}
-    assert one.trips(live) == 4 and one.results(live) == 2 * (1 / 2 + 1 / 2) + 1 / 4
+    assert one.trips(live, "float32") == 4 and one.results(live, "float32") == 2 * (1 / 2 + 1 / 2) + 1 / 4
+    assert one.trips(live) == 2 and one.results(live) == 2 / 2 + (2 / 2 + 1 / 4) * tiling.FUSED
 
 
 def test_padding_is_not_multiplied():
@@ -259,7 +261,7 @@ def test_a_mask_is_part_of_the_objective():
     dense, sparse = tiling.search(problem), tiling.search(problem, live=comb)
     masked = [tiling.predict(problem, c.tiling, live=comb(c.tiling.factors)) for c in brute(problem, tiling.DOMAIN)]
     assert sparse.candidates == sorted(masked, key=lambda c: c.order)[:8]
-    assert sparse.candidates[0].seconds < 0.6 * dense.candidates[0].seconds
+    assert sparse.candidates[0].seconds < 0.65 * dense.candidates[0].seconds
     ends = [tiling.predict(problem, Tiling(f), live=comb(f)).terms["matrix"] for f in ((16, 16, 32), (32, 16, 16))]
     assert ends[1] < 0.6 * ends[0]
 
@@ -290,7 +292,7 @@ def test_factors_are_as_good_as_those_of_the_roofline(arch, seqlen):
         ("sm_86", "float16", 24576, 32768),
         ("sm_89", "bfloat16", 24576, 32768),
         ("sm_90", "float16", 49152, 65536),
-        ("sm_90", "float32", 16384, 24576),  # 48 x 16 x 32 fits the memory, not the registers
+        ("sm_90", "float32", 24576, 32768),
         ("sm_100", "float16", 49152, 65536),
     ],
 )
@@ -353,7 +355,7 @@ def test_every_constraint_is_told_apart():
 
 def test_explanations():
     text = tiling.explain(H200, 4096, rows_total=ROWS, batch=64)
-    assert "16 x 16 x 16" in text and "refused by equal work" in text and "measured" in text
+    assert "16 x 16 x 16" in text and "refused by equal work" in text and "nominal" in text
     text = tiling.explain(A6000, 32768, rows_total=768)
     assert "131072 bytes" in text and "gets 101376" in text and "two levels do" in text and " | " in text
     text = tiling.explain(A6000, 1 << 23, rows_total=768)

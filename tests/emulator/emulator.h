@@ -71,11 +71,12 @@ struct alignas(8) pair { float re, im; };
 namespace emulator {
 
 enum Kind {
-  LOAD_CHUNK, LOAD_PAIR, LOAD_WORD, LOAD_SHORT, STORE_CHUNK, STORE_WORD, STORE_SHORT, SHARED_LOAD, SHARED_STORE, KINDS
+  LOAD_CHUNK, LOAD_ENTRY, LOAD_PAIR, LOAD_WORD, LOAD_SHORT, STORE_CHUNK, STORE_WORD, STORE_SHORT,
+  SHARED_LOAD, SHARED_STORE, KINDS
 };
 constexpr struct { const char* name; unsigned bytes; } KIND[KINDS] = {
-    {"load_chunk", 16}, {"load_pair", 8},   {"load_word", 4},   {"load_short", 2},   {"store_chunk", 16},
-    {"store_word", 4},  {"store_short", 2}, {"shared_load", 16}, {"shared_store", 16}};
+    {"load_chunk", 16},  {"load_entry", 16}, {"load_pair", 8},   {"load_word", 4},    {"load_short", 2},
+    {"store_chunk", 16}, {"store_word", 4},  {"store_short", 2}, {"shared_load", 16}, {"shared_store", 16}};
 
 // As Counters in tests/emulation.py reads them.
 struct Counters {
@@ -700,6 +701,9 @@ inline void mma_bfloat16(float (&d)[4], chunk a, word b0, word b1, EMULATOR_SITE
 
 inline chunk load_chunk(const void* from, EMULATOR_SITE) {
   return emulator::load<chunk>(emulator::LOAD_CHUNK, from, file, line);
+}
+inline chunk load_entry(const void* from, EMULATOR_SITE) {
+  return emulator::load<chunk>(emulator::LOAD_ENTRY, from, file, line);
 }
 inline pair load_pair(const void* from, EMULATOR_SITE) {
   return emulator::load<pair>(emulator::LOAD_PAIR, from, file, line);

@@ -1,0 +1,128 @@
+// Samples in global memory, eight neighbours at a time: read, gated, written.
+#pragma once
+#include "call.cuh"
+
+// Rows run over channels, in a channel over the batch, in a sequence over its blocks.
+struct Row {
+    int channel, sequence, start;  // start: the first sample
+    bool there;                    // else it fills up a block, and counts as the last one: of tables there are no more
+};
+DEVICE Row row_of(const Call& call, unsigned row) {
+    const bool there = row < call.rows;
+    if (!there) row = call.rows - 1;
+    const unsigned signal = SOURCE == HISTORY ? row / call.blocks : row, start = SOURCE == HISTORY ? row % call.blocks * M : 0;
+    return {(int)(signal / call.batch), (int)(signal % call.batch), (int)start, there};
+}
+
+DEVICE float load_float(const float* memory, long long i) { return as_float(load_word(memory + i)); }
+
+// Eight neighbouring samples as they lie in memory, zero outside 0 .. L - 1.
+struct Eight { chunk part[BYTES / 2]; };
+
+DEVICE Eight read_eight(const Signal& signal, const Row& row, int at) {
+    Eight x = {};
+    const char* from = (const char*)signal.memory + BYTES * (row.sequence * signal.batch + row.channel * signal.channel + at);
+    if (!row.there) return x;
+    if constexpr (WIDE) {  // all lie inside, or none
+        if ((unsigned)at < (unsigned)signal.length)
+#pragma unroll
+            for (int p = 0; p < BYTES / 2; p++) x.part[p] = load_chunk(from + 16 * p);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if ((unsigned)(at + i) < (unsigned)signal.length) {
+                if (TYPE == FLOAT) word_of(x.part[i / 4 * (BYTES / 4)], i % 4) = load_word(from + 4 * i);
+                else word_of(x.part[0], i / 2) |= load_short(from + 2 * i) << 16 * (i % 2);
+            }
+    }
+    return x;
+}
+
+DEVICE float number(const Eight& x, int i) {
+    if (TYPE == FLOAT) return as_float(word_of(x.part[i / 4 * (BYTES / 4)], i % 4));
+    const word both = word_of(x.part[0], i / 2);
+    return i % 2 ? high(both) : low(both);
+}
+DEVICE Eight rounded(const float (&x)[8]) {
+    Eight r;
+#pragma unroll
+    for (int i = 0; i < 2 * BYTES; i++)
+        word_of(r.part[i / 4], i % 4) = TYPE == FLOAT ? as_word(x[i % 8]) : pack(x[2 * i % 8], x[(2 * i + 1) % 8]);
+    return r;
+}
+DEVICE Eight gated(const Eight& x, const Eight& gate) {
+    float y[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) y[i] = number(x, i) * number(gate, i);
+    return rounded(y);
+}
+DEVICE Eight read_gated(const Call& call, const Row& row, int at) {
+    const Eight x = read_eight(call.u, row, at);
+    return call.pregate.memory ? gated(x, read_eight(call.pregate, row, at)) : x;
+}
+
+// The same, two samples to a word.
+DEVICE Data samples(const Eight& x) {
+    Data data;
+    if (TYPE != FLOAT) data.plane[0] = x.part[0];
+    else
+#pragma unroll
+        for (int i = 0; i < 4; i++) put(data, i, number(x, 2 * i), number(x, 2 * i + 1));
+    return data;
+}
+
+// A skip is one more tap at lag 0, a constant in the spectrum.  What is left of both stays within 2.
+struct Weight { float spectrum, skip, result; };
+DEVICE Weight weight_of(const Call& call, int channel) {
+    const float scale = load_float(call.scale, channel);
+    if (SKIP_APART || !call.skip) return {1, 0, scale};
+    const float skip = load_float(call.skip, channel), size = skip < 0 ? -skip : skip, most = size > scale ? size : scale;
+    return {scale / most, skip / most, most};
+}
+
+// What meets eight results on their way out, read before they are there: y = gate (scale sum + skip u).
+struct Around { Eight gate, u; };
+DEVICE Around read_around(const Call& call, const Row& row, int at) {
+    Around around;
+    if (call.gate.memory) around.gate = read_eight(call.gate, row, at);
+    if (SKIP_APART && call.skip) around.u = read_gated(call, row, at);
+    return around;
+}
+DEVICE void write_eight(const Call& call, const Row& row, int at, float (&y)[8], const Around& around) {
+    if (!row.there || at >= call.y.length) return;
+    const float scale = weight_of(call, row.channel).result;
+#pragma unroll
+    for (int i = 0; i < 8; i++) y[i] *= scale;
+    if (SKIP_APART && call.skip) {
+        const float skip = load_float(call.skip, row.channel);
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] += skip * number(around.u, i);
+    }
+    if (call.gate.memory)
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] *= number(around.gate, i);
+    const Eight out = rounded(y);
+    char* to = (char*)call.y.memory + BYTES * (row.sequence * call.y.batch + row.channel * call.y.channel + at);
+    if constexpr (WIDE) {
+#pragma unroll
+        for (int p = 0; p < BYTES / 2; p++) store_chunk(to + 16 * p, out.part[p]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (at + i < call.y.length) {
+                if (TYPE == FLOAT) store_word(to + 4 * i, word_of(out.part[i / 4 * (BYTES / 4)], i % 4));
+                else store_short(to + 2 * i, word_of(out.part[0], i / 2) >> 16 * (i % 2) & 0xffff);
+            }
+    }
+}
+
+// y from what a warp has of 32 columns of 16 rows.
+DEVICE void write_tile(const Call& call, const Row& row, int at, int below, const float (&c)[4][4], const Around (&around)[2]) {
+#pragma unroll
+    for (int d = 0; d < 2; d++) {
+        float y[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] = c[i % 4][2 * d + i / 4];
+        write_eight(call, row, at + 8 * d * below, y, around[d]);
+    }
+}

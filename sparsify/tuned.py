@@ -1,0 +1,197 @@
+"""Kernels that were timed on a card, and the quickest of them kept: what `sparsify bench --calibrate` finds on a GPU.
+
+A choice is taken where card, type, length, what is kept of the filter, and the sizes of the batch are those it was made
+for, where the kernel still fits the card, and where sources, options and compiler are the ones it was timed with.
+Everything else goes by the planner's prediction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import nvrtc, tiling
+from .cost import stored as costs_file
+from .cpu import Structure
+from .tiling import Card, Tiling, TwoLevel
+
+SCHEMA = 1
+DIRECT_TAPS = 512  # a filter of more is not worth a thought as Toeplitz matrices
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a kernel is chosen for.  rows: B * H signals, batch: those that share a spectrum, both by powers of two."""
+
+    dtype: str
+    seqlen: int
+    kept: str  # of the filter: "all", "64 taps", or the digest of a mask and its head
+    rows: int
+    batch: int
+
+    @classmethod
+    def plain(cls, dtype: str, seqlen: int, batch: int, channels: int, taps: int) -> Case:
+        """For a filter of which nothing is known but its taps."""
+        kept = f"{taps} taps" if taps < seqlen or taps <= DIRECT_TAPS else "all"  # where their number matters
+        return cls(dtype, seqlen, kept, *buckets(batch, channels))
+
+    @classmethod
+    def masked(cls, dtype: str, seqlen: int, batch: int, channels: int, structure: Structure) -> Case:
+        """For a filter that is a head and what a mask leaves of the rest."""
+        head = 0 if structure.head is None else structure.head.shape[-1]
+        told = json.dumps([structure.mask.to_dict(), head])
+        kept = f"mask {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        return cls(dtype, seqlen, kept, *buckets(batch, channels))
+
+    @property
+    def taps(self) -> int | None:
+        """Of a filter whose taps were counted."""
+        return int(self.kept.split()[0]) if self.kept.endswith(" taps") else None
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.seqlen} {self.kept} rows 2^{self.rows} batch 2^{self.batch}"
+
+
+def buckets(batch: int, channels: int) -> tuple[int, int]:
+    """Powers of two, rounded down, of the signals and of those that share a spectrum."""
+    return (batch * channels).bit_length() - 1, batch.bit_length() - 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel, and what it took.
+
+    how: "plain", "direct" (Toeplitz matrices alone), "masked" or "slow", a name of `choosing.structured_ways`.
+    tiling: of a transform; None where how is "direct", or for a mask "slow" or "plain", which are cases of their own.
+    resident: blocks that a multiprocessor is to hold at once.
+    """
+
+    how: str
+    tiling: Tiling | TwoLevel | None = None
+    resident: int = 1
+    seconds: float = 0.0
+
+    @property
+    def inner(self) -> Tiling:
+        """As a `tiling.Candidate` has it."""
+        assert self.tiling is not None
+        return self.tiling if isinstance(self.tiling, Tiling) else self.tiling.inner
+
+    @property
+    def occupancy(self) -> int:
+        return self.resident
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Choice:
+        """What `asdict` made.  Raises ValueError, TypeError or KeyError for what no kernel is."""
+        shape = data["tiling"]
+        return cls(**{**data, "tiling": None if shape is None else shaped(shape)})
+
+
+def shaped(data: Mapping[str, Any]) -> Tiling | TwoLevel:
+    if "inner" in data:
+        return TwoLevel(int(data["radix"]), Tiling(**{**data["inner"], "factors": tuple(data["inner"]["factors"])}))
+    return Tiling(**{**data, "factors": tuple(data["factors"])})
+
+
+def fits(choice: Choice, card: Card, case: Case, structure: Structure | None = None) -> bool:
+    """Whether the kernel may run for this case: every constraint of the planner, on this card.
+
+    structure: of a case with a mask.
+    """
+    if choice.tiling is None:
+        few = case.taps is not None and case.taps <= DIRECT_TAPS
+        return few and choice.how == "direct" if structure is None else choice.how in ("plain", "slow")
+    if choice.how != ("plain" if structure is None else "masked"):
+        return False
+    inner, two_level = choice.inner, isinstance(choice.tiling, TwoLevel)
+    history = inner.source == "history"
+    if two_level != (inner.source == "complex") or (history and (case.taps is None or case.taps > case.seqlen)):
+        return False
+    if structure is not None:
+        head_fits = structure.head is None or two_level or inner.behind[0] % 32 == 0
+        if history or choice.tiling.points != structure.mask.n or not head_fits:
+            return False
+    radix = choice.tiling.radix if isinstance(choice.tiling, TwoLevel) else 1
+    seqlen, rows = -(-case.seqlen // radix), radix << case.rows
+    problem = tiling.Problem(card, seqlen, case.dtype, rows, inner.source, case.taps if history else None)
+    return (
+        all(constraint.holds(problem, inner) for constraint in tiling.CONSTRAINTS)
+        and (radix == 1 or radix in tiling.OUTER + tiling.WIDE)
+        and choice.resident >= 1
+        and resident_fits(inner, choice.resident, card, case.dtype)
+    )
+
+
+def resident_fits(inner: Tiling, resident: int, card: Card, dtype: str) -> bool:
+    """Whether so many blocks can be asked for at once: shared memory, threads, and 32 registers for each of these."""
+    threads = 32 * inner.warps * resident
+    return (
+        resident * (inner.shared_bytes(dtype) + tiling.RESERVED) <= card.shared_per_multiprocessor
+        and threads <= card.threads_per_multiprocessor
+        and 32 * threads <= card.registers_per_multiprocessor
+        and resident <= card.blocks_per_multiprocessor
+    )
+
+
+# --- kept on disk ----------------------------------------------------------------------------------------------------
+
+
+def stored(card: str) -> Path:
+    """Where the choices for a card are kept."""
+    return costs_file().with_name(f"gpu-{re.sub('[^A-Za-z0-9]+', '-', card).strip('-')}.json")
+
+
+def code(arch: str) -> str:
+    """Names sources, options and compiler of the kernels: what a timing says nothing about once it has changed."""
+    return nvrtc.key(nvrtc.Kernel("fftconv.cu", "conv"), arch)
+
+
+@cache
+def choices(card: str) -> Mapping[str, Any]:
+    """What is stored for a card: its code, and a choice for every case; empty where nothing is, or nothing legible."""
+    try:
+        data = json.loads(stored(card).read_text())
+        return data if data["schema"] == SCHEMA and data["card"] == card and data["choices"] else {}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return {}
+
+
+def choice(card: Card, case: Case, structure: Structure | None = None) -> Choice | None:
+    """The kernel that was quickest for this case on this card; None where it was not timed, or cannot be used now."""
+    data = choices(card.name)
+    found = data.get("choices", {}).get(str(case))
+    if found is None:
+        return None
+    try:
+        made = Choice.from_dict(found)
+        good = fits(made, card, case, structure) and data["code"] == code(data["arch"])
+    except Exception:  # of another version, or edited: the planner knows a way
+        return None
+    return made if good else None
+
+
+def keep(card: str, arch: str, found: Mapping[Case, Choice]) -> Path:
+    """Store choices for the processes to come, beside those made earlier with the same code; returns where.
+
+    arch: what the kernels were compiled for, "sm_90a".
+    """
+    path = stored(card)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = choices(card)
+    own = {"schema": SCHEMA, "card": card, "arch": arch, "code": code(arch)}
+    earlier = before["choices"] if before and before["code"] == own["code"] else {}
+    made = {**own, "choices": {**earlier, **{str(case): asdict(choice) for case, choice in found.items()}}}
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as beside:
+        json.dump(made, beside, indent=1)
+    os.replace(beside.name, path)
+    choices.cache_clear()
+    return path

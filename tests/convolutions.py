@@ -1,0 +1,172 @@
+"""Convolutions that the GPU kernels must get right, wherever they run: what to convolve, how, and what comes of it.
+
+y, y_ref = convolved(case, launch=emulation.Emulator())        # on the emulator
+y, y_ref = convolved(case, device="cuda")                      # on a GPU
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparsify import choosing, gpu
+from sparsify.cpu import Prepared, Structure
+from sparsify.fftconv import fftconv_ref
+from sparsify.monarch import BlockMask
+from sparsify.plan import Filter, FilterPlan
+from sparsify.ways import Build, SlowWay, Way
+
+HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
+
+# Relative L2 error of a kernel against float64.  16-bit signals are rounded after every stage; a float32 signal is the
+# sum of two bfloat16.  All far below the signal.
+BARS = {HALF: 2e-3, BFLOAT16: 1.2e-2, FLOAT: 2e-5}
+
+POINTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+MANY = 64 * 768  # rows of a large layer, what planners plan for here
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Signals to convolve.
+
+    share: of the kernel's points that are samples.  odd: samples fewer.  view: how they lie in memory.  ahead: whether
+    the filter reaches into the future as far as into the past.  gated: with pregate, gate and skip.
+    """
+
+    share: float = 1.0
+    odd: int = 0
+    view: str = "whole"
+    ahead: bool = False
+    gated: bool = False
+    scale: float = 1.0
+
+    def length(self, points: int) -> int:
+        return int(self.share * points) - self.odd
+
+
+SIGNALS = {  # the first four lie in whole pieces of 16 bytes
+    "causal": Signals(),
+    "faint": Signals(scale=0.02),
+    "two-sided": Signals(share=0.75, ahead=True),
+    "gated": Signals(share=0.5, view="apart", gated=True),
+    "odd": Signals(odd=3, view="slice"),
+    "odd, two-sided": Signals(odd=1, view="channels last", ahead=True, scale=0.02),
+    "odd, gated": Signals(share=0.5, odd=-1, view="slice", gated=True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution by one way.
+
+    seqlen: samples, as `signals` has them unless given.  taps: of the filter, as many as samples unless given.
+    head: taps of a split filter's head.
+    """
+
+    way: Way | SlowWay
+    signals: Signals = SIGNALS["causal"]
+    seqlen: int | None = None
+    taps: int | None = None
+    mask: BlockMask | None = None
+    head: int | None = None
+    batch: int = 1
+    channels: int = 3
+
+    @property
+    def source(self) -> str:
+        return "slow" if isinstance(self.way, SlowWay) else self.way.source
+
+    def __str__(self) -> str:
+        way = self.way
+        if isinstance(way, SlowWay):
+            sizes: tuple[int, ...] = (way.rate, *way.inner.factors)
+        else:
+            sizes = (*[way.radix] * (way.radix > 1), *way.factors)
+        parts = [self.source, "x".join(map(str, sizes)), str(way.dtype)[6:]]
+        masked = isinstance(way, Way) and way.masked
+        return "-".join([*parts, *["masked"] * masked, *[f"head{way.head}"] * (way.head > 0)])
+
+    @property
+    def length(self) -> int:
+        if self.seqlen is not None:
+            return self.seqlen
+        assert isinstance(self.way, Way)
+        return self.signals.length(self.way.points)
+
+    @property
+    def wide(self) -> bool:
+        """Whether signals lie in whole pieces of 16 bytes."""
+        return self.signals.view in ("whole", "apart") and self.length % 8 == 0
+
+    @property
+    def builds(self) -> tuple[Build, ...]:
+        """The kernels that will run."""
+        if isinstance(self.way, SlowWay):
+            ends = (self.way.build(entry, self.wide) for entry in ("decimate", "interpolate"))
+            return (*ends, *self.way.inner.builds())
+        return self.way.builds(self.wide)
+
+
+VIEWS = {  # how signals of (B, H, L) lie in memory
+    "whole": lambda make, b, h, n: make(b, h, n),
+    "apart": lambda make, b, h, n: make(b + 1, h + 2, n + 8)[1:, 1:-1, :n],  # other strides, still multiples of 8
+    "slice": lambda make, b, h, n: make(b + 1, h + 2, n + 5)[1:, 1:-1, 3 : n + 3],
+    "channels last": lambda make, b, h, n: make(b, n, h).transpose(1, 2),
+}
+
+
+def drawn(
+    shape: tuple[int, int, int], view: str, dtype: torch.dtype, device: str = "cpu", scale: float = 1.0
+) -> Tensor:
+    """Random signals (B, H, L) that lie in memory as `view` says."""
+    return VIEWS[view](lambda *sizes: (scale * torch.randn(sizes)).to(dtype).to(device), *shape)
+
+
+def filter_of(case: Case) -> Filter:
+    """The filter that is really convolved with."""
+    length, signals = case.length, case.signals
+    taps = case.taps or (2 * length - 1 if signals.ahead else length)
+    k = torch.randn(case.channels, taps) / math.sqrt(taps)
+    if case.mask is None:
+        return Filter(k, taps // 2 if signals.ahead else 0)
+    kind = "frequency-sparse" if case.head is None else "split"
+    return FilterPlan(kind, case.head, case.mask).apply(k)
+
+
+def prepared_for(case: Case, kept: Filter, device: str = "cpu") -> Prepared:
+    """Tables of the case's own way."""
+    k = kept.k.to(device)
+    if kept.mask is not None:
+        head = None if kept.head is None else kept.head.to(device)
+        assert case.way.head == choosing.head_taps(head)
+        return gpu.make_apart(case.way, k, kept.ahead, Structure(kept.mask, head))
+    assert isinstance(case.way, Way)  # a slow one has a mask
+    way = replace(case.way, ahead=kept.ahead) if case.source in ("history", "direct") else case.way
+    return gpu.make(way, k, kept.ahead, k.device)
+
+
+def convolved(case: Case, launch: gpu.Launch | None = None, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """y and what it should be, in float64."""
+    torch.manual_seed(1)
+    kept, shape, signals = filter_of(case), (case.batch, case.channels, case.length), case.signals
+    u = drawn(shape, signals.view, case.way.dtype, device, signals.scale)
+    gate = pregate = skip = None
+    if signals.gated:
+        gate, pregate = (drawn(shape, signals.view, case.way.dtype, device) for _ in range(2))
+        skip = torch.randn(case.channels, device=device)
+    prepared = prepared_for(case, kept, device)
+    y = gpu.fftconv(u, prepared.tables, prepared.layout, gate, skip, pregate, launch=launch)
+    assert y.shape == u.shape and y.dtype == u.dtype
+    return y, expected(u.cpu(), kept, *(t if t is None else t.cpu() for t in (gate, skip, pregate)))
+
+
+def expected(
+    u: Tensor, kept: Filter, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
+) -> Tensor:
+    """gate * (k * g + skip * g), g = pregate * u, in float64."""
+    g = u.double() if pregate is None else u.double() * pregate.double()
+    y = fftconv_ref(g, kept.k, kept.ahead)
+    y = y if skip is None else y + skip.double()[:, None] * g
+    return y if gate is None else y * gate.double()
