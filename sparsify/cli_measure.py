@@ -172,7 +172,7 @@ class BatchChannelsLength(click.ParamType[tuple[int, int, int]]):
         return batch, channels, length
 
 
-OF_A_MODEL = {"baseline", "length", "batch", "linears", "revision", "shift", "device"}
+OF_A_MODEL = {"baseline", "length", "batch", "linears", "revision", "shift"}
 OF_A_CONVOLUTION = {"shapes", "quick"}
 
 
@@ -182,10 +182,12 @@ OF_A_CONVOLUTION = {"shapes", "quick"}
 @click.option("--length", type=click.IntRange(1), help="Tokens in a sequence.  [default: context, up to 32768]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at a time.")
 @click.option("--shape", "shapes", type=BatchChannelsLength(), multiple=True, help="Time the convolution at this shape "
-              "only; may be repeated.  [default: six, to 1,64,1048576]")  # fmt: skip
-@click.option("--quick", is_flag=True, help="Time the convolution at the first two shapes only.")
+              "only; may be repeated.  [default: six on a CPU, nine on a GPU]")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Time the convolution at two or three shapes only.")
 @click.option(
-    "--calibrate", is_flag=True, help="Measure what ways to convolve cost here, and choose by that from now on."
+    "--calibrate",
+    is_flag=True,
+    help="Measure what ways to convolve cost here, and choose by that from now on; on a GPU at these shapes, if given.",
 )
 @click.option("--rounds", type=click.IntRange(3), default=11, show_default=True)
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON to this file, too.")
@@ -199,16 +201,20 @@ def bench(
 ) -> None:  # fmt: skip
     """Time MODEL against the dense model in the same rounds: end to end, by part, and every convolution.
 
-    Without MODEL: time the convolution alone, on the CPU, against the code of the models and the best of torch.fft.
+    Without MODEL: time the convolution alone against the code of the models, the best of torch.fft and, on a GPU, other
+    libraries that are installed.
     """
     if model is None:
         refuse_given(OF_A_MODEL, "a model; name the MODEL")
     else:
         refuse_given(OF_A_CONVOLUTION, "the convolution alone; leave the MODEL out")
+    gpu = model is None and on_gpu(where["device"])
     if calibrate:
-        if model is not None or shapes or quick:
+        if model is not None or quick or (shapes and not gpu):
             raise ValueError("--calibrate times ways to convolve, nothing else; give it alone")
-        result, table = calibrated(), "calibrated"
+        result, table = (tuned_here(shapes, rounds, where["device"]), "tuned") if gpu else (calibrated(), "calibrated")
+    elif gpu:
+        result, table = gpu_convolutions(shapes, quick, rounds, save, where["device"]), "gpu_convolved"
     elif model is None:
         from sparsify.evals.kernels import QUICK, SHAPES
 
@@ -223,6 +229,41 @@ def bench(
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(as_text(result) + "\n")
     emit(result, as_json, table)
+
+
+def on_gpu(device: str | None) -> bool:
+    """Whether a convolution is to be timed on a GPU: as asked, else where there is one."""
+    import torch
+
+    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device} is neither cpu nor cuda; choose one of them")
+    return kind == "cuda"
+
+
+def gpu_convolutions(
+    shapes: Sequence[tuple[int, int, int]], quick: bool, rounds: int, save: Path | None, device: str | None
+) -> dict[str, Any]:
+    """The convolution alone on a GPU; with `save`, the file has every case as soon as it is timed."""
+    from sparsify.evals import gpu_kernels, gpu_machine
+
+    on = gpu_machine.machine(device or "cuda")
+    some = gpu_kernels.cases(shapes) if shapes else gpu_kernels.QUICK if quick else gpu_kernels.cases()
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.unlink(missing_ok=True)  # what it has is not timed again, and this run is asked for
+    return gpu_kernels.bench(on, some, rounds, save, progress=say)
+
+
+def tuned_here(shapes: Sequence[tuple[int, int, int]], rounds: int, device: str | None) -> dict[str, Any]:
+    """The quickest kernels of this card, kept, beside those that the planner thinks so."""
+    from sparsify.evals import gpu_machine, results, tuning
+
+    on = gpu_machine.machine(device or "cuda")
+    rows = list(tuning.tune_all(on, tuning.tuning_cases(shapes or None), rounds, say))
+    if not rows:
+        raise RuntimeError("nothing could be tuned; the notes above say why")
+    return {"tuned": rows, "conditions": asdict(results.conditions(on.device))}
 
 
 def refuse_given(names: set[str], about: str) -> None:

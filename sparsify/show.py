@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -137,6 +138,67 @@ def convolved(console: Console, result: Mapping[str, Any]) -> None:
         "[dim]ratios are paired, with quartiles; error: relative L2 against float64; malloc reuses memory for all[/dim]"
     )
     taken_under(console, result["conditions"])
+
+
+def gpu_convolved(console: Console, result: Mapping[str, Any]) -> None:
+    """The convolution alone on a GPU: a table a case."""
+    for timed in result["cases"]:
+        rows = []
+        for way in timed["ways"]:
+            against, floor, predicted = way["faster_than"], way.get("of_floor"), way.get("predicted_seconds")
+            rows.append(
+                (
+                    way["name"],
+                    microseconds(way["seconds"]),
+                    ratio(against.get("best torch.fft")),
+                    ratio(against.get("dense")),
+                    f"{floor:.0%}" if floor else "",
+                    microseconds(predicted) if predicted else "",
+                    figures.power(way["error"]),
+                )
+            )
+        columns = ("", "us a call", "against best torch.fft", "against dense", "of the floor", "us predicted", "error")
+        table(console, timed["case"], columns, rows)
+        for failed in timed["failed"]:
+            console.print(f"[dim]not timed: {escape(failed['name'])}, {escape(failed['reason'])}[/dim]", soft_wrap=True)
+    for name in result["crashed"]:
+        console.print(f"[bold]{name} ended the process, and is left out[/bold]")
+    peak = result["ceilings"]
+    console.print(
+        f"\n[dim]floor: the larger of bytes at {peak['bytes_per_second'] / 1e12:.2f} TB/s, a copy's, and for dense of "
+        f"operations at {peak['flop_per_second'] / 1e12:.0f} TFLOP/s, a bfloat16 product's, both measured here; ratios "
+        f"are paired, with quartiles; error: relative L2 against float64[/dim]"
+    )
+    taken_under(console, result["conditions"])
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f}"
+
+
+def tuned(console: Console, result: Mapping[str, Any]) -> None:
+    """Kernels that were chosen by the clock."""
+    rows = []
+    for row in result["tuned"]:
+        choice, gain = row["choice"], row["faster_than_planned"]
+        gained = f"{gain:.2f}x" if gain else ""
+        rows.append((row["case"], row["plan"], microseconds(choice["seconds"]), gained, kernel(choice)))
+    columns = ("", "kept", "us a call", "than planned", "kernel")
+    table(console, "Kernels chosen by the clock", columns, rows)
+    console.print(f"kept in {result['tuned'][-1]['path']}", soft_wrap=True)
+    taken_under(console, result["conditions"])
+
+
+def kernel(choice: Mapping[str, Any]) -> str:
+    """A tuned choice in words."""
+    tiling = choice["tiling"]
+    if tiling is None:
+        return str(choice["how"])
+    inner = tiling.get("inner", tiling)
+    factors = "x".join(map(str, inner["factors"]))
+    radix = f"{tiling['radix']} | " if "radix" in tiling else ""
+    sizes = f"rows {inner['rows']}, warps {inner['warps']}, {choice['resident']} a multiprocessor"
+    return f"{choice['how']} {radix}{factors}, {inner['source']}, {sizes}"
 
 
 def ratio(found: Mapping[str, float] | None) -> str:
