@@ -10,7 +10,7 @@ enum Source { REAL, HISTORY, COMPLEX };  // whole rows; blocks of a row, for a f
 constexpr Source SOURCE = (Source)(SPARSIFY_SOURCE);
 constexpr bool SKIP_APART = MASKED || SOURCE == HISTORY || KIND >= DIRECT;  // else the spectrum takes the skip along
 constexpr int RATE = SPARSIFY_RATE;  // samples to one of a slow signal, a multiple of 4
-constexpr bool WIDE = SPARSIFY_WIDE;  // L is a multiple of 8, and every 8 samples of each signal lie at one of 16 bytes
+constexpr int PIECE = SPARSIFY_PIECE;  // neighbouring samples, 8, 2 or 1, that memory moves at once; L is a multiple
 constexpr int HEAD = SPARSIFY_HEAD;  // taps of an exact head, a multiple of 32, or 0
 constexpr int HEAD_CHUNKS = (HEAD / 32 + 1) * 4 * 32 * PLANES;  // of a channel's Toeplitz fragments
 

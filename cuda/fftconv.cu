@@ -8,8 +8,8 @@
 //             filters of a narrow band: every RATEth sample is convolved; a head of few taps joins at the end
 //
 // A build has one of them, by its macros: SPARSIFY_KERNEL, _TYPE and _SOURCE (numbers of the enumerations), _FACTORS, _ROWS,
-// _WARPS, _BLOCKS (at least so many a multiprocessor), _MASKED, _HEAD, _RATE, _WIDE, _SWIZZLE.  Shared memory, of conv only: ROWS * M
-// words of 4 bytes, times PLANES.  Grid: conv a block for every ROWS rows; the others (rows, pieces of a row).
+// _WARPS, _BLOCKS (at least so many a multiprocessor), _MASKED, _HEAD, _RATE, _PIECE, _SWIZZLE.  Shared memory, of conv
+// only: ROWS * M words of 4 bytes, times PLANES.  Grid: conv a block for every ROWS rows; the others (rows, parts of a row).
 #include "spectrum.cuh"
 
 template <int I> DEVICE void middle_stages(const Call& call, unsigned row0, int outer, const Shared& data) {

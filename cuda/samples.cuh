@@ -18,36 +18,38 @@ DEVICE float load_float(const float* memory, long long i) { return as_float(load
 
 // Eight neighbouring samples as they lie in memory, zero outside 0 .. L - 1.
 struct Eight { chunk part[BYTES / 2]; };
+DEVICE word& word_of(Eight& x, int i) { return word_of(x.part[i / 4], i % 4); }
+DEVICE word word_of(const Eight& x, int i) { return word_of(x.part[i / 4], i % 4); }
 
 DEVICE Eight read_eight(const Signal& signal, const Row& row, int at) {
     Eight x = {};
     const char* from = (const char*)signal.memory + BYTES * (row.sequence * signal.batch + row.channel * signal.channel + at);
     if (!row.there) return x;
-    if constexpr (WIDE) {  // all lie inside, or none
+    if constexpr (PIECE == 8) {  // all lie inside, or none
         if ((unsigned)at < (unsigned)signal.length)
 #pragma unroll
             for (int p = 0; p < BYTES / 2; p++) x.part[p] = load_chunk(from + 16 * p);
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < 8; i += PIECE)
             if ((unsigned)(at + i) < (unsigned)signal.length) {
-                if (TYPE == FLOAT) word_of(x.part[i / 4 * (BYTES / 4)], i % 4) = load_word(from + 4 * i);
-                else word_of(x.part[0], i / 2) |= load_short(from + 2 * i) << 16 * (i % 2);
+                word& both = word_of(x, BYTES * i / 4);
+                if (PIECE * BYTES == 4) both = load_word(from + BYTES * i);
+                else both |= load_short(from + BYTES * i) << 16 * (i % 2);
             }
     }
     return x;
 }
 
 DEVICE float number(const Eight& x, int i) {
-    if (TYPE == FLOAT) return as_float(word_of(x.part[i / 4 * (BYTES / 4)], i % 4));
-    const word both = word_of(x.part[0], i / 2);
-    return i % 2 ? high(both) : low(both);
+    const word both = word_of(x, BYTES * i / 4);
+    return TYPE == FLOAT ? as_float(both) : i % 2 ? high(both) : low(both);
 }
 DEVICE Eight rounded(const float (&x)[8]) {
     Eight r;
 #pragma unroll
     for (int i = 0; i < 2 * BYTES; i++)
-        word_of(r.part[i / 4], i % 4) = TYPE == FLOAT ? as_word(x[i % 8]) : pack(x[2 * i % 8], x[(2 * i + 1) % 8]);
+        word_of(r, i) = TYPE == FLOAT ? as_word(x[i % 8]) : pack(x[2 * i % 8], x[(2 * i + 1) % 8]);
     return r;
 }
 DEVICE Eight gated(const Eight& x, const Eight& gate) {
@@ -103,15 +105,16 @@ DEVICE void write_eight(const Call& call, const Row& row, int at, float (&y)[8],
         for (int i = 0; i < 8; i++) y[i] *= number(around.gate, i);
     const Eight out = rounded(y);
     char* to = (char*)call.y.memory + BYTES * (row.sequence * call.y.batch + row.channel * call.y.channel + at);
-    if constexpr (WIDE) {
+    if constexpr (PIECE == 8) {
 #pragma unroll
         for (int p = 0; p < BYTES / 2; p++) store_chunk(to + 16 * p, out.part[p]);
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < 8; i += PIECE)
             if (at + i < call.y.length) {
-                if (TYPE == FLOAT) store_word(to + 4 * i, word_of(out.part[i / 4 * (BYTES / 4)], i % 4));
-                else store_short(to + 2 * i, word_of(out.part[0], i / 2) >> 16 * (i % 2) & 0xffff);
+                const word both = word_of(out, BYTES * i / 4);
+                if (PIECE * BYTES == 4) store_word(to + BYTES * i, both);
+                else store_short(to + BYTES * i, both >> 16 * (i % 2) & 0xffff);
             }
     }
 }

@@ -242,7 +242,7 @@ def entrant(on: Machine, case: Case, inputs: Inputs, plan: FilterPlan, peak: Map
         "floor_seconds": floor,
         "predicted_seconds": predicted(on, case, kept, way),
         "way": described(way),
-        "builds": [built(on, build) for build in builds_of(way, case.shape[-1] % 8 == 0)],
+        "builds": [built(on, build) for build in builds_of(way, case.shape[-1])],
     }
     return ours(on, inputs, prepared), kept, facts
 
@@ -344,11 +344,12 @@ def described(way: Way | SlowWay) -> dict[str, Any]:
     return found
 
 
-def builds_of(way: Way | SlowWay, wide: bool = True) -> tuple[Build, ...]:
-    """The kernels of a way.  wide: for signals in whole pieces of 16 bytes."""
+def builds_of(way: Way | SlowWay, seqlen: int) -> tuple[Build, ...]:
+    """The kernels of a way, for contiguous signals."""
+    piece = gpu.piece(torch.empty(1, 1, seqlen, dtype=way.dtype))
     if isinstance(way, SlowWay):
-        return way.build("decimate", wide), *way.inner.builds(), way.build("interpolate", wide)
-    return way.builds(wide)
+        return way.build("decimate", piece), *way.inner.builds(), way.build("interpolate", piece)
+    return way.builds(piece)
 
 
 def built(on: Machine, build: Build) -> dict[str, Any]:

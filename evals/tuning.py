@@ -194,7 +194,7 @@ def builds_to_tune(on: Machine, case: Case, plan: FilterPlan) -> list[Build]:
     seqlen = case.shape[-1]
     kept = plan.apply(torch.zeros(1, seqlen))
     ways = (way_for(on, case, kept, choice) for choice in variants(on, case, kept))
-    return [build for way in ways for build in builds_of(way, seqlen % 8 == 0)]
+    return [build for way in ways for build in builds_of(way, seqlen)]
 
 
 def needed(card: tiling.Card, some: Iterable[Case]) -> list[Build]:
@@ -208,7 +208,7 @@ def needed(card: tiling.Card, some: Iterable[Case]) -> list[Build]:
             if plan.mask is not None:
                 structure = Structure(plan.mask, None if plan.taps is None else torch.empty(0, plan.taps))
                 ways += [way for _, way in choosing.structured_ways(card, *shape, structure).values()]
-            found |= dict.fromkeys(build for way in ways for build in builds_of(way))
+            found |= dict.fromkeys(build for way in ways for build in builds_of(way, seqlen))
     return list(found)
 
 

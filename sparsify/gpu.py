@@ -263,7 +263,7 @@ def fftconv(
         return slow_fftconv(way, (*keep, y), tables, skip, launch)
     call, held = filled(way, (*keep, y), skip)
     rows = u.shape[0] * u.shape[1]
-    for build in way.builds(all(wide(t, way.ahead) for t in (*keep, y) if t is not None)):
+    for build in way.builds(min(piece(t, way.ahead) for t in (*keep, y) if t is not None)):
         stage_pointers(call, way, build, tables)
         call.rows = way.rows_of(build, rows, u.shape[-1])
         launch(build, way.grid(build, rows, u.shape[-1]), call)
@@ -282,7 +282,7 @@ def slow_fftconv(
     slow = u.new_empty(*u.shape[:2], slow_length(u.shape[-1], way.rate))
 
     def run(entry: str, call: Call, *signals: Tensor | None) -> None:
-        build = way.build(entry, all(wide(t, 0) for t in signals if t is not None))
+        build = way.build(entry, min(piece(t) for t in signals if t is not None))
         call.batch, call.rows, call.blocks = len(u), len(u) * u.shape[1], 1
         columns = slow.shape[-1] if entry == "decimate" else -(-u.shape[-1] // way.rate) * 4
         launch(build, (call.rows, -(-columns // (512 * build.warps)), 1), call)
@@ -327,10 +327,24 @@ def filled(way: Way, signals: Sequence[Tensor | None], skip: Tensor | None) -> t
     return call, held
 
 
-def wide(t: Tensor, ahead: int) -> bool:
-    """Whether a signal comes in whole pieces of 8 samples, each on a multiple of 16 bytes."""
-    piece = 16 // t.element_size()
-    return t.data_ptr() % 16 == 0 and not (ahead % 8 or t.shape[-1] % 8 or t.stride(0) % piece or t.stride(1) % piece)
+def piece(t: Tensor, ahead: int = 0) -> int:
+    """Neighbouring samples that are read at once: 8 or, of 16 bits, 2 where no place or size forbids it, else 1.
+
+    ahead: samples by which they are read early.
+    """
+    size = t.element_size()
+    for samples in (8, 2) if size == 2 else (8,):
+        step = min(samples, 16 // size)  # 8 samples of float32 are two reads
+        odd = (
+            t.data_ptr() // size % step,
+            t.stride(0) % step,
+            t.stride(1) % step,
+            t.shape[-1] % samples,
+            ahead % samples,
+        )
+        if not any(odd):
+            return samples
+    return 1
 
 
 def stage_pointers(call: Call, way: Way, build: Build, tables: Sequence[Tensor]) -> None:

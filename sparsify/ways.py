@@ -59,7 +59,7 @@ class Build:
     source: str = "real"
     masked: bool = False
     head: int = 0
-    wide: bool = True
+    piece: int = 8  # neighbouring samples that lie on a multiple of their size
     rate: int = 4
     resident: int = 1  # blocks that a multiprocessor is to hold at once
 
@@ -79,7 +79,7 @@ class Build:
             "SPARSIFY_MASKED": int(self.masked),
             "SPARSIFY_HEAD": self.head,
             "SPARSIFY_RATE": self.rate,
-            "SPARSIFY_WIDE": int(self.wide),
+            "SPARSIFY_PIECE": self.piece,
             "SPARSIFY_SWIZZLE": ",".join(f"{bit},{image}" for bit, image in swizzle),
         }
 
@@ -137,17 +137,17 @@ class Way:
         shape = tuple(factors), rows, warps, bool(masked), head, ahead, radix, outer, resident
         return cls(cls.WAYS[source], TYPES[dtype], seqlen, *shape)
 
-    def builds(self, wide: bool = True) -> tuple[Build, ...]:
-        """The kernels, in the order in which they run.  wide: see `wide` below."""
+    def builds(self, piece: int = 8) -> tuple[Build, ...]:
+        """The kernels, in the order in which they run.  piece: as of `Build`, of all signals."""
         if self.source == "direct":
-            return (Build("direct", self.dtype, self.factors, warps=self.warps, head=self.head, wide=wide),)
-        shape = self.factors, self.rows, self.warps, self.source, self.masked, self.head, wide
+            return (Build("direct", self.dtype, self.factors, warps=self.warps, head=self.head, piece=piece),)
+        shape = self.factors, self.rows, self.warps, self.source, self.masked, self.head, piece
         own = Build("conv", self.dtype, *shape, resident=self.resident)
         if self.source != "complex":
             return (own,)
         levels = self.radix, self.points // self.radix
-        before = Build("outer_forward", self.dtype, levels, masked=self.masked, wide=wide)
-        return before, replace(own, head=0, wide=True), replace(before, entry="outer_inverse", head=self.head)
+        before = Build("outer_forward", self.dtype, levels, masked=self.masked, piece=piece)
+        return before, replace(own, head=0, piece=8), replace(before, entry="outer_inverse", head=self.head)
 
     def blocks(self, seqlen: int) -> int:
         """Pieces of a row that are computed on their own."""
@@ -190,10 +190,10 @@ class SlowWay:
         """Samples of the longest signal it takes."""
         return self.rate * (self.inner.seqlen - multirate.WIDTH)
 
-    def build(self, entry: str, wide: bool) -> Build:
+    def build(self, entry: str, piece: int = 8) -> Build:
         """The kernel "decimate" or "interpolate"."""
         head = self.head if entry == "interpolate" else 0
-        return Build(entry, self.dtype, DIRECT_FACTORS, head=head, wide=wide, rate=self.rate)
+        return Build(entry, self.dtype, DIRECT_FACTORS, head=head, piece=piece, rate=self.rate)
 
 
 SLOW = -1  # where a Way has its source

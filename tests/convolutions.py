@@ -46,10 +46,10 @@ class Signals:
         return int(self.share * points) - self.odd
 
 
-SIGNALS = {  # the first four lie in whole pieces of 16 bytes
+SIGNALS = {  # by 8 samples at a time, by 2 (16-bit "two-sided" ones), or one by one
     "causal": Signals(),
     "faint": Signals(scale=0.02),
-    "two-sided": Signals(share=0.75, ahead=True),
+    "two-sided": Signals(share=0.75, odd=2, ahead=True),
     "gated": Signals(share=0.5, view="apart", gated=True),
     "odd": Signals(odd=3, view="slice"),
     "odd, two-sided": Signals(odd=1, view="channels last", ahead=True, scale=0.02),
@@ -96,17 +96,20 @@ class Case:
         return self.signals.length(self.way.points)
 
     @property
-    def wide(self) -> bool:
-        """Whether signals lie in whole pieces of 16 bytes."""
-        return self.signals.view in ("whole", "apart") and self.length % 8 == 0
+    def piece(self) -> int:
+        """Neighbouring samples that are read at once."""
+        shape = self.batch, self.channels, self.length
+        u, y = drawn(shape, self.signals.view, self.way.dtype), torch.empty(shape, dtype=self.way.dtype)
+        cut = self.signals.ahead and self.source in ("history", "direct")
+        return min(gpu.piece(t, self.taps // 2 if cut and self.taps else 0) for t in (u, y))
 
     @property
     def builds(self) -> tuple[Build, ...]:
         """The kernels that will run."""
         if isinstance(self.way, SlowWay):
-            ends = (self.way.build(entry, self.wide) for entry in ("decimate", "interpolate"))
+            ends = (self.way.build(entry, self.piece) for entry in ("decimate", "interpolate"))
             return (*ends, *self.way.inner.builds())
-        return self.way.builds(self.wide)
+        return self.way.builds(self.piece)
 
 
 VIEWS = {  # how signals of (B, H, L) lie in memory

@@ -84,7 +84,7 @@ class Counters:
 
     @property
     def signals(self) -> int:
-        """Bytes of signals, scratch and spectra; of 16-bit signals, or of any that lie in pieces of 16 bytes.
+        """Bytes of signals, scratch and spectra; but not of signals that come in words of 4 bytes.
 
         Not of tables (`load_entry`, `load_pair`), which all rows share, nor of the words that say how to go about.
         """

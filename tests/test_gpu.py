@@ -630,12 +630,12 @@ def test_no_bank_conflicts(case):
     assert used == ideal if case.way.factors[0] != 48 else used <= 1.1 * ideal
 
 
-TRANSFERRED = [  # all but heads, which read samples once more, and loads of single float32 samples
+TRANSFERRED = [  # all but heads, which read samples once more, and samples that come in words, as a mask's bits do
     case
     for case in CASES
     if (case.source in ("real", "history") or (case.source == "complex" and case.mask is None))
     and not (case.way.head or (case.source == "history" and case.signals.ahead))
-    and (case.wide or case.way.dtype != FLOAT)
+    and case.piece * case.way.dtype.itemsize != 4
     and case.length <= 8192
 ]
 
@@ -798,12 +798,16 @@ def test_structures_are_those_of_the_kernels():
 
 
 def test_signals_that_come_in_pieces():
-    """`wide` decides which build runs."""
-    assert gpu.wide(torch.empty(2, 3, 64, dtype=HALF), 0) and not gpu.wide(torch.empty(2, 3, 60, dtype=HALF), 0)
-    assert not gpu.wide(torch.empty(2, 3, 65, dtype=HALF)[..., :64], 0)  # rows at odd places
-    assert not gpu.wide(torch.empty(2, 3, 72, dtype=HALF)[..., 4:68], 0)  # 8 bytes off
-    assert gpu.wide(torch.empty(2, 3, 72, dtype=HALF)[..., 8:], 0) and gpu.wide(torch.empty(2, 3, 68)[..., 4:], 0)
-    assert not gpu.wide(torch.empty(2, 3, 64, dtype=HALF), 4) and gpu.wide(torch.empty(2, 3, 64, dtype=HALF), 8)
+    """Their size decides which build runs."""
+
+    def half(length: int) -> torch.Tensor:
+        return torch.empty(2, 3, length, dtype=HALF)
+
+    assert [gpu.piece(half(length)) for length in (64, 60, 62, 63)] == [8, 2, 2, 1]
+    assert gpu.piece(half(65)[..., :64]) == 1 and gpu.piece(half(66)[..., :64]) == 2  # rows at odd places
+    assert [gpu.piece(half(72)[..., n : n + 64]) for n in (8, 4, 3)] == [8, 2, 1]
+    assert [gpu.piece(half(64), ahead) for ahead in (8, 4, 5)] == [8, 2, 1]
+    assert [gpu.piece(torch.empty(2, 3, 68)[..., n:]) for n in (4, 2, 1)] == [8, 1, 1]
     assert gpu.rowwise(u := torch.empty(2, 3, 64)[..., 3:]) is u
     for view in VIEWS:
         u = drawn((2, 3, 40), view, HALF)

@@ -39,11 +39,13 @@ class Problem:
     taps: int | None = None
     mask: str | None = None
     head: int = 0
-    wide: bool = True
+    piece: int = 8
 
     def __str__(self) -> str:
         parts = [str(self.seqlen), str(self.dtype)[6:], f"{self.taps}taps" if self.taps else "", self.mask or ""]
-        return "-".join(filter(None, [*parts, f"head{self.head}" if self.head else "", "" if self.wide else "odd"]))
+        return "-".join(
+            filter(None, [*parts, f"head{self.head}" if self.head else "", f"by{self.piece}" * (self.piece < 8)])
+        )
 
     def way(self, card: tiling.Card):
         if self.mask is None:
@@ -56,7 +58,7 @@ class Problem:
         return choosing.masked_way(card, self.dtype, self.seqlen, BATCH, CHANNELS, structure)[1]
 
     def builds(self, card: tiling.Card) -> tuple[Build, ...]:
-        return self.way(card).builds(self.wide)
+        return self.way(card).builds(self.piece)
 
 
 @cache
@@ -78,8 +80,8 @@ ONE_CARD = [  # more, for the card that matters most
     *(Problem(1 << 16, dtype, taps=2000) for dtype in (BFLOAT16, FLOAT)),
     Problem(1024, mask="comb"),
     Problem(1 << 17, mask="comb"),
-    Problem(4096, BFLOAT16, wide=False),
-    Problem(16384, mask="low-pass", head=64, wide=False),
+    Problem(4096, BFLOAT16, piece=2),
+    Problem(16384, mask="low-pass", head=64, piece=1),
 ]
 GATED = [(arch, problem) for arch in CARDS for problem in EVERYWHERE] + [("sm_90", problem) for problem in ONE_CARD]
 
@@ -110,8 +112,8 @@ def test_planned_kernels_keep_to_their_registers(arch, problem):
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT16, FLOAT])
 def test_direct_kernels_keep_to_their_registers(dtype):
-    for wide in (True, False) if dtype == HALF else (True,):
-        (build,) = choosing.direct_way(dtype, 4096, 64, 0).builds(wide)
+    for piece in (8, 2, 1) if dtype == HALF else (8,):
+        (build,) = choosing.direct_way(dtype, 4096, 64, 0).builds(piece)
         clean(build, "sm_90a")
 
 
@@ -121,7 +123,7 @@ def test_slow_kernels_keep_to_their_registers(dtype):
     _, way = choosing.slow_way(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS, structure)
     assert isinstance(way, SlowWay)
     for entry in ("decimate", "interpolate"):
-        clean(way.build(entry, dtype == HALF), "sm_90a")
+        clean(way.build(entry, 8 if dtype == HALF else 1), "sm_90a")
 
 
 def test_a_kernel_that_would_spill_has_fewer_blocks():
@@ -155,7 +157,7 @@ def test_products_stand_in_the_code_once(factors, masked):
 def test_starting_is_quick(tmp_path, monkeypatch):
     """A kernel is compiled in seconds, once; after that it is read.  Generous limits: machines that test are slow."""
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
-    for problem in (Problem(8192), Problem(32768, mask="low-pass", head=64, wide=False)):
+    for problem in (Problem(8192), Problem(32768, mask="low-pass", head=64, piece=1)):
         for build in problem.builds(CARDS["sm_90"]):
             kernel = gpu.kernel(build)
             start = time.perf_counter()

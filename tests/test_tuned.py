@@ -282,6 +282,6 @@ def test_kernels_are_compiled_beforehand(monkeypatch):
     case, plan = Case((64, 2, 4096), "float16"), gpu_kernels.plans(4096)["comb 1/8"]
     on, kept_of_one = Bench(None).machine, plan.apply(torch.randn(1, 4096))
     layout = tuple(gpu_kernels.prepare(on, case, kept_of_one).layout)
-    assert {*gpu_kernels.builds_of(way_from(layout))} <= {*tuning.needed(on.card, [case])}
+    assert {*gpu_kernels.builds_of(way_from(layout), 4096)} <= {*tuning.needed(on.card, [case])}
     builds = tuning.builds_to_tune(on, case, plan)
     assert {build.masked for build in builds} == {True, False} and len(set(builds)) > 3
