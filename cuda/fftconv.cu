@@ -20,10 +20,10 @@ template <int I> DEVICE void middle_stages(const Call& call, unsigned row0, int 
         inner(call, row0, outer, data);
         barrier();
     } else {
-        forward<I>(call, outer, data, data);
+        stage<I, false>(call, outer, data, data);
         barrier();
         middle_stages<I + 1>(call, row0, outer, data);
-        inverse<I>(call, outer, data, data);
+        stage<I, true>(call, outer, data, data);
         barrier();
     }
 }
@@ -36,10 +36,10 @@ KERNEL(32 * WARPS, SPARSIFY_BLOCKS) conv(const Call call) {
     if constexpr (SOURCE == COMPLEX) {
         const int outer = (int)(row0 % call.outer);
         const Scratch rows = {call.scratch + row0 * (long long)(M / 4), call.scratch_plane, Axis<0>::N};
-        forward<0>(call, outer, rows, data);
+        stage<0, false>(call, outer, rows, data);
         barrier();
         middle_stages<1>(call, row0, outer, data);
-        inverse<0>(call, outer, data, rows);
+        stage<0, true>(call, outer, data, rows);
     } else {
         first<SOURCE == HISTORY>(call, row0, data);
         barrier();

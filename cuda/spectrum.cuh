@@ -122,8 +122,8 @@ DEVICE void inner(const Call& call, unsigned row0, int outer, const Shared& data
 //   on the way back      rows n = 4 (g / 2) + 2 i + g % 2, columns f = 8 r + 2t, 8 r + 2t + 1    as right operands (f, n)
 //   at the end           rows m = g, g + 8 of stage P - 1, columns n = 4t .. 4t + 3
 struct Core {
-    static constexpr int OWN = M / 256;                       // prefixes of a row
-    static constexpr int BEFORE = CORE ? P - 3 : 0;           // the axis before
+    static constexpr int OWN = M / 256;              // prefixes of a row
+    static constexpr int BEFORE = CORE ? P - 3 : 0;  // the axis before
     const Call& call;
     const Matrix<2, 2> back, back_inner;
     const Operands<4> there_inner;
@@ -168,7 +168,8 @@ struct Core {
     }
 
     // Stage P of one prefix, the product with its spectrum, and stage P backwards.
-    DEVICE_MEMBER void middle(const Data (&rows)[2], const Spectrum (&k_f)[2], word bits, Weight weight, Data (&columns)[2]) const {
+    DEVICE_MEMBER void middle(const Data (&rows)[2], const Spectrum (&k_f)[2], word bits, Weight weight,
+                              Data (&columns)[2]) const {
         float y[2][2][4] = {};
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
@@ -184,7 +185,8 @@ struct Core {
             Data z;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const pair sum = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]}, product = times(sum, weighted(k_f[tile], i, weight));
+                const pair sum = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+                const pair product = times(sum, weighted(k_f[tile], i, weight));
                 put(z, i % 2 * 2 + i / 2, product.re, product.im);
             }
 #pragma unroll

@@ -8,9 +8,8 @@
 // chosen so that quads never leave their thread.
 //
 //   first     global -> shared   real samples, N1 at a distance of S1; 64 columns a warp at a time
-//   forward   shared -> shared   N complex numbers at a distance of S; 32 columns a warp at a time, in place
-//   inner     shared -> shared   the last stage, the product with the spectrum, and its way back; 16 rows at a time
-//   inverse   shared -> shared   as forward
+//   stage     shared -> shared   N complex numbers at a distance of S; 32 columns a warp at a time, in place; there or back
+//   inner     shared -> shared   the last stage, the product with the spectrum, and its way back: `spectrum.cuh`
 //   last      shared -> global   real parts only; skip, gate and store
 //
 // A stage that reads and writes the same memory reads all of its columns before the products, and a warp's product needs
@@ -126,98 +125,75 @@ template <int I> DEVICE long long quad_of(int column, int n) {
     return (column / Axis<I>::QUADS * (long long)Axis<I>::N + n) * Axis<I>::QUADS + column % Axis<I>::QUADS;
 }
 
-// Stage I + 1 on complex numbers, and its twiddles.
-template <int I, class Source, class Sink>
-DEVICE void forward(const Call& call, int outer, const Source& source, const Sink& sink) {
-    constexpr int N = Axis<I>::N, S = Axis<I>::S, QUADS = Axis<I>::QUADS, STEPS = N / 8, UNITS = ROWS * M / (32 * N);
-    constexpr bool KEPT = STEPS <= 2;
-    const int g = lane_g(), t = lane_t();
-    const Matrix<STEPS, STEPS> dft(call.forward[I]);
-    const Share<UNITS, (S > 32 ? S / 32 : 1)> share;
-    for (int run = share.next; run < share.stop; run += share.step) {
-        pair w[KEPT ? STEPS : 1][8];
-        const auto twiddles = [&](int tile) {
-            const int f = 8 * tile + g, at = (8 * share.unit(run, 0) + 2 * t) % QUADS;
-            fill(w[KEPT ? tile : 0], 0, load_pair(call.turns[I] + (f * S + 4 * at) / Axis<I>::TURN), load_pair(call.steps[I] + f));
-        };
-        if (KEPT)
+// The N complex numbers of 8 quads that a lane has of 32 columns, `quads` apart; those of tiles whose bit is set.
+template <int STEPS, class Source>
+DEVICE void load_columns(Data (&x)[STEPS][2], const Source& source, typename Source::Place from, int quads, word bits) {
 #pragma unroll
-            for (int tile = 0; tile < STEPS; tile++) twiddles(tile);
-#pragma unroll 1
-        for (int j = 0; j < share.RUN; j++) {
-            const int unit = share.unit(run, j);
-            const word bits = live_tiles<I>(call, outer, 8 * unit / QUADS);
-            if (!bits) continue;
-            const auto from = source.find(quad_of<I>(8 * unit + g, t));
-            Data x[STEPS][2];
+    for (int k = 0; k < STEPS; k++)
+        if (bits >> k & 1)
 #pragma unroll
-            for (int k = 0; k < STEPS; k++)
+            for (int half = 0; half < 2; half++) x[k][half] = source.load(from, (8 * k + 4 * half) * quads);
+}
+
+// c = a tile of a matrix times these columns.
+template <int TILES, int STEPS>
+DEVICE void multiply_columns(float (&c)[4][4], const Matrix<TILES, STEPS>& dft, int tile, const Data (&x)[STEPS][2], word bits) {
 #pragma unroll
-                for (int half = 0; half < 2; half++) x[k][half] = source.load(from, (8 * k + 4 * half) * QUADS);
-            const auto to = sink.find(quad_of<I>(8 * unit + 2 * t, g));
+    for (int k = 0; k < STEPS; k++) {
+        if (!(bits >> k & 1)) continue;
+        const Data a = dft.at(tile, k);
 #pragma unroll
-            for (int tile = 0; tile < STEPS; tile++) {
-                if (!(bits >> tile & 1)) continue;
-                if (!KEPT) twiddles(tile);
-                float c[4][4] = {};
-#pragma unroll
-                for (int k = 0; k < STEPS; k++) {
-                    const Data a = dft.at(tile, k);
-#pragma unroll
-                    for (int q = 0; q < 4; q++) multiply(c[q], a, x[k][0], q, x[k][1], q);
-                }
-#pragma unroll
-                for (int e = 0; e < 2; e++) sink.store(to, 8 * tile * QUADS + e, turned(c, e, &w[KEPT ? tile : 0][4 * e]));
-            }
-        }
+        for (int q = 0; q < 4; q++) multiply(c[q], a, x[k][0], q, x[k][1], q);
     }
 }
 
-// Stage I + 1 backwards, and the twiddles of the stage before, which for I = 0 is an outer one.
-template <int I, class Source, class Sink>
-DEVICE void inverse(const Call& call, int outer, const Source& source, const Sink& sink) {
+// Twiddles of a quad that comes out of stage I + 1: there its own, at digit f of this axis; back those of the stage before,
+// which for I = 0 is an outer one.  quad: counted as by `quad_of`, but for this axis.
+template <int I, bool BACK> DEVICE void twiddles(const Call& call, int outer, int quad, int f, pair (&w)[8]) {
+    constexpr int S = Axis<I>::S, QUADS = Axis<I>::QUADS, B = I ? I - 1 : 0;
+    if constexpr (!BACK) {
+        const pair* turn = call.turns[I] + (f * S + 4 * (quad % QUADS)) / Axis<I>::TURN;
+        fill(w, 0, load_pair(turn), load_pair(call.steps[I] + f));
+    } else {
+        const int before = I ? quad / QUADS % Axis<B>::N : outer, column = f * S + 4 * (quad % QUADS);
+        const pair* turn = I ? call.turns[B] + (before * Axis<B>::S + column) / Axis<B>::TURN
+                             : call.outer_turns + (before * M + column) / 4;
+        const pair* step = (I ? call.steps[B] : call.outer_steps) + before;
+        fill(w, 0, conjugate(load_pair(turn)), conjugate(load_pair(step)));
+    }
+}
+
+// Stage I + 1 on complex numbers, there or back, and the twiddles behind it.
+template <int I, bool BACK, class Source, class Sink>
+DEVICE void stage(const Call& call, int outer, const Source& source, const Sink& sink) {
     constexpr int N = Axis<I>::N, S = Axis<I>::S, QUADS = Axis<I>::QUADS, STEPS = N / 8, UNITS = ROWS * M / (32 * N);
-    constexpr int B = I ? I - 1 : 0, DIGITS = I ? Axis<B>::N : 1;
+    constexpr int EQUAL = BACK && I ? S * Axis<I ? I - 1 : 0>::N : S;  // columns from one twiddle to the same
     constexpr bool KEPT = STEPS <= 2;
     const int g = lane_g(), t = lane_t();
-    const Matrix<STEPS, STEPS> dft(call.inverse[I]);
-    const Share<UNITS, (DIGITS * S > 32 ? DIGITS * S / 32 : 1)> share;
+    const Matrix<STEPS, STEPS> dft(BACK ? call.inverse[I] : call.forward[I]);
+    const Share<UNITS, (EQUAL > 32 ? EQUAL / 32 : 1)> share;
     for (int run = share.next; run < share.stop; run += share.step) {
         pair w[KEPT ? STEPS : 1][8];
-        const auto twiddles = [&](int tile) {
-            const int mine = 8 * share.unit(run, 0) + 2 * t, f = I ? mine / QUADS % DIGITS : outer;
-            const int column = (8 * tile + g) * S + 4 * (mine % QUADS);
-            const pair* turn = I ? call.turns[B] + (f * Axis<B>::S + column) / Axis<B>::TURN
-                                 : call.outer_turns + (f * M + column) / 4;
-            fill(w[KEPT ? tile : 0], 0, conjugate(load_pair(turn)), conjugate(load_pair((I ? call.steps[B] : call.outer_steps) + f)));
+        const auto turn = [&](int tile) {
+            twiddles<I, BACK>(call, outer, 8 * share.unit(run, 0) + 2 * t, 8 * tile + g, w[KEPT ? tile : 0]);
         };
         if (KEPT)
 #pragma unroll
-            for (int tile = 0; tile < STEPS; tile++) twiddles(tile);
+            for (int tile = 0; tile < STEPS; tile++) turn(tile);
 #pragma unroll 1
         for (int j = 0; j < share.RUN; j++) {
             const int unit = share.unit(run, j);
-            const word bits = live_tiles<I>(call, outer, 8 * unit / QUADS);
+            const word bits = live_tiles<I>(call, outer, 8 * unit / QUADS);  // of what comes out, on the way back of what goes in
             if (!bits) continue;
-            const auto from = source.find(quad_of<I>(8 * unit + g, t));
             Data x[STEPS][2];
-#pragma unroll
-            for (int k = 0; k < STEPS; k++)
-                if (bits >> k & 1)
-#pragma unroll
-                    for (int half = 0; half < 2; half++) x[k][half] = source.load(from, (8 * k + 4 * half) * QUADS);
+            load_columns(x, source, source.find(quad_of<I>(8 * unit + g, t)), QUADS, BACK ? bits : ~0u);
             const auto to = sink.find(quad_of<I>(8 * unit + 2 * t, g));
 #pragma unroll
             for (int tile = 0; tile < STEPS; tile++) {
-                if (!KEPT) twiddles(tile);
+                if (!BACK && !(bits >> tile & 1)) continue;
+                if (!KEPT) turn(tile);
                 float c[4][4] = {};
-#pragma unroll
-                for (int k = 0; k < STEPS; k++) {
-                    if (!(bits >> k & 1)) continue;
-                    const Data a = dft.at(tile, k);
-#pragma unroll
-                    for (int q = 0; q < 4; q++) multiply(c[q], a, x[k][0], q, x[k][1], q);
-                }
+                multiply_columns(c, dft, tile, x, BACK ? bits : ~0u);
 #pragma unroll
                 for (int e = 0; e < 2; e++) sink.store(to, 8 * tile * QUADS + e, turned(c, e, &w[KEPT ? tile : 0][4 * e]));
             }
@@ -238,11 +214,7 @@ template <class Source> DEVICE void last(const Call& call, unsigned row0, const 
             const int unit = share.unit(run, j), column = 8 * unit + g, mine = 8 * unit + 2 * t;
             const auto from = source.find((column / QUADS * (long long)source.digits + t) * QUADS + column % QUADS);
             Data x[STEPS][2];
-#pragma unroll
-            for (int k = 0; k < STEPS; k++)
-                if (bits >> k & 1)
-#pragma unroll
-                    for (int half = 0; half < 2; half++) x[k][half] = source.load(from, (8 * k + 4 * half) * QUADS);
+            load_columns(x, source, from, QUADS, bits);
             const Row row = row_of(call, row0 + (ROWS > 1 ? mine / QUADS : 0));
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
@@ -250,13 +222,7 @@ template <class Source> DEVICE void last(const Call& call, unsigned row0, const 
                 const int at = row.start + (16 * tile + g) * S + 4 * (mine % QUADS);
                 const Around around[2] = {read_around(call, row, at), read_around(call, row, at + 8 * S)};
                 float c[4][4] = {};
-#pragma unroll
-                for (int k = 0; k < STEPS; k++) {
-                    if (!(bits >> k & 1)) continue;
-                    const Data a = dft.at(tile, k);
-#pragma unroll
-                    for (int q = 0; q < 4; q++) multiply(c[q], a, x[k][0], q, x[k][1], q);
-                }
+                multiply_columns(c, dft, tile, x, bits);
                 if (HEAD) convolve_head(call, row, at, S, c);
                 write_tile(call, row, at, S, c, around);
             }
