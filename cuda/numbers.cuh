@@ -61,7 +61,7 @@ DEVICE void multiply(float (&d)[4], const Data& a, const Data& x, int i, const D
 DEVICE Data table(const chunk* entries, int i) {
     Data data;
 #pragma unroll
-    for (int p = 0; p < PLANES; p++) data.plane[p] = load_entry(entries + (i * PLANES + p) * 32 + threadIdx.x % 32);
+    for (int p = 0; p < PLANES; p++) data.plane[p] = load_entry(entries + threadIdx.x % 32 + (i * PLANES + p) * 32);
     return data;
 }
 

@@ -6,12 +6,17 @@
 struct Row {
     int channel, sequence, start;  // start: the first sample
     bool there;                    // else it fills up a block, and counts as the last one: of tables there are no more
+    const char *u, *y;             // where its sample 0 lies
 };
+DEVICE const char* start_of(const Signal& signal, int sequence, int channel) {
+    return (const char*)signal.memory + BYTES * (sequence * signal.batch + channel * signal.channel);
+}
 DEVICE Row row_of(const Call& call, unsigned row) {
     const bool there = row < call.rows;
     if (!there) row = call.rows - 1;
     const unsigned signal = SOURCE == HISTORY ? row / call.blocks : row, start = SOURCE == HISTORY ? row % call.blocks * M : 0;
-    return {(int)(signal / call.batch), (int)(signal % call.batch), (int)start, there};
+    const int channel = (int)(signal / call.batch), sequence = (int)(signal % call.batch);
+    return {channel, sequence, (int)start, there, start_of(call.u, sequence, channel), start_of(call.y, sequence, channel)};
 }
 
 DEVICE float load_float(const float* memory, long long i) { return as_float(load_word(memory + i)); }
@@ -21,24 +26,27 @@ struct Eight { chunk part[BYTES / 2]; };
 DEVICE word& word_of(Eight& x, int i) { return word_of(x.part[i / 4], i % 4); }
 DEVICE word word_of(const Eight& x, int i) { return word_of(x.part[i / 4], i % 4); }
 
-DEVICE Eight read_eight(const Signal& signal, const Row& row, int at) {
+DEVICE Eight read_eight(const char* start, const Signal& signal, const Row& row, int at) {
     Eight x = {};
-    const char* from = (const char*)signal.memory + BYTES * (row.sequence * signal.batch + row.channel * signal.channel + at);
-    if (!row.there) return x;
+    const unsigned length = row.there ? (unsigned)signal.length : 0;
+    const char* from = start + BYTES * (long long)at;
     if constexpr (PIECE == 8) {  // all lie inside, or none
-        if ((unsigned)at < (unsigned)signal.length)
+        if ((unsigned)at < length)
 #pragma unroll
             for (int p = 0; p < BYTES / 2; p++) x.part[p] = load_chunk(from + 16 * p);
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i += PIECE)
-            if ((unsigned)(at + i) < (unsigned)signal.length) {
+            if ((unsigned)(at + i) < length) {
                 word& both = word_of(x, BYTES * i / 4);
                 if (PIECE * BYTES == 4) both = load_word(from + BYTES * i);
                 else both |= load_short(from + BYTES * i) << 16 * (i % 2);
             }
     }
     return x;
+}
+DEVICE Eight read_eight(const Signal& signal, const Row& row, int at) {
+    return read_eight(start_of(signal, row.sequence, row.channel), signal, row, at);
 }
 
 DEVICE float number(const Eight& x, int i) {
@@ -59,7 +67,7 @@ DEVICE Eight gated(const Eight& x, const Eight& gate) {
     return rounded(y);
 }
 DEVICE Eight read_gated(const Call& call, const Row& row, int at) {
-    const Eight x = read_eight(call.u, row, at);
+    const Eight x = read_eight(row.u, call.u, row, at);
     return call.pregate.memory ? gated(x, read_eight(call.pregate, row, at)) : x;
 }
 
@@ -74,12 +82,17 @@ DEVICE Data samples(const Eight& x) {
 }
 
 // A skip is one more tap at lag 0, a constant in the spectrum.  What is left of both stays within 2.
-struct Weight { float spectrum, skip, result; };
-DEVICE Weight weight_of(const Call& call, int channel) {
+DEVICE float result_of(const Call& call, int channel) {  // what results are multiplied by
     const float scale = load_float(call.scale, channel);
-    if (SKIP_APART || !call.skip) return {1, 0, scale};
-    const float skip = load_float(call.skip, channel), size = skip < 0 ? -skip : skip, most = size > scale ? size : scale;
-    return {scale / most, skip / most, most};
+    if (SKIP_APART || !call.skip) return scale;
+    const float skip = load_float(call.skip, channel), size = skip < 0 ? -skip : skip;
+    return size > scale ? size : scale;
+}
+struct Weight { float spectrum, skip; };
+DEVICE Weight weight_of(const Call& call, int channel) {
+    if (SKIP_APART || !call.skip) return {1, 0};
+    const float most = result_of(call, channel);
+    return {load_float(call.scale, channel) / most, load_float(call.skip, channel) / most};
 }
 
 // What meets eight results on their way out, read before they are there: y = gate (scale sum + skip u).
@@ -91,8 +104,9 @@ DEVICE Around read_around(const Call& call, const Row& row, int at) {
     return around;
 }
 DEVICE void write_eight(const Call& call, const Row& row, int at, float (&y)[8], const Around& around) {
-    if (!row.there || at >= call.y.length) return;
-    const float scale = weight_of(call, row.channel).result;
+    const int length = row.there ? (int)call.y.length : 0;
+    if (at >= length) return;
+    const float scale = result_of(call, row.channel);
 #pragma unroll
     for (int i = 0; i < 8; i++) y[i] *= scale;
     if (SKIP_APART && call.skip) {
@@ -104,14 +118,14 @@ DEVICE void write_eight(const Call& call, const Row& row, int at, float (&y)[8],
 #pragma unroll
         for (int i = 0; i < 8; i++) y[i] *= number(around.gate, i);
     const Eight out = rounded(y);
-    char* to = (char*)call.y.memory + BYTES * (row.sequence * call.y.batch + row.channel * call.y.channel + at);
+    char* to = (char*)row.y + BYTES * (long long)at;
     if constexpr (PIECE == 8) {
 #pragma unroll
         for (int p = 0; p < BYTES / 2; p++) store_chunk(to + 16 * p, out.part[p]);
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i += PIECE)
-            if (at + i < call.y.length) {
+            if (at + i < length) {
                 const word both = word_of(out, BYTES * i / 4);
                 if (PIECE * BYTES == 4) store_word(to + BYTES * i, both);
                 else store_short(to + BYTES * i, both >> 16 * (i % 2) & 0xffff);

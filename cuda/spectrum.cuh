@@ -17,6 +17,12 @@ DEVICE pair number(const Spectrum& four, int i) {
     return i % 2 ? pair{as_float(two.z), as_float(two.w)} : pair{as_float(two.x), as_float(two.y)};
 }
 
+// The channel of a row: where its spectra begin, in rows of them, and what joins them.
+struct Channel { long long rows; Weight weight; };
+DEVICE Channel channel_of(const Call& call, unsigned row) {
+    const int channel = (row < call.rows ? row : call.rows - 1) / (call.batch * call.blocks * call.outer);
+    return {channel * (long long)call.outer, weight_of(call, channel)};
+}
 DEVICE pair weighted(const Spectrum& four, int i, const Weight& weight) {
     const pair k = number(four, i);
     if (SKIP_APART) return k;
@@ -41,7 +47,7 @@ DEVICE void inner(const Call& call, unsigned row0, int outer, const Shared& data
     constexpr int N = Axis<P - 1>::N, QUADS = N / 4, LOADS = N / 16, TILES = N / 8, BEFORE = Axis<P - 2>::N, OWN = M / N / 16;
     const int g = lane_g(), t = lane_t();
     const Operands<TILES * TILES> there(call.forward[P - 1]), back(call.inverse[P - 1]);
-    const unsigned per_channel = call.batch * call.blocks * call.outer;
+    const Channel only = channel_of(call, row0);
     const Share<ROWS * OWN, (BEFORE > 16 ? BEFORE / 16 : 1)> share;
     for (int run = share.next; run < share.stop; run += share.step) {
         pair w[2][4];
@@ -59,9 +65,8 @@ DEVICE void inner(const Call& call, unsigned row0, int outer, const Shared& data
             const int unit = share.unit(run, j), own = unit % OWN;
             const word bits = MASKED ? load_word(call.live[P - 1] + outer * OWN + own) : ~0u;
             if (!bits) continue;
-            const unsigned row = row0 + (ROWS > 1 ? unit / OWN : 0);
-            const int channel = (row < call.rows ? row : call.rows - 1) / per_channel;
-            const long long first = ((channel * (long long)call.outer + outer) * OWN + own) * TILES;
+            const Channel channel = ROWS > 1 ? channel_of(call, row0 + unit / OWN) : only;
+            const long long first = ((channel.rows + outer) * OWN + own) * TILES;
             Spectrum k_f[TILES];  // the long way from memory starts before the products
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++)
@@ -70,7 +75,6 @@ DEVICE void inner(const Call& call, unsigned row0, int outer, const Shared& data
             Data x[2][LOADS];
 #pragma unroll
             for (int i = 0; i < 2 * LOADS; i++) x[i / LOADS][i % LOADS] = data.load(from, i / LOADS * 8 * QUADS + i % LOADS * 4);
-            const Weight weight = weight_of(call, channel);
             Data z[TILES];
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
@@ -84,7 +88,7 @@ DEVICE void inner(const Call& call, unsigned row0, int outer, const Shared& data
                 }
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const pair y = times({c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]}, weighted(k_f[tile], i, weight));
+                    const pair y = times({c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]}, weighted(k_f[tile], i, channel.weight));
                     put(z[tile], i, y.re, y.im);
                 }
             }
@@ -231,11 +235,11 @@ DEVICE void core(const Call& call, unsigned row0, int outer, const Shared& data)
     constexpr int OWN = Core::OWN;
     const int g = lane_g(), t = lane_t();
     const Core stages(call);
-    const unsigned per_channel = call.batch * call.blocks * call.outer;
+    const Channel only = channel_of(call, row0);
 #pragma unroll 1
     for (int unit = warp(); unit < ROWS * OWN / 2; unit += WARPS) {
-        const unsigned row = row0 + (ROWS > 1 ? 2 * unit / OWN : 0);
-        const int channel = (row < call.rows ? row : call.rows - 1) / per_channel, own = 2 * unit % OWN;
+        const Channel channel = ROWS > 1 ? channel_of(call, row0 + 2 * unit / OWN) : only;
+        const int own = 2 * unit % OWN;
         word bits[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) bits[e] = MASKED ? load_word(call.live[P - 1] + outer * OWN + own + e) : ~0u;
@@ -244,8 +248,7 @@ DEVICE void core(const Call& call, unsigned row0, int outer, const Shared& data)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (bits[i / 2] >> i % 2 & 1)
-                k_f[i / 2][i % 2] = read_spectrum(call.spectra, ((channel * (long long)call.outer + outer) * OWN + own) * 2 + i);
-        const Weight weight = weight_of(call, channel);
+                k_f[i / 2][i % 2] = read_spectrum(call.spectra, ((channel.rows + outer) * OWN + own) * 2 + i);
         const auto from = data.find(((2 * unit + g % 2) * 16 + t) * 4 + g / 2);
         Data x[2][2], rows[2][2];
 #pragma unroll
@@ -255,7 +258,7 @@ DEVICE void core(const Call& call, unsigned row0, int outer, const Shared& data)
         for (int e = 0; e < 2; e++) {
             if (!bits[e]) continue;
             Data columns[2];
-            stages.middle(rows[e], k_f[e], bits[e], weight, columns);
+            stages.middle(rows[e], k_f[e], bits[e], channel.weight, columns);
             stages.home(columns, 2 * unit + e, data);
         }
     }

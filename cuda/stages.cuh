@@ -56,6 +56,7 @@ template <bool PAST, class Sink> DEVICE void first(const Call& call, unsigned ro
     const word bits = MASKED ? load_word(call.live[0]) : ~0u;
     const int full = PAST ? STEPS : ((int)call.u.length + 16 * S - 1) / (16 * S);  // steps with more than padding
     const Share<UNITS, (S > 64 ? S / 64 : 1)> share;
+    const Row only = row_of(call, row0);
     for (int run = share.next; run < share.stop; run += share.step) {
         pair w[KEPT ? TILES : 1][16];
         const auto twiddles = [&](int tile) {
@@ -70,16 +71,17 @@ template <bool PAST, class Sink> DEVICE void first(const Call& call, unsigned ro
             for (int tile = 0; tile < TILES; tile++) twiddles(tile);
 #pragma unroll 1
         for (int j = 0; j < share.RUN; j++) {
-            const int unit = share.unit(run, j), column = (8 * unit + g) * 8, mine = (8 * unit + 2 * t) * 8;
-            const Row row = row_of(call, row0 + (ROWS > 1 ? column / S : 0));
+            const int unit = share.unit(run, j);
+            const unsigned column = (8 * unit + g) * 8, mine = (8 * unit + 2 * t) * 8;
+            const Row row = ROWS > 1 ? row_of(call, row0 + column / S) : only;
             const auto at = [&](int k, int half, int two) {  // where the samples of a lane's step begin
                 const int n = PAST ? 8 * k + t + 4 * half : 16 * k + 2 * t + 8 * half + two;
-                return row.start + call.ahead + n * S + column % S - (PAST && two ? M : 0);
+                return row.start + call.ahead + n * S + (int)(column % S) - (PAST && two ? M : 0);
             };
             Eight x[STEPS][2][2];  // all reads before the first use
 #pragma unroll
             for (int i = 0; i < 4 * STEPS; i++)
-                x[i / 4][i / 2 % 2][i % 2] = read_eight(call.u, row, at(i / 4, i / 2 % 2, i % 2));
+                x[i / 4][i / 2 % 2][i % 2] = read_eight(row.u, call.u, row, at(i / 4, i / 2 % 2, i % 2));
             if (call.pregate.memory)
 #pragma unroll
                 for (int i = 0; i < 4 * STEPS; i++) {
@@ -101,7 +103,7 @@ template <bool PAST, class Sink> DEVICE void first(const Call& call, unsigned ro
                 float c[2][4][4] = {};
 #pragma unroll
                 for (int k = 0; k < STEPS; k++) {
-                    if (k >= full) break;
+                    if ((k || !KEPT) && k >= full) break;  // there is always one
                     const Data a = dft.at(tile, k);
 #pragma unroll
                     for (int q = 0; q < 8; q++) multiply(c[q / 4][q % 4], a, b[k][0][q], b[k][1][q]);
@@ -121,7 +123,7 @@ template <int I> DEVICE word live_tiles(const Call& call, int outer, int prefix)
 }
 
 // A quad of a stage's columns: which (prefix, quad) it is, counted over the rows of the block.
-template <int I> DEVICE long long quad_of(int column, int n) {
+template <int I> DEVICE long long quad_of(unsigned column, int n) {
     return (column / Axis<I>::QUADS * (long long)Axis<I>::N + n) * Axis<I>::QUADS + column % Axis<I>::QUADS;
 }
 
@@ -208,17 +210,19 @@ template <class Source> DEVICE void last(const Call& call, unsigned row0, const 
     const Matrix<TILES, STEPS> dft(call.inverse[0]);
     const word bits = MASKED ? load_word(call.live[0]) : ~0u;
     const Share<ROWS * S / 32, 1> share;
+    const Row only = row_of(call, row0);
     for (int run = share.next; run < share.stop; run += share.step)
 #pragma unroll 1
         for (int j = 0; j < share.RUN; j++) {
-            const int unit = share.unit(run, j), column = 8 * unit + g, mine = 8 * unit + 2 * t;
+            const int unit = share.unit(run, j);
+            const unsigned column = 8 * unit + g, mine = 8 * unit + 2 * t;  // unsigned: quotients without a correction
             const auto from = source.find((column / QUADS * (long long)source.digits + t) * QUADS + column % QUADS);
             Data x[STEPS][2];
             load_columns(x, source, from, QUADS, bits);
-            const Row row = row_of(call, row0 + (ROWS > 1 ? mine / QUADS : 0));
+            const Row row = ROWS > 1 ? row_of(call, row0 + mine / QUADS) : only;
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                if (16 * tile * S + (S < 32 ? 0 : row.start) >= call.y.length) break;  // padding; short rows share a unit
+                if (16 * tile * S + (S < 32 ? 0 : row.start) >= (int)call.y.length) break;  // padding; short rows share a unit
                 const int at = row.start + (16 * tile + g) * S + 4 * (mine % QUADS);
                 const Around around[2] = {read_around(call, row, at), read_around(call, row, at + 8 * S)};
                 float c[4][4] = {};

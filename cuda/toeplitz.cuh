@@ -16,14 +16,14 @@ DEVICE Data left(const Data& x, const Data& y, int i) {
 // of the product on.
 template <class Samples> DEVICE void convolve_rows(const Samples& samples, int steps, const chunk* entries, float (&c)[4][4]) {
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
+    for (int step = 0; step < steps; step++, entries += 4 * PLANES * 32) {
         const Data x = samples(0, 32 * step + 8 * lane_t()), y = samples(1, 32 * step + 8 * lane_t());
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const Data a = left(x, y, 2 * half);
 #pragma unroll
             for (int two = 0; two < 2; two++) {
-                const Data b = table(entries, (step * 2 + half) * 2 + two);
+                const Data b = table(entries, half * 2 + two);
 #pragma unroll
                 for (int j = 0; j < 2; j++) multiply(c[2 * two + j], a, b, 2 * j, b, 2 * j + 1);
             }

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify import choosing, gpu, nvrtc
-from sparsify.cpu import Prepared, Structure, crop, good_size
+from sparsify import choosing, gpu, nvrtc, tiling
+from sparsify.cpu import KERNEL, Prepared, Structure, good_size
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD, points
@@ -42,7 +42,7 @@ SHAPES: tuple[Shape, ...] = (  # up to 0.8 GB of 16-bit signals
     (4, 768, 1 << 17),
     (1, 256, 1 << 20),
 )
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = tuple(tiling.DTYPES)
 SHARE = 1 / 8  # of the bins that masks keep
 TEETH = 32  # a comb of groups of bins, so many bins apart
 BARS = {"float16": 5e-3, "bfloat16": 2e-2, "float32": 1e-3}  # relative L2 against float64: above, a time means nothing
@@ -74,11 +74,23 @@ class Case:
         batch, channels, seqlen = self.shape
         return f"{batch} x {channels} x {seqlen} {self.dtype}" + " gated" * self.gated
 
-    def bytes(self, density: float = 1.0) -> int:
-        """That must be moved: signals once, and the float16 spectrum of `seqlen` complex points once."""
+    @property
+    def sample_bytes(self) -> int:
+        return tiling.kind(self.dtype).bytes
+
+    def layer(self, card: tiling.Card) -> choosing.Layer:
+        """As the planner sees it."""
         batch, channels, seqlen = self.shape
-        size = 4 if self.dtype == "float32" else 2
-        return channels * seqlen * (batch * size * (4 if self.gated else 2) + int(4 * density))
+        return choosing.Layer(card, self.torch_dtype, seqlen, batch, channels)
+
+    def bytes(self, density: float = 1.0) -> int:
+        """That must be moved: signals once, and once what is kept of the float16 spectrum of `seqlen` complex points.
+
+        density: the share that is kept.
+        """
+        batch, channels, seqlen = self.shape
+        signals = (4 if self.gated else 2) * batch * self.sample_bytes
+        return channels * (seqlen * signals + round(4 * density * seqlen))
 
     def flops(self) -> float:
         """Of a right-angle transform there and back on matrices of 16 or 32, padded to a power of two: the fewest."""
@@ -141,7 +153,7 @@ class Inputs:
             return torch.randn(shape, generator=draw, device=on.device)
 
         signals = 3 if case.gated else 1
-        size = signals * batch * channels * seqlen * (4 if case.dtype == "float32" else 2)
+        size = signals * batch * channels * seqlen * case.sample_bytes
         number = min(SETS, 1 + max(1, -(-CACHES * on.card.l2 // size)))
         sets: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         for _ in range(number):
@@ -149,6 +161,11 @@ class Inputs:
             sets.append((drawn[0], drawn[1], drawn[2]) if case.gated else (drawn[0], None, None))
         k = random(channels, seqlen) / seqlen**0.5
         return cls(sets, k, random(channels) if case.gated else None)
+
+
+def structure_of(kept: Filter) -> Structure | None:
+    """What is known of a filter besides its taps."""
+    return None if kept.mask is None else Structure(kept.mask, kept.head)
 
 
 def kept_by(plan: FilterPlan, k: Tensor) -> Filter:
@@ -163,9 +180,12 @@ Run = Callable[[int], Tensor]  # number of an input set -> y
 
 def prepare(on: Machine, case: Case, kept: Filter) -> Prepared:
     """Our tables for a filter."""
-    structure = None if kept.mask is None else Structure(kept.mask, kept.head)
     batch, _, seqlen = case.shape
-    return choosing.prepare(kept.k.to(on.device), kept.ahead, seqlen, case.torch_dtype, batch, structure, on.card)
+    k, structure = kept.k.to(on.device), structure_of(kept)
+    made = choosing.prepare(k, kept.ahead, seqlen, case.torch_dtype, batch, structure, on.card)
+    if made.layout[0] != KERNEL:
+        raise RuntimeError(f"no kernel takes {seqlen} samples of {case.dtype} on {on.card.name}")
+    return made
 
 
 def ours(on: Machine, inputs: Inputs, prepared: Prepared) -> Run:
@@ -233,7 +253,7 @@ def entrant(on: Machine, case: Case, inputs: Inputs, plan: FilterPlan, peak: Map
     kept = kept_by(plan, inputs.k)
     prepared = prepare(on, case, kept)
     way = way_from(tuple(prepared.layout))
-    density = 0.0 if plan.taps is not None else 1.0 if plan.mask is None else plan.mask.density  # of the spectrum
+    density = plan.mask.density if plan.mask else 1.0 if plan.kind == DENSE else 0.0  # of the spectrum
     floor = case.bytes(density) / peak["bytes_per_second"]
     if plan.kind == DENSE:
         floor = max(floor, case.flops() / peak["flop_per_second"])
@@ -280,26 +300,33 @@ def compare(
             on.rest()  # a device that failed ends everything here
             continue
         runs[name], rows[name] = run, {"name": name, "ours": name in own, "error": error, **facts}
-    result: dict[str, Any] = {"case": case.name, **asdict(case), "bytes": case.bytes(), "flops": case.flops()}
-    result |= {"sets": len(inputs.sets), "ways": list(rows.values()), "failed": failed}
-    if not runs:
-        return result
-    progress("timing")
-    taken, graphs, refused = timed(on, runs, len(inputs.sets), rounds)
-    against = {name: taken.against(name) for name in runs if name == DENSE or name not in own}
-    for name, row in rows.items():
+    if runs:
+        progress("timing")
+        told = times_of(on, runs, len(inputs.sets), rounds, {DENSE, *others})
+        rows = {name: {**row, **told[name]} for name, row in rows.items()}
+    for name in rows.keys() & own.keys():
+        rows[name]["of_floor"] = rows[name]["floor_seconds"] / rows[name]["seconds"]
+    known = {"case": case.name, **asdict(case), "bytes": case.bytes(), "flops": case.flops(), "sets": len(inputs.sets)}
+    return {**known, "ways": list(rows.values()), "failed": failed}
+
+
+def times_of(
+    on: Machine, runs: Mapping[str, Run], sets: int, rounds: int, baselines: set[str]
+) -> dict[str, dict[str, Any]]:
+    """What the clock says of each: its seconds, and how many times faster it is than those of `baselines`."""
+    taken, graphs, refused = timed(on, runs, sets, rounds)
+    against = {name: taken.against(name) for name in runs if name in baselines}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in runs:
         low, middle, high = statistics.quantiles(taken.seconds[name], n=4, method="inclusive")
-        row |= {"seconds": middle, "quartiles": [low, high], "calls": taken.calls[name], "graph": name in graphs}
-        row["faster_than"] = {
+        faster_than = {
             other: asdict(Ratio(t[name].speedup, t[name].speedup_low, t[name].speedup_high))
             for other, t in against.items()
             if other != name
         }
-        if name in own:
-            row["of_floor"] = row["floor_seconds"] / middle
-        if name in refused:
-            row["no_graph"] = refused[name]
-    return result
+        rows[name] = {"seconds": middle, "quartiles": [low, high], "calls": taken.calls[name], "graph": name in graphs}
+        rows[name] |= {"faster_than": faster_than, **({"no_graph": refused[name]} if name in refused else {})}
+    return rows
 
 
 def timed(
@@ -340,7 +367,7 @@ def described(way: Way | SlowWay) -> dict[str, Any]:
     found = asdict(way)
     for data in (found, found.get("inner", {})):
         if "dtype" in data:
-            data["dtype"] = choosing.name_of(data["dtype"])
+            data["dtype"] = tiling.type_name(data["dtype"])
     return found
 
 
@@ -364,13 +391,9 @@ def built(on: Machine, build: Build) -> dict[str, Any]:
 
 def predicted(on: Machine, case: Case, kept: Filter, way: Way | SlowWay) -> float:
     """Seconds that the planner reckons for ways of this kind, without gates."""
-    batch, channels, seqlen = case.shape
-    shape = on.card, case.torch_dtype, seqlen, batch, channels
-    if kept.mask is not None and (isinstance(way, SlowWay) or way.masked):
-        found = choosing.structured_ways(*shape, Structure(kept.mask, kept.head))
-        return found["slow" if isinstance(way, SlowWay) else "masked"][0]
-    k, ahead = crop(kept.k, kept.ahead, seqlen)
-    return choosing.plain_way(*shape, k.shape[-1], ahead)[0]
+    taps, ahead = choosing.felt(kept.k, kept.ahead, case.shape[-1])
+    how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
+    return choosing.ways(case.layer(on.card), taps, ahead, structure_of(kept))[how][0]
 
 
 # --- a file of cases -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sparsify import choosing, gpu, nvrtc, tiling, tuned
-from sparsify.cpu import Prepared, Structure, crop
+from sparsify.cpu import Prepared, Structure
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD
 from sparsify.ways import Build, SlowWay, Way
@@ -33,6 +33,7 @@ from .gpu_kernels import (
     ours,
     plans,
     reason,
+    structure_of,
     timed,
 )
 from .gpu_machine import Machine
@@ -47,69 +48,60 @@ TOGETHER = 12  # cases whose kernels are compiled at once
 
 def variants(on: Machine, case: Case, kept: Filter) -> list[tuned.Choice]:
     """What may be quickest for a filter; what the planner takes comes first."""
-    (batch, channels, seqlen), dtype = case.shape, case.torch_dtype
-    felt, ahead = crop(kept.k, kept.ahead, seqlen)
-    taps, sizes = felt.shape[-1], (on.card, dtype, seqlen, batch, channels)
-    structure = None if kept.mask is None else Structure(kept.mask, kept.head)
-    ranked: list[tuple[float, tuned.Choice]] = []
-    if structure is None:
-        shape: dict[str, Any] = {"dtype": case.dtype, "rows_total": batch * channels, "batch": batch}
-        shape["count"] = CANDIDATES
-        found = tiling.solve(on.card, seqlen, **shape) or tiling.two_level(on.card, seqlen, **shape)
-        if taps < seqlen:
-            found = found[: CANDIDATES // 2] + tiling.partial(on.card, seqlen, taps, **shape)
-        extra = 0.0
-        if taps <= tuned.DIRECT_TAPS:
-            seconds = choosing.direct_seconds(on.card, seqlen, taps, dtype, batch * channels)
-            ranked.append((seconds, tuned.Choice("direct")))
-    else:
-        ways = choosing.structured_ways(*sizes, structure)
-        ways["plain"] = choosing.plain_way(*sizes, taps, ahead)
-        found = choosing.masked_candidates(*sizes, structure)[:CANDIDATES]
-        extra = ways["masked"][0] - found[0].seconds if found else 0.0  # of a head
-        ranked += [(ways[how][0], tuned.Choice(how)) for how in ("plain", "slow") if how in ways]
-    how = "plain" if structure is None else "masked"
-    found = sorted(found, key=lambda c: c.order)
-    ranked += [(c.seconds + extra, tuned.Choice(how, c.tiling, c.occupancy)) for c in found]
-    made = [choice for _, choice in sorted(ranked, key=lambda pair: pair[0])]
+    layer, structure = case.layer(on.card), structure_of(kept)
+    taps, ahead = choosing.felt(kept.k, kept.ahead, layer.seqlen)
+    found = plain_variants(layer, taps) if structure is None else masked_variants(layer, taps, ahead, structure)
+    made = [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
     more = [replace(c, resident=n) for c in made if c.tiling for n in RESIDENT if n != c.resident]
-    name = tuned_case(case, kept)
+    name = layer.case(taps, structure)
     return [choice for choice in (*made, *more) if tuned.fits(choice, on.card, name, structure)]
+
+
+Ranked = list[tuple[float, tuned.Choice]]  # predicted seconds first
+
+
+def ranked(how: str, found: Sequence[tiling.Candidate], extra: float = 0.0) -> Ranked:
+    """The planner's candidates, best first.  extra: seconds that each takes besides."""
+    best_first = sorted(found, key=lambda c: c.order)
+    return [(c.seconds + extra, tuned.Choice(how, c.tiling, c.occupancy)) for c in best_first]
+
+
+def plain_variants(layer: choosing.Layer, taps: int) -> Ranked:
+    """Of a filter of which nothing is known but its taps."""
+    card, seqlen = layer.card, layer.seqlen
+    shape: dict[str, Any] = {"dtype": layer.dtype, "rows_total": layer.rows, "batch": layer.batch, "count": CANDIDATES}
+    found = tiling.solve(card, seqlen, **shape) or tiling.two_level(card, seqlen, **shape)
+    if taps < seqlen:
+        found = found[: CANDIDATES // 2] + tiling.partial(card, seqlen, taps, **shape)
+    few = taps <= tiling.DIRECT_TAPS
+    direct: Ranked = [(choosing.direct_seconds(layer, taps), tuned.Choice("direct"))] if few else []
+    return direct + ranked("plain", found)
+
+
+def masked_variants(layer: choosing.Layer, taps: int, ahead: int, structure: Structure) -> Ranked:
+    """Of a filter with a mask; the ways that leave it aside, or go slowly, are cases of their own."""
+    ways = choosing.ways(layer, taps, ahead, structure)
+    found = choosing.masked_candidates(layer, structure)[:CANDIDATES]
+    head = ways["masked"][0] - found[0].seconds if found else 0.0
+    others = [(ways[how][0], tuned.Choice(how)) for how in ("plain", "slow") if how in ways]
+    return others + ranked("masked", found, head)
 
 
 def way_for(on: Machine, case: Case, kept: Filter, choice: tuned.Choice) -> Way | SlowWay:
     """This kernel, for a filter."""
-    batch, channels, seqlen = case.shape
-    felt, ahead = crop(kept.k, kept.ahead, seqlen)
-    taps, dtype = felt.shape[-1], case.torch_dtype
-    if kept.mask is None:
-        return choosing.tuned_way(choice, dtype, seqlen, taps, ahead)
-    structure = Structure(kept.mask, kept.head)
-    if choice.how == "plain":
-        return choosing.plain_way(on.card, dtype, seqlen, batch, channels, taps, ahead)[1]
-    if choice.how == "slow":
-        slow = choosing.slow_way(on.card, dtype, seqlen, batch, channels, structure)
-        assert slow is not None
-        return slow[1]
-    return replace(choosing.way_of(choice, dtype, seqlen, 0), masked=True, head=choosing.head_taps(kept.head))
+    layer, structure = case.layer(on.card), structure_of(kept)
+    taps, ahead = choosing.felt(kept.k, kept.ahead, layer.seqlen)
+    if structure is None:
+        return choosing.tuned_way(choice, layer, taps, ahead)
+    if choice.tiling is None:
+        return choosing.ways(layer, taps, ahead, structure)[choice.how][1]
+    return choosing.masked_of(choice.tiling, choice.resident, layer, choosing.head_taps(kept.head))
 
 
 def tables_of(on: Machine, case: Case, kept: Filter, choice: tuned.Choice) -> Prepared:
     """Our tables for a filter, of this kernel."""
     way, k = way_for(on, case, kept, choice), kept.k.to(on.device)
-    if kept.mask is not None and choice.how != "plain":
-        return gpu.make_apart(way, k, kept.ahead, Structure(kept.mask, kept.head))
-    assert isinstance(way, Way)
-    return gpu.make(way, *crop(k, kept.ahead, case.shape[-1]), on.device)
-
-
-def tuned_case(case: Case, kept: Filter) -> tuned.Case:
-    """As choices are kept under."""
-    batch, channels, seqlen = case.shape
-    if kept.mask is not None:
-        structure = Structure(kept.mask, kept.head)
-        return tuned.Case.masked(case.dtype, seqlen, batch, channels, structure)
-    return tuned.Case.plain(case.dtype, seqlen, batch, channels, crop(kept.k, kept.ahead, seqlen)[0].shape[-1])
+    return choosing.tables(way, k, kept.ahead, case.shape[-1], structure_of(kept))
 
 
 @torch.no_grad()
@@ -143,7 +135,8 @@ def tune(on: Machine, case: Case, plan: FilterPlan, rounds: int = 7) -> dict[str
     final = {i: statistics.median(taken.seconds[str(i)]) for i in finalists}
     winner = min(final, key=lambda i: final[i])
     choice = replace(choices[winner], seconds=final[winner])
-    name = tuned_case(case, kept)
+    taps, _ = choosing.felt(kept.k, kept.ahead, case.shape[-1])
+    name = case.layer(on.card).case(taps, structure_of(kept))
     path = tuned.keep(on.card.name, on.arch, {name: choice})
     return {
         "case": case.name,
@@ -200,22 +193,21 @@ def builds_to_tune(on: Machine, case: Case, plan: FilterPlan) -> list[Build]:
 def needed(card: tiling.Card, some: Iterable[Case]) -> list[Build]:
     """Kernels that the planner will choose for these cases, without making a table."""
     found: dict[Build, None] = {}
-    for (batch, channels, seqlen), dtype in {(case.shape, case.torch_dtype): None for case in some}:
-        shape = dtype, seqlen, batch, channels
-        for plan in plans(seqlen).values():
-            taps = plan.taps if plan.mask is None and plan.taps else seqlen
-            ways: list[Way | SlowWay] = [choosing.plain_way(card, *shape, taps, 0)[1]]
+    for layer in dict.fromkeys(case.layer(card) for case in some):
+        for plan in plans(layer.seqlen).values():
+            taps, structure = plan.taps or layer.seqlen, None
             if plan.mask is not None:
-                structure = Structure(plan.mask, None if plan.taps is None else torch.empty(0, plan.taps))
-                ways += [way for _, way in choosing.structured_ways(card, *shape, structure).values()]
-            found |= dict.fromkeys(build for way in ways for build in builds_of(way, seqlen))
+                taps, head = layer.seqlen, None if plan.taps is None else torch.empty(0, plan.taps)
+                structure = Structure(plan.mask, head)
+            for _, way in choosing.ways(layer, taps, 0, structure).values():
+                found |= dict.fromkeys(builds_of(way, layer.seqlen))
     return list(found)
 
 
 def compile_one(build: Build, arch: str) -> str | None:
     """None once a kernel lies in the cache, or why it cannot."""
     try:
-        nvrtc.binary(gpu.kernel(build), arch)
+        nvrtc.binary(gpu.kernel(gpu.unspilled(build, arch)), arch)
     except Exception as error:
         return f"{build}: {nvrtc.first_line(error)}"
     return None

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import gpu, multirate, tiling, tuned
+from . import cpu, gpu, multirate, tiling, tuned
 from .cpu import Prepared, Structure, crop
 from .monarch import BlockMask
-from .tuned import DIRECT_TAPS
+from .tiling import DIRECT_TAPS, HEAD_STEP
 from .ways import SlowWay, Way, slow_length
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is convolved, and where: signals (B, H, L) of up to `seqlen` samples.  batch: what to expect."""
+
+    card: tiling.Card
+    dtype: torch.dtype
+    seqlen: int
+    batch: int
+    channels: int
+
+    @property
+    def type_name(self) -> str:
+        return tiling.type_name(self.dtype)
+
+    @property
+    def kind(self) -> tiling.Kind:
+        return tiling.kind(self.dtype)
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.channels
+
+    def case(self, taps: int, structure: Structure | None = None) -> tuned.Case:
+        """What choices for a filter are kept under.  taps: of one of which nothing else is known."""
+        sizes = self.type_name, self.seqlen, self.batch, self.channels
+        return tuned.Case.plain(*sizes, taps) if structure is None else tuned.Case.masked(*sizes, structure)
+
+    def chosen(self, taps: int, structure: Structure | None = None) -> tuned.Choice | None:
+        """What the clock said of a filter, if it was asked."""
+        return tuned.choice(self.card, self.case(taps, structure), structure)
 
 
 def prepare(
@@ -26,107 +58,125 @@ def prepare(
     structure: Structure | None = None,
     card: tiling.Card | None = None,
 ) -> Prepared:
-    """The way that is predicted to be the quickest for signals of up to `seqlen` samples, and its tables on k's device.
+    """The way that should be the quickest for signals of up to `seqlen` samples, and its tables on k's device.
 
-    k: (H, K), tap j at lag j - ahead.  batch: what to expect; any other works, too.
+    k: (H, K), tap j at lag j - ahead.  batch: what to expect; any other works, too.  Signals longer than any kernel
+    takes go through torch.fft, and a warning says so, once.
     """
-    card = card or tiling.Card.of(k.device)
-    felt, felt_ahead = crop(k, ahead, seqlen)
-    shape = dtype, seqlen, batch, k.shape[0]
-    if structure is None or seqlen > structure.mask.n:
-        return gpu.make(plain_way(card, *shape, felt.shape[-1], felt_ahead)[1], felt, felt_ahead, k.device)
-    ways = structured_ways(card, *shape, structure)
-    ways["plain"] = plain = plain_way(card, *shape, felt.shape[-1], felt_ahead)
-    chosen = tuned.choice(card, tuned.Case.masked(name_of(dtype), seqlen, batch, k.shape[0], structure), structure)
-    how = chosen.how if chosen and chosen.how in ways else min(ways, key=lambda how: ways[how][0])
-    if how == "plain":
-        return gpu.make(plain[1], felt, felt_ahead, k.device)
-    return gpu.make_apart(ways[how][1], k, ahead, structure)
+    if structure is not None and seqlen > structure.mask.n:
+        structure = None  # such a signal feels taps that the mask did not touch
+    layer = Layer(card or tiling.Card.of(k.device), dtype, seqlen, batch, k.shape[0])
+    taps, own_ahead = felt(k, ahead, seqlen)
+    found = ways(layer, taps, own_ahead, structure)
+    if not found:
+        gpu.warn(tiling.facts(layer.card, seqlen, dtype=dtype, rows_total=layer.rows, batch=batch)["advice"])
+        return cpu.prepare(k, ahead, seqlen)
+    chosen = None if structure is None else layer.chosen(taps, structure)  # `plain_way` asks by itself
+    how = chosen.how if chosen and chosen.how in found else min(found, key=lambda how: found[how][0])
+    return tables(found[how][1], k, ahead, seqlen, structure)
 
 
-def structured_ways(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, batch: int, channels: int, structure: Structure
-) -> dict[str, tuple[float, Way | SlowWay]]:
-    """The ways that a structure opens, by name, each with its seconds."""
-    shape = dtype, seqlen, batch, channels, structure
-    found = {"masked": masked_way(card, *shape), "slow": slow_way(card, *shape)}
+def felt(k: Tensor, ahead: int, seqlen: int) -> tuple[int, int]:
+    """Taps of a filter that a signal of `seqlen` samples can feel, and how many of them lie ahead."""
+    cut, ahead = crop(k, ahead, seqlen)
+    return cut.shape[-1], ahead
+
+
+def tables(way: Way | SlowWay, k: Tensor, ahead: int, seqlen: int, structure: Structure | None) -> Prepared:
+    """Tables of a way, on k's device."""
+    if structure is not None and (isinstance(way, SlowWay) or way.masked):
+        return gpu.make_apart(way, k, ahead, structure)
+    assert isinstance(way, Way)  # a slow one needs a mask
+    return gpu.make(way, *crop(k, ahead, seqlen), k.device)
+
+
+Found = tuple[float, Way | SlowWay]  # predicted seconds, and what they are of
+
+
+def ways(layer: Layer, taps: int, ahead: int, structure: Structure | None = None) -> dict[str, Found]:
+    """The quickest way of each name, "masked", "slow" and "plain", for those that fit."""
+    found: dict[str, Found | None] = {}
+    if structure is not None:
+        found = {"masked": masked_way(layer, structure), "slow": slow_way(layer, structure)}
+    found["plain"] = plain_way(layer, taps, ahead)
     return {how: way for how, way in found.items() if way is not None}
 
 
-def plain_way(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, batch: int, channels: int, taps: int, ahead: int
-) -> tuple[float, Way]:
-    """The quickest way for a filter of which nothing is known but its taps, and its seconds."""
-    rows = batch * channels
-    found = tiling.best(card, seqlen, name_of(dtype), rows, taps=taps if taps < seqlen else None, batch=batch)
-    ways = [(found.seconds, way_of(found, dtype, seqlen, ahead))]
-    if taps <= DIRECT_TAPS:
-        ways.append((direct_seconds(card, seqlen, taps, dtype, rows), direct_way(dtype, seqlen, taps, ahead)))
-    seconds, way = min(ways, key=lambda pair: pair[0])
-    chosen = tuned.choice(card, tuned.Case.plain(name_of(dtype), seqlen, batch, channels, taps))
-    return seconds, tuned_way(chosen, dtype, seqlen, taps, ahead) if chosen else way
+def plain_way(layer: Layer, taps: int, ahead: int) -> tuple[float, Way] | None:
+    """The quickest way for a filter of which nothing is known but its taps, and its predicted seconds."""
+    cut = taps if taps < layer.seqlen else None
+    try:
+        best = tiling.best(layer.card, layer.seqlen, layer.dtype, layer.rows, taps=cut, batch=layer.batch)
+    except tiling.NothingFitsError:
+        return None
+    seconds, choice = best.seconds, tuned.Choice("plain", best.tiling, best.occupancy)
+    if taps <= DIRECT_TAPS and (direct := direct_seconds(layer, taps)) < seconds:
+        seconds, choice = direct, tuned.Choice("direct")
+    return seconds, tuned_way(layer.chosen(taps) or choice, layer, taps, ahead)
 
 
-def tuned_way(chosen: tuned.Choice, dtype: torch.dtype, seqlen: int, taps: int, ahead: int) -> Way:
-    """A way that was timed, for a filter of these taps."""
-    if chosen.tiling is None:
-        return direct_way(dtype, seqlen, taps, ahead)
-    return way_of(chosen, dtype, seqlen, ahead)
+def tuned_way(choice: tuned.Choice, layer: Layer, taps: int, ahead: int) -> Way:
+    """A "plain" or "direct" choice, for a filter of these taps."""
+    if choice.tiling is None:
+        return direct_way(layer.dtype, layer.seqlen, taps, ahead)
+    return way_of(choice.tiling, choice.resident, layer.dtype, layer.seqlen, ahead)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def way_of(found: tiling.Candidate | tuned.Choice, dtype: torch.dtype, seqlen: int, ahead: int) -> Way:
-    inner = found.inner
-    radix = found.tiling.radix if isinstance(found.tiling, tiling.TwoLevel) else 1
-    own_ahead = ahead if inner.source == "history" else 0  # else the spectrum has it
-    shape = inner.factors, inner.rows, inner.warps, False, 0, own_ahead, radix, radix, found.occupancy
+def way_of(
+    found: tiling.Tiling | tiling.TwoLevel, resident: int, dtype: torch.dtype, seqlen: int, ahead: int = 0
+) -> Way:
+    """A planner's kernel.  ahead: samples by which a filter of few taps reads early; a whole one's spectrum has it."""
+    inner, radix = found.inner, found.radix
+    own_ahead = ahead if inner.source == "history" else 0
+    shape = inner.factors, inner.rows, inner.warps, False, 0, own_ahead, radix, radix, resident
     return Way(inner.source, dtype, seqlen, *shape)
 
 
 def direct_way(dtype: torch.dtype, seqlen: int, taps: int, ahead: int) -> Way:
-    return Way("direct", dtype, seqlen, head=-(-taps // 32) * 32, ahead=ahead)
+    return Way("direct", dtype, seqlen, head=whole_steps(taps), ahead=ahead)
 
 
-def direct_seconds(card: tiling.Card, seqlen: int, taps: int, dtype: torch.dtype, rows: int) -> float:
+def direct_seconds(layer: Layer, taps: int) -> float:
     """What a Toeplitz product takes: 8 products of 16 x 8 x 16 a step of 32 taps, for 512 samples."""
-    kind = tiling.kind(name_of(dtype))
-    products = 8 * (-(-taps // 32) + 1) * -(-seqlen // 512) * rows * kind.products
-    moved = 2 * kind.bytes * seqlen * rows
-    return max(moved / card.bandwidth, products * tiling.MMA_FLOPS / card.matrix_rate) + tiling.LAUNCH
+    products = 8 * (whole_steps(taps) // HEAD_STEP + 1) * -(-layer.seqlen // 512) * layer.rows * layer.kind.products
+    moved = 2 * layer.kind.bytes * layer.seqlen * layer.rows
+    return streamed(layer, moved, products) + tiling.LAUNCH
 
 
-def masked_way(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, batch: int, channels: int, structure: Structure
-) -> tuple[float, Way] | None:
-    """The quickest way that skips what a mask drops, on the mask's own points, and its seconds; None if none fits."""
-    found = masked_candidates(card, dtype, seqlen, batch, channels, structure)
+def streamed(layer: Layer, moved: int, products: int) -> float:
+    """Seconds of a kernel that keeps nothing in shared memory, without its launch.  moved: bytes."""
+    return max(moved / layer.card.bandwidth, products * tiling.MMA_FLOPS / layer.card.matrix_rate)
+
+
+def masked_way(layer: Layer, structure: Structure) -> tuple[float, Way] | None:
+    """The quickest way that skips what a mask drops, on the mask's own points, and its predicted seconds."""
+    found = masked_candidates(layer, structure)
     if not found:
         return None
-    taps = head_taps(structure.head)
-    extra = direct_seconds(card, seqlen, taps, dtype, batch * channels) if taps else 0.0
-    chosen = tuned.choice(card, tuned.Case.masked(name_of(dtype), seqlen, batch, channels, structure), structure)
-    best = chosen if chosen and chosen.how == "masked" else found[0]
-    return found[0].seconds + extra, replace(way_of(best, dtype, seqlen, 0), masked=True, head=taps)
+    best, taps = found[0], head_taps(structure.head)
+    seconds = best.seconds + (direct_seconds(layer, taps) if taps else 0.0)
+    chosen = layer.chosen(taps, structure)
+    if chosen and chosen.how == "masked" and chosen.tiling:
+        return seconds, masked_of(chosen.tiling, chosen.resident, layer, taps)
+    return seconds, masked_of(best.tiling, best.occupancy, layer, taps)
 
 
-def masked_candidates(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, batch: int, channels: int, structure: Structure
-) -> list[tiling.Candidate]:
+def masked_of(found: tiling.Tiling | tiling.TwoLevel, resident: int, layer: Layer, taps: int) -> Way:
+    """A planner's kernel under a mask.  taps: as of `head_taps`."""
+    return replace(way_of(found, resident, layer.dtype, layer.seqlen), masked=True, head=taps)
+
+
+def masked_candidates(layer: Layer, structure: Structure) -> list[tiling.Candidate]:
     """Kernels that skip what a mask drops, on the mask's own points, the quickest first."""
     mask = structure.mask
-    problem = tiling.Problem(card, mask.n, name_of(dtype), batch * channels, batch=batch)
+    problem = tiling.Problem(layer.card, mask.n, layer.type_name, layer.rows, batch=layer.batch)
     own = tiling.Domain(tuple(f for f in tiling.DOMAIN.factors if math.prod(f) == mask.n))
     found = tiling.search(problem, 32, own, lambda factors: left_by(mask, factors)[1]).candidates
     if not found:
-        rest: dict[str, Any] = {"dtype": name_of(dtype), "rows_total": batch * channels, "batch": batch, "count": 32}
-        levels = tiling.two_level(card, mask.n, **rest, live=lambda factors: left_by(mask, factors, levels=2))
+        rest: dict[str, Any] = {"dtype": layer.dtype, "rows_total": layer.rows, "batch": layer.batch, "count": 32}
+        levels = tiling.two_level(layer.card, mask.n, **rest, live=lambda factors: left_by(mask, factors, levels=2))
         found = [candidate for candidate in levels if candidate.tiling.points == mask.n]
-    if structure.head is not None:
-        found = [c for c in found if isinstance(c.tiling, tiling.TwoLevel) or c.tiling.behind[0] % 32 == 0]
-    return found
+    return [candidate for candidate in found if structure.head is None or candidate.tiling.takes_head]
 
 
 @lru_cache(maxsize=4)
@@ -150,21 +200,24 @@ def left_by(mask: BlockMask, factors: tuple[int, ...], levels: int = 1) -> tuple
     return gpu.outer_digits(kept), tiling.Live.of(kept.any(0).numpy())
 
 
-def slow_way(
-    card: tiling.Card, dtype: torch.dtype, seqlen: int, batch: int, channels: int, structure: Structure
-) -> tuple[float, SlowWay] | None:
-    """The way through a lower rate, where the mask leaves a narrow band, and its seconds."""
-    rate, taps, rows = multirate.rate(structure.mask), head_taps(structure.head), batch * channels
-    if rate < 4:
+def slow_way(layer: Layer, structure: Structure) -> tuple[float, SlowWay] | None:
+    """The way through a lower rate, where the mask leaves a narrow band, and its predicted seconds."""
+    rate, taps, size = multirate.rate(structure.mask), head_taps(structure.head), layer.kind.bytes
+    low = slow_length(layer.seqlen, rate)
+    found = plain_way(replace(layer, seqlen=low), 2 * low - 1, low - 1) if rate >= 4 else None
+    if found is None:
         return None
-    low, kind = slow_length(seqlen, rate), tiling.kind(name_of(dtype))
-    seconds, inner = plain_way(card, dtype, low, batch, channels, 2 * low - 1, low - 1)
-    moved = kind.bytes * rows * ((3 if taps else 2) * seqlen + 2 * low)  # u twice where there is a head, y, v, z
-    products = 8 * kind.products * rows * seqlen // 512 * (2 + (taps // 32 + 1 if taps else 0))
-    apart = max(moved / card.bandwidth, products * tiling.MMA_FLOPS / card.matrix_rate) + 2 * tiling.LAUNCH
-    return seconds + apart, SlowWay(rate, taps, inner)
+    seconds, inner = found
+    moved = size * layer.rows * ((3 if taps else 2) * layer.seqlen + 2 * low)  # u twice where there is a head, y, v, z
+    steps = 2 + (taps // HEAD_STEP + 1 if taps else 0)
+    products = 8 * layer.kind.products * layer.rows * layer.seqlen // 512 * steps
+    return seconds + streamed(layer, moved, products) + 2 * tiling.LAUNCH, SlowWay(rate, taps, inner)
 
 
 def head_taps(head: Tensor | None) -> int:
-    """Taps of a head as the kernels count them, in whole steps of 32."""
-    return 0 if head is None else -(-head.shape[-1] // 32) * 32
+    """Taps of a head as the kernels count them."""
+    return 0 if head is None else whole_steps(head.shape[-1])
+
+
+def whole_steps(taps: int) -> int:
+    return -(-taps // HEAD_STEP) * HEAD_STEP

@@ -97,6 +97,12 @@ class Prepared:
 TORCH, WHOLE, DIRECT, HEAD, SLOW, COMB, KERNEL = range(7)
 
 
+def room(seqlen: int) -> int:
+    """Samples that a filter is prepared for when signals of `seqlen` come: those within a sixteenth share tables."""
+    step = 1 << max(0, seqlen.bit_length() - 5)
+    return -(-seqlen // step) * step
+
+
 def prepare(
     k: Tensor, ahead: int, seqlen: int, structure: Structure | None = None, spectra_bytes: int | None = None
 ) -> Prepared:
@@ -109,21 +115,32 @@ def prepare(
     if k.dtype != torch.float32 or k.device.type != "cpu" or not native.available():
         n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
         return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
-    if structure is not None and seqlen > structure.mask.n:
-        structure = None  # such a signal feels taps that the mask did not touch
     felt = felt if felt.stride(-1) == 1 else felt.contiguous()
     n = native.good_size(seqlen)
-    ways = [(costs().transform(n), "whole"), (few_taps(seqlen, felt.shape[-1])[0], "few taps")]
-    if structure is not None:
-        ways += structured(seqlen, structure)
-    way = min(ways)[1]
+    way = min(ways(seqlen, felt.shape[-1], structure))[1]
     if way == "few taps":
         return prepare_few(felt, felt_ahead, seqlen)
     if structure is not None and way != "whole":
         return prepare_comb(k, ahead, structure) if way == "comb" else prepare_slow(k, ahead, seqlen, structure)
-    if spectra_bytes is not None and 8 * n * k.shape[0] > spectra_bytes:
-        return Prepared((felt,), (WHOLE, n, felt_ahead, 0))
-    return Prepared((native.spectra(felt, n, felt_ahead),), (WHOLE, n, felt_ahead, 1))
+    if keeps_spectra(n, k.shape[0], spectra_bytes):
+        return Prepared((native.spectra(felt, n, felt_ahead),), (WHOLE, n, felt_ahead, 1))
+    return Prepared((felt,), (WHOLE, n, felt_ahead, 0))
+
+
+def keeps_spectra(n: int, channels: int, spectra_bytes: int | None) -> bool:
+    """Whether spectra of whole rows of n points stay within their bytes."""
+    return spectra_bytes is None or 8 * n * channels <= spectra_bytes
+
+
+def ways(seqlen: int, taps: int, structure: Structure | None = None) -> list[tuple[float, str]]:
+    """The kernels' ways to convolve a row, each with its nanoseconds of one core; `prepare` takes the least.
+
+    taps: those that a signal of `seqlen` samples feels, see `crop`.  structure: only its sizes are looked at.
+    """
+    found = [(costs().transform(native.good_size(seqlen)), "whole"), (few_taps(seqlen, taps)[0], "few taps")]
+    if structure is not None and seqlen <= structure.mask.n:  # a longer signal feels taps that the mask did not touch
+        found += structured(seqlen, structure)
+    return found
 
 
 def few_taps(seqlen: int, taps: int) -> tuple[float, int]:

@@ -30,7 +30,7 @@ def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
 
 
 def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
-    """Convolution of `u` with `k` on the fastest backend; for a fixed filter `LongConv` prepares it once.
+    """Convolution of `u` with `k`, prepared for this call alone; a fixed filter is for `LongConv`, and for GPU kernels.
 
     u: (B, H, L), any strides, float16, bfloat16, float32 or float64.  k: (H, K), float32 or float64, tap j at lag
     j - ahead.  Returns y: (B, H, L), dtype of u.  Differentiable in u and k.
@@ -38,8 +38,8 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     check(u, k, ahead)
     native.check_shapes(u, None, None)
     if torch.is_grad_enabled() and (u.requires_grad or k.requires_grad):
-        return differentiable(u, k, ahead)
-    return run(u, cpu.prepare(k, ahead, u.shape[-1], spectra_bytes=0))
+        return differentiable(u, k.to(u.device), ahead)
+    return run(u, cpu.prepare(k.to(u.device), ahead, u.shape[-1], spectra_bytes=0))
 
 
 def differentiable(
@@ -103,7 +103,7 @@ class LongConv(nn.Module):
         self.ahead = ahead
         self.structure = None if mask is None else cpu.Structure(mask, head)
         self.spectra_bytes = spectra_bytes
-        self._prepared: dict[tuple[int, torch.device, torch.dtype | None, bool], cpu.Prepared] = {}
+        self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}
 
     def extra_repr(self) -> str:
         channels, taps = self.k.shape
@@ -111,21 +111,22 @@ class LongConv(nn.Module):
 
     def prepare(self, u: Tensor) -> cpu.Prepared:
         """What signals like u, on its device, of its type and about its length, need; from the cache if there."""
-        seqlen, device = u.shape[-1], u.device
-        step = 1 << max(0, seqlen.bit_length() - 5)  # lengths within a sixteenth of each other share a spectrum
-        room = -(-seqlen // step) * step
-        on_gpu = gpu.takes(u)
-        key = room, device, u.dtype if on_gpu else None, native.available()
+        room, device, on_gpu = cpu.room(u.shape[-1]), u.device, gpu.takes(u)
+        way = (u.dtype, len(u).bit_length()) if on_gpu else native.available()  # what the choice depends on besides
+        key = room, device, way
         found = self._prepared.get(key)
         if found is None:
             k = self.k.to(device)
             if on_gpu:
                 found = choosing.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
+                gpu.settle(device)  # whatever stream reads it next
             else:
                 found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)
             with _caching:
                 while len(self._prepared) >= self.CACHED_LENGTHS:
-                    self._prepared.pop(next(iter(self._prepared)))  # the oldest
+                    oldest = next(iter(self._prepared))
+                    gpu.settle(oldest[1])  # whatever stream still reads it
+                    del self._prepared[oldest]
                 self._prepared[key] = found
         return found
 

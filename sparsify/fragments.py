@@ -11,23 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import tiling
 from .monarch import roots
+from .tiling import SOURCES as SOURCES
+from .tiling import Source
 
-Source = Literal["real", "history", "complex"]
-SOURCES: tuple[Source, ...] = ("real", "history", "complex")
-TYPES = (torch.float16, torch.bfloat16, torch.float32)
+TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in tiling.DTYPES)
 LANES, TILE = 32, 8
 
 
 def planes(dtype: torch.dtype) -> int:
     """16-bit numbers that a number of this type is computed with: float32 is the sum of two bfloat16."""
-    return 2 if dtype == torch.float32 else 1
+    return tiling.kind(dtype).planes
 
 
 def words(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,9 +133,8 @@ class Stages:
             rows = torch.stack([4 * (torch.arange(8) // 2) + 2 * i + torch.arange(8) % 2 for i in range(2)]).flatten()
             return words(left_operand(real_rows(real_columns(matrix.T[rows]))), dtype)
         if self.core(dtype) and axis == len(self.factors) - 2:
-            columns = (
-                real_columns(matrix.T).unflatten(1, (-1, TILE, 2)).transpose(2, 3).flatten(1)
-            )  # 8 real, 8 imaginary
+            in_turn = real_columns(matrix.T).unflatten(1, (-1, TILE, 2))
+            columns = in_turn.transpose(2, 3).flatten(1)  # 8 real ones, then their imaginary ones
             return words(left_operand(real_rows(columns)), dtype)
         if last:
             tile, load, half = grid(self.factors[axis] // TILE, self.factors[axis] // 16, 2)
@@ -169,10 +167,9 @@ class Stages:
     def live(self, kept: Tensor) -> list[Tensor]:
         """Bit sets of a mask, a tensor of int32 words for each stage.  kept: (.., N1, .., Np) bool in slot order.
 
-        Slots are skipped in blocks: 8 digits on each axis, 16 on the last but one.
+        Slots are skipped in blocks, `tiling.tile_sides`.
         """
-        axes = len(self.factors)
-        sides = [min(size, 2 * TILE if axis == axes - 2 else TILE) for axis, size in enumerate(self.factors)]
+        axes, sides = len(self.factors), tiling.tile_sides(self.factors)
         cut = [part for size, side in zip(self.factors, sides, strict=True) for part in (size // side, side)]
         blocks = kept.reshape(-1, *cut)
         every = range(2, 2 * axes + 1, 2)

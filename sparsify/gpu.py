@@ -6,6 +6,9 @@ its tables, `fftconv` launches it.  Nothing is chosen, compiled or made in a cal
 Sums are float32 throughout.  16-bit signals are rounded to their type after every stage: relative errors near 6e-4
 (float16) and 5e-3 (bfloat16).  A float32 signal is computed with as two bfloat16, errors near 1e-5, which is what
 `torch.set_float32_matmul_precision` calls "high": at "highest", torch's default, float32 is left to torch.fft.
+
+The transform is unitary, so a constant A, or a tone, stands in one bin as A sqrt(M): float16 overflows where that
+exceeds 65,504, as a constant of 512 does at 16,384 points.  bfloat16 and float32 have room for everything.
 """
 
 from __future__ import annotations
@@ -199,6 +202,12 @@ def takes(u: Tensor) -> bool:
     return reason is None
 
 
+def settle(device: torch.device) -> None:
+    """Wait until all streams of a GPU have done what they were told; tables come and go no sooner."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def switched_off() -> bool:
     return os.environ.get("SPARSIFY_GPU") == "0"
 
@@ -224,7 +233,10 @@ def kernel(build: Build) -> nvrtc.Kernel:
 
 @cache
 def function(build: Build, device: torch.device) -> nvrtc.Function:
-    return nvrtc.load(kernel(unspilled(build, nvrtc.architecture(device))), device)
+    fits = unspilled(build, nvrtc.architecture(device))
+    found = nvrtc.load(kernel(fits), device)
+    nvrtc.prefer_shared(found, fits.resident * (fits.shared_bytes + tiling.RESERVED))
+    return found
 
 
 def unspilled(build: Build, arch: str) -> Build:

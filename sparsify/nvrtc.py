@@ -216,13 +216,6 @@ def architecture(device: torch.device | int | None = None) -> str:
     return best_architecture(torch.cuda.get_device_capability(ordinal(device)), passed(nvrtc.nvrtcGetSupportedArchs()))
 
 
-def architecture_of(name: str) -> str:
-    """What to compile for so that it runs on cards of an architecture, "sm_90", that need not be here."""
-    from cuda.bindings import nvrtc
-
-    return best_architecture(divmod(int(name.removeprefix("sm_")), 10), passed(nvrtc.nvrtcGetSupportedArchs()))
-
-
 def best_architecture(capability: tuple[int, int], supported: Sequence[int]) -> str:
     """The architecture itself, the nearest older one whose cubins run on it, or PTX that the driver compiles.
 
@@ -496,6 +489,17 @@ def loaded(kernel: Kernel, index: int, made: Binary) -> Function:
             f"{kernel.entry} of {kernel.source} for {made.arch} cannot be loaded on CUDA device {index}: {error}"
         ) from error
     return Function(kernel, index, handle, made.resources, limit, params_bytes(handle))
+
+
+def prefer_shared(function: Function, size: int) -> None:
+    """Ask that a multiprocessor keep at least `size` bytes of its fast memory as shared memory, not as L1 cache."""
+    from cuda.bindings import driver
+
+    whole = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    most = passed(driver.cuDeviceGetAttribute(whole, passed(driver.cuDeviceGet(function.device))))
+    carveout = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT  # per cent
+    with in_context(function.device):
+        passed(driver.cuFuncSetAttribute(function.handle, carveout, min(100, -(-100 * size // most))))
 
 
 def params_bytes(handle: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 A kernel is a choice of factors (N1 .. Np), rows a thread block and warps a thread block.  `solve` enumerates the few
 thousand choices, drops those that a constraint refuses, orders the rest by predicted seconds, and stops where the
-bound on what is left says that nothing can win: milliseconds, exact, no solver.  `explain` says why.
+bound on what is left says that nothing can win: milliseconds, exact, no solver.  `facts` says why.
 
 Counts (MMAs, bytes) are exact.  Registers and seconds are estimates: good for an order, not for a promise.
 Every Card says where its numbers come from.
@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, Literal, get_args
 
 FIRST, MIDDLE, INNER = (16, 32, 48), (8, 16, 32), (16, 32)  # what N1, the factors between, and Np may be
 ROWS, WARPS = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)
 STAGES = (2, 3, 4)
 OUTER = (16, 32, 48, 64)  # radices of the outer kernels of a two-level transform
 WIDE = (96, 128)  # tried only where no other radix reaches
-SOURCES = ("real", "history", "complex")
+Source = Literal["real", "history", "complex"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+DIRECT_TAPS = 512  # a filter of more is not worth a thought as Toeplitz matrices
+HEAD_STEP = 32  # taps that a Toeplitz product takes at once, of a direct filter or of a head beside a mask
 
 MMA_FLOPS = 4096  # mma.m16n8k16
 RESERVED = 1024  # bytes of shared memory that the system keeps a block
@@ -32,6 +35,7 @@ ADDRESSES = 16  # registers for addresses and counters
 POINTWISE = 10  # instructions a point and stage output: twiddle or spectrum 4, unpack and pack 3, table and address 3
 FUSED = 0.6  # of these, what remains between the stages that run as one
 CORE_REGISTERS = 168  # of a thread in the fused stages: three times four warps a multiprocessor
+BLOCK_REGISTERS = 216  # in stage 1 of float32 blocks with their history, N1 = 16: 175 .. 214 by ptxas for sm_80, sm_90
 LATENCY = 0.5e-6  # seconds from barrier to barrier that a block alone spends filling and draining
 BUSY_WARPS = 8  # resident warps a multiprocessor needs, two a scheduler, before its pipelines fill
 L2_GAIN = 2.0  # what L2 delivers over what DRAM does
@@ -57,7 +61,6 @@ DTYPES = {
 def type_name(dtype: Any) -> str:
     """The key in DTYPES of a torch dtype or its name."""
     name = str(dtype).removeprefix("torch.")
-    name = {"half": "float16", "float": "float32"}.get(name, name)
     if name not in DTYPES:
         raise ValueError(f"no kernel computes in {name}; cast to one of {', '.join(DTYPES)}")
     return name
@@ -174,6 +177,7 @@ def card(arch: str | None = None) -> Card:
         import torch
 
         return Card.of() if torch.cuda.is_available() else CARDS["sm_90"]
+    arch = arch.removesuffix("a")  # sm_90a is how sm_90 compiles
     if arch not in CARDS:
         raise ValueError(f"no numbers for a card of architecture {arch!r}; choose from {', '.join(CARDS)}")
     return CARDS[arch]
@@ -258,6 +262,10 @@ def core(factors: Sequence[int], dtype: Any) -> bool:
     return len(factors) > 2 and kind(dtype).planes == 1 and tuple(factors[-2:]) == (16, 16)
 
 
+class NothingFitsError(ValueError):
+    """No kernel takes this problem, and why."""
+
+
 @dataclass(frozen=True)
 class Tiling:
     """One kernel: its factors, the rows and warps of a thread block, and what it reads.
@@ -293,6 +301,21 @@ class Tiling:
     def behind(self) -> tuple[int, ...]:
         """S_i = N(i+1) .. Np, words behind each axis."""
         return tuple(math.prod(self.factors[i + 1 :]) for i in range(len(self.factors)))
+
+    @property
+    def radix(self) -> int:
+        """As of a TwoLevel: nothing is outside."""
+        return 1
+
+    @property
+    def inner(self) -> Tiling:
+        """As of a TwoLevel: all of it."""
+        return self
+
+    @property
+    def takes_head(self) -> bool:
+        """Whether a head's products, of 32 samples each, can join where the last stage has its results."""
+        return self.behind[0] % HEAD_STEP == 0
 
     @property
     def columns(self) -> int:
@@ -393,16 +416,17 @@ class Tiling:
         fused = core(self.factors, dtype)
         between = dict(enumerate(middle[: -1 if fused else None], 2))
         inner_stage = words(inner * inner // 8, inner, 16, 0, KEPT_OPERANDS)
+        fitted = self.source == "history" and planes == 2 and first == 16
         return {
-            "stage 1": words(*stage_1),
+            "stage 1": BLOCK_REGISTERS if fitted else words(*stage_1),
             **{f"stage {i}": words(n * n // 16, n, 16, turns(n, 8)) for i, n in between.items()},
             **({"core": CORE_REGISTERS} if fused else {"inner": inner_stage}),
             "back 1": words(*back_1),
         }
 
-    def occupancy(self, card: Card, dtype: Any) -> int:
-        """Blocks that a multiprocessor holds at once."""
-        registers = -(-max(self.registers(dtype).values()) // 8) * 8  # handed out by eights
+    def occupancy(self, card: Card, dtype: Any, registers: int | None = None) -> int:
+        """Blocks that a multiprocessor holds at once.  registers: of a thread, as estimated unless given."""
+        registers = -(-(registers or max(self.registers(dtype).values())) // 8) * 8  # handed out by eights
         warps = 4 * (card.registers_per_multiprocessor // 4 // (32 * registers))  # each quarter has its own registers
         return min(
             card.shared_per_multiprocessor // (self.shared_bytes(dtype) + RESERVED),
@@ -432,6 +456,11 @@ class TwoLevel:
     @property
     def points(self) -> int:
         return self.radix * self.inner.points
+
+    @property
+    def takes_head(self) -> bool:
+        """The outer kernel adds it, whatever the inner one's factors."""
+        return True
 
     def scratch_bytes(self, dtype: Any) -> int:
         """Scratch buffer of one row."""
@@ -540,11 +569,11 @@ def find_swizzle(tiling: Tiling) -> tuple[tuple[int, int], ...]:
     return tuple((bit, image) for bit, image in best[1].items() if image)
 
 
-def wavefronts(tiling: Tiling, swizzle: Sequence[tuple[int, int]], every: bool = False) -> dict[str, float]:
+def wavefronts(tiling: Tiling, swizzle: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Wavefronts of each access pattern over the fewest possible."""
     images = dict(swizzle)
     met: dict[str, list[int]] = {}
-    for name, chunks in accesses(tiling, every):
+    for name, chunks in accesses(tiling, every=False):
         lines = Counter((chunk ^ fold(chunk, images)) % 8 for chunk in set(chunks))
         met.setdefault(name, []).append(max(lines.values()))
     return {name: sum(counts) / len(counts) for name, counts in met.items()}
@@ -621,11 +650,6 @@ CONSTRAINTS = (
         lambda p, t: f"{t.points} points are fewer than the {p.reach} {'taps' if p.taps else 'samples'}",
     ),
     Constraint(
-        "whole chunks", "factors",
-        lambda p, t: t.behind[0] % 8 == 0,
-        lambda p, t: f"{t.behind[0]} words behind the first axis are no multiple of 8",
-    ),
-    Constraint(
         "registers of a thread", "factors",
         lambda p, t: max(t.registers(p.dtype).values()) <= 255,
         lambda p, t: f"about {max(t.registers(p.dtype).values())} registers, a thread has 255",
@@ -686,22 +710,20 @@ class Candidate:
     shared_bytes: int
 
     @property
-    def inner(self) -> Tiling:
-        return self.tiling if isinstance(self.tiling, Tiling) else self.tiling.inner
-
-    @property
     def order(self) -> tuple[Any, ...]:
         """Best first: less time, then more warps at once, then fewer registers."""
-        return self.seconds, -self.occupancy * self.inner.warps, self.registers, self.inner.factors, self.inner.rows
+        inner = self.tiling.inner
+        return self.seconds, -self.occupancy * inner.warps, self.registers, inner.factors, inner.rows
 
     def facts(self) -> dict[str, Any]:
         """As JSON holds it."""
+        inner = self.tiling.inner
         return {
             **asdict(self),
-            "factors": self.inner.factors,
+            "factors": inner.factors,
             "points": self.tiling.points,
-            "swizzle": self.inner.swizzle,
-            "conflicts": max(self.inner.conflicts.values()),
+            "swizzle": inner.swizzle,
+            "conflicts": max(inner.conflicts.values()),
         }
 
 
@@ -839,7 +861,7 @@ def solve(
     count: int = 8,
     live: Callable[[tuple[int, ...]], Live] | None = None,
 ) -> list[Candidate]:
-    """The kernels that fit, best first, at most `count`; an empty list where none does, and `explain` says why.
+    """The kernels that fit, best first, at most `count`; an empty list where none does, and `facts` says why.
 
     live: what a mask leaves under these factors, for a frequency-sparse convolution.  The rest is told at Problem.
     """
@@ -894,10 +916,11 @@ def with_radix(
     )
     found = []
     for best in search(inside, count).candidates:
-        tiling, share = TwoLevel(radix, best.inner), 1.0
+        kernel, share = best.tiling.inner, 1.0
+        tiling = TwoLevel(radix, kernel)
         if live is not None:
-            digits, left = live((radix, *best.inner.factors))
-            best, share = predict(replace(inside, rows_total=rows * digits), best.inner, live=left), digits / radix
+            digits, left = live((radix, *kernel.factors))
+            best, share = predict(replace(inside, rows_total=rows * digits), kernel, live=left), digits / radix
         moved = problem.kind.bytes * problem.seqlen * (1 + problem.gated) + share * tiling.scratch_bytes(problem.dtype)
         mmas = share * tiling.mmas(dtype=problem.dtype, seqlen=problem.seqlen)["outer"]
         points = share * tiling.points * problem.kind.planes
@@ -931,14 +954,14 @@ def best(
 ) -> Candidate:
     """The quickest way: one block a row, two levels where that does not fit, or overlapping blocks for `taps`.
 
-    Raises ValueError, with the reason, where nothing fits.
+    Raises NothingFitsError, with the reason, where nothing does.
     """
     shape: dict[str, Any] = {"dtype": dtype, "rows_total": rows_total, "gated": gated, "batch": batch}
     found = solve(card, seqlen, **shape, count=1) or two_level(card, seqlen, **shape, count=1)
     if taps is not None and taps < seqlen:
         found += partial(card, seqlen, taps, **shape, count=1)
     if not found:
-        raise ValueError(facts(card, seqlen, **shape)["advice"])
+        raise NothingFitsError(facts(card, seqlen, **shape)["advice"])
     return min(found, key=lambda c: c.order)
 
 
@@ -947,7 +970,7 @@ def longest(card: Card, dtype: Any, levels: int = 1) -> int:
     source = "real" if levels == 1 else "complex"
     fitting = search(Problem(card, 1, type_name(dtype), ROWS[-1], source), None).candidates
     radix = max(r for r in OUTER + WIDE if outer_registers(r, kind(dtype)) <= 255) if levels == 2 else 1
-    return radix * max(candidate.inner.points for candidate in fitting)
+    return radix * max(candidate.tiling.points for candidate in fitting)
 
 
 # --- saying why ----------------------------------------------------------------------------------------------------
@@ -989,20 +1012,15 @@ def facts(card: Card, seqlen: int, *, count: int = 5, **shape: Any) -> dict[str,
     }
 
 
-def explain(card: Card, seqlen: int, **shape: Any) -> str:
-    """`facts` as text."""
-    return as_text(facts(card, seqlen, **shape))
-
-
 def as_text(found: Mapping[str, Any]) -> str:
-    """A table of the best, and a line for each constraint."""
+    """`facts` for people: a table of the best, and a line for each constraint."""
     card, terms = found["card"], ("memory", "matrix", "shared", "pointwise")
     lines = [
         f"{found['rows_total']} rows of {found['seqlen']} samples, {found['dtype']}, source {found['source']}, "
         f"on {card['name']} ({card['arch']}; {card['provenance']})"
     ]
     if found["candidates"]:
-        heads = (*terms, "exposed", "launch")
+        heads = (*terms, "+ exposed", "+ launch")
         lines.append(
             f"{'factors':>18} rows warps {'us':>9} = max of" + "".join(f"{name:>10}" for name in heads)
             + "  blocks/SM  waves  registers  shared  conflicts"

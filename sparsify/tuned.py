@@ -20,11 +20,11 @@ from typing import Any
 
 from . import nvrtc, tiling
 from .cost import stored as costs_file
-from .cpu import Structure
-from .tiling import Card, Tiling, TwoLevel
+from .cpu import Structure, room
+from .tiling import DIRECT_TAPS, Card, Tiling, TwoLevel
 
 SCHEMA = 1
-DIRECT_TAPS = 512  # a filter of more is not worth a thought as Toeplitz matrices
+LEAST_REGISTERS = 32  # of a thread, which a number of resident blocks must leave
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Case:
     @classmethod
     def plain(cls, dtype: str, seqlen: int, batch: int, channels: int, taps: int) -> Case:
         """For a filter of which nothing is known but its taps."""
-        kept = f"{taps} taps" if taps < seqlen or taps <= DIRECT_TAPS else "all"  # where their number matters
-        return cls(dtype, seqlen, kept, *buckets(batch, channels))
+        some = room(taps) < room(seqlen) or taps <= DIRECT_TAPS
+        kept = f"{taps} taps" if some else "all"  # where their number matters
+        return cls(dtype, room(seqlen), kept, *buckets(batch, channels))
 
     @classmethod
     def masked(cls, dtype: str, seqlen: int, batch: int, channels: int, structure: Structure) -> Case:
@@ -49,7 +50,7 @@ class Case:
         head = 0 if structure.head is None else structure.head.shape[-1]
         told = json.dumps([structure.mask.to_dict(), head])
         kept = f"mask {hashlib.sha256(told.encode()).hexdigest()[:16]}"
-        return cls(dtype, seqlen, kept, *buckets(batch, channels))
+        return cls(dtype, room(seqlen), kept, *buckets(batch, channels))
 
     @property
     def taps(self) -> int | None:
@@ -69,7 +70,7 @@ def buckets(batch: int, channels: int) -> tuple[int, int]:
 class Choice:
     """A kernel, and what it took.
 
-    how: "plain", "direct" (Toeplitz matrices alone), "masked" or "slow", a name of `choosing.structured_ways`.
+    how: "direct" (Toeplitz matrices alone), or a name of `choosing.ways`: "plain", "masked" or "slow".
     tiling: of a transform; None where how is "direct", or for a mask "slow" or "plain", which are cases of their own.
     resident: blocks that a multiprocessor is to hold at once.
     """
@@ -78,16 +79,6 @@ class Choice:
     tiling: Tiling | TwoLevel | None = None
     resident: int = 1
     seconds: float = 0.0
-
-    @property
-    def inner(self) -> Tiling:
-        """As a `tiling.Candidate` has it."""
-        assert self.tiling is not None
-        return self.tiling if isinstance(self.tiling, Tiling) else self.tiling.inner
-
-    @property
-    def occupancy(self) -> int:
-        return self.resident
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Choice:
@@ -110,36 +101,28 @@ def fits(choice: Choice, card: Card, case: Case, structure: Structure | None = N
     if choice.tiling is None:
         few = case.taps is not None and case.taps <= DIRECT_TAPS
         return few and choice.how == "direct" if structure is None else choice.how in ("plain", "slow")
-    if choice.how != ("plain" if structure is None else "masked"):
+    if structure is not None and not suits(choice, structure):
         return False
-    inner, two_level = choice.inner, isinstance(choice.tiling, TwoLevel)
-    history = inner.source == "history"
-    if two_level != (inner.source == "complex") or (history and (case.taps is None or case.taps > case.seqlen)):
+    if structure is None and choice.how != "plain":
         return False
-    if structure is not None:
-        head_fits = structure.head is None or two_level or inner.behind[0] % 32 == 0
-        if history or choice.tiling.points != structure.mask.n or not head_fits:
-            return False
-    radix = choice.tiling.radix if isinstance(choice.tiling, TwoLevel) else 1
+    inner, radix, history = choice.tiling.inner, choice.tiling.radix, choice.tiling.inner.source == "history"
+    if (radix > 1) != (inner.source == "complex") or radix not in (1, *tiling.OUTER, *tiling.WIDE):
+        return False
+    if history and (case.taps is None or case.taps > case.seqlen):
+        return False
     seqlen, rows = -(-case.seqlen // radix), radix << case.rows
     problem = tiling.Problem(card, seqlen, case.dtype, rows, inner.source, case.taps if history else None)
-    return (
-        all(constraint.holds(problem, inner) for constraint in tiling.CONSTRAINTS)
-        and (radix == 1 or radix in tiling.OUTER + tiling.WIDE)
-        and choice.resident >= 1
-        and resident_fits(inner, choice.resident, card, case.dtype)
+    return all(constraint.holds(problem, inner) for constraint in tiling.CONSTRAINTS) and (
+        1 <= choice.resident <= inner.occupancy(card, case.dtype, LEAST_REGISTERS)
     )
 
 
-def resident_fits(inner: Tiling, resident: int, card: Card, dtype: str) -> bool:
-    """Whether so many blocks can be asked for at once: shared memory, threads, and 32 registers for each of these."""
-    threads = 32 * inner.warps * resident
-    return (
-        resident * (inner.shared_bytes(dtype) + tiling.RESERVED) <= card.shared_per_multiprocessor
-        and threads <= card.threads_per_multiprocessor
-        and 32 * threads <= card.registers_per_multiprocessor
-        and resident <= card.blocks_per_multiprocessor
-    )
+def suits(choice: Choice, structure: Structure) -> bool:
+    """Whether a kernel can skip what this mask drops, and add the head."""
+    found = choice.tiling
+    if choice.how != "masked" or found is None or found.inner.source == "history":
+        return False
+    return found.points == structure.mask.n and (structure.head is None or found.takes_head)
 
 
 # --- kept on disk ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,14 @@ BARS = {HALF: 2e-3, BFLOAT16: 1.2e-2, FLOAT: 2e-5}
 
 POINTS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MANY = 64 * 768  # rows of a large layer, what planners plan for here
+ROOFLINE = {  # points -> radices of few operations, on paper
+    256: (16, 16),
+    1024: (32, 32),
+    4096: (16, 16, 16),
+    8192: (32, 16, 16),
+    16384: (32, 32, 16),
+    32768: (32, 32, 32),
+}
 
 
 @dataclass(frozen=True)

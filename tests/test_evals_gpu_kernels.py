@@ -109,6 +109,7 @@ def test_bytes_are_signals_once_and_the_spectrum_once():
     assert plain.bytes() == 2 * 4 * 3 * 1000 * 2 + 3 * 1000 * 4
     assert gated.bytes() - plain.bytes() == 2 * 4 * 3 * 1000 * 2
     assert plain.bytes(0.0) == 2 * 4 * 3 * 1000 * 2
+    assert plain.bytes(1 / 8) - plain.bytes(0.0) == 3 * 1000 * 4 // 8  # of what a mask keeps
     assert Case((4, 3, 1000), "float32").bytes(0.0) == 2 * plain.bytes(0.0)
 
 

@@ -181,6 +181,13 @@ def test_refuses_what_would_be_read_beyond(u, gate, skip, says):
         conv(torch.randn(u), *(None if shape is None else torch.randn(shape) for shape in (gate, skip)))
 
 
+def test_refuses_what_lies_on_another_device():
+    conv, u = LongConv(torch.randn(3, 50)), torch.randn(2, 3, 50)
+    for others in ({"gate": u.to("meta")}, {"pregate": u.to("meta")}, {"skip": torch.empty(3, device="meta")}):
+        with pytest.raises(ValueError, match="must lie on the signal's device, cpu; one lies on meta"):
+            conv(u, **others)
+
+
 def test_any_layout_of_the_filter():
     u = torch.randn(2, 8, 300)
     for k in (torch.randn(300, 8).t(), torch.randn(8, 600)[:, ::2], torch.randn(8, 1).expand(8, 300)):

@@ -234,7 +234,7 @@ def test_turns_and_steps_are_the_twiddles(factors):
     stages = shuffled(factors)
     for axis in range(len(factors) - 1):
         behind = stages.behind(axis)
-        every = 4 if axis == len(factors) - 2 or behind <= 256 else 8  # `TURN` of cuda/stages.cuh
+        every = 4 if axis == len(factors) - 2 or behind <= 256 else 8  # `TURN` of cuda/call.cuh
         turns, steps = (torch.view_as_complex(t.double()) for t in (stages.turns(axis), stages.steps(axis)))
         assert turns.shape == (factors[axis], behind // every) and steps.shape == (factors[axis],)
         columns = turns[:, :, None] * steps[:, None, None] ** torch.arange(every)

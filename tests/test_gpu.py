@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import emulation
 import pytest
@@ -16,6 +17,7 @@ from convolutions import (
     HALF,
     MANY,
     POINTS,
+    ROOFLINE,
     SIGNALS,
     VIEWS,
     Case,
@@ -41,8 +43,8 @@ CARD = CARDS["sm_90"]
 
 def planned(points: int, dtype: torch.dtype, arch: str = "sm_90") -> Way:
     """The one-block kernel that the planner picks for a large layer.  Resident blocks mean nothing to the emulator."""
-    found = tiling.solve(CARDS[arch], points, dtype=choosing.name_of(dtype), rows_total=MANY, batch=64, count=1)[0]
-    return replace(choosing.way_of(found, dtype, points, 0), resident=1)
+    found = tiling.solve(CARDS[arch], points, dtype=dtype, rows_total=MANY, batch=64, count=1)[0]
+    return choosing.way_of(found.tiling, 1, dtype, points)
 
 
 def real(dtype: torch.dtype, factors: tuple[int, ...], rows: int = 1, warps: int = 1, **rest) -> Way:
@@ -159,9 +161,7 @@ TWO_LEVEL += [
     for dtype in (HALF, FLOAT)
     for mask in (MASKS["low-pass"], MASKS["comb"])
 ]
-CORE = Way(
-    "complex", HALF, 1 << 16, (16, 16, 16), 1, 4, radix=16
-)  # whose inner kernel has its last stages in registers
+CORE = Way("complex", HALF, 1 << 16, (16, 16, 16), 1, 4, radix=16)  # whose last stages run in registers
 TWO_LEVEL += [
     Case(CORE, SIGNALS["gated"], channels=1),
     Case(replace(CORE, masked=True), WIDE_MASKED, mask=MASKS["scattered"]((16, 16, 16, 16)), channels=1),
@@ -213,11 +213,19 @@ def compiled(request: pytest.FixtureRequest) -> None:
 # --- parity ----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def measured(case: Case) -> emulation.Emulator:
+    """The emulator once it has convolved, and rightly so; many tests ask it what that took."""
+    emulator = emulation.Emulator()
+    y, y_ref = convolved(case, emulator)
+    assert_close(y, y_ref, BARS[case.way.dtype])
+    return emulator
+
+
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_emulated_kernel_is_the_convolution(case):
-    y, y_ref = convolved(case, emulation.Emulator())
-    assert_close(y, y_ref, BARS[case.way.dtype])
+    measured(case)
 
 
 @pytest.mark.gpu
@@ -544,12 +552,6 @@ def live_of(case: Case) -> Live | None:
     return Live.of(gpu.slots(case.mask.bins(), case.way.factors)[1].numpy())
 
 
-def measured(case: Case) -> emulation.Emulator:
-    emulator = emulation.Emulator()
-    convolved(case, emulator)
-    return emulator
-
-
 ONE_BLOCK = [case for case in CASES if case.source == "real"]
 COUNTED = [
     case for case in ONE_BLOCK if (not case.way.head and case.way.points <= 4096) or case.signals is SIGNALS["causal"]
@@ -603,16 +605,6 @@ def test_less_kept_costs_less(way):
     assert dense >= comb[0] >= comb[1]
     if len(way.factors) > 2:  # with two factors of 16 the outer one is a single tile
         assert low[1] < 0.9 * dense and comb[1] < 0.6 * dense
-
-
-ROOFLINE = {
-    256: (16, 16),
-    1024: (32, 32),
-    4096: (16, 16, 16),
-    8192: (32, 16, 16),
-    16384: (32, 32, 16),
-    32768: (32, 32, 32),
-}
 
 
 @pytest.mark.parametrize("points", ROOFLINE)
@@ -771,6 +763,22 @@ def test_kernels_are_switched_off_without_a_word(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not gpu.takes(OnCuda(HALF))
+
+
+@pytest.mark.usefixtures("no_warning_yet")
+def test_signals_longer_than_any_kernel_takes_go_through_torch():
+    """And a warning says so, once."""
+    k = torch.randn(1, 1 << 20)
+    with pytest.warns(RuntimeWarning, match="through torch.fft: no block holds 1048576 .*up to 786432") as told:
+        for _ in range(2):
+            prepared = choosing.prepare(k, 0, 1 << 20, FLOAT, card=CARDS["sm_86"])
+    assert len(told) == 1 and prepared.layout[0] != cpu.KERNEL
+    band = cpu.Structure(BlockMask.low_pass(1 << 20, 1 / 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for known in ({"k": k[:, :1000]}, {"k": k, "structure": band}):  # in blocks, or at a lower rate
+            prepared = choosing.prepare(ahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
+            assert prepared.layout[0] == cpu.KERNEL
 
 
 @pytest.mark.parametrize("case", [CASES[0], HISTORY[2], DIRECT[2], TWO_LEVEL[-1]], ids=label)

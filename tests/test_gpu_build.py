@@ -49,13 +49,12 @@ class Problem:
 
     def way(self, card: tiling.Card):
         if self.mask is None:
-            found = tiling.best(
-                card, self.seqlen, choosing.name_of(self.dtype), BATCH * CHANNELS, taps=self.taps, batch=BATCH
-            )
-            return choosing.way_of(found, self.dtype, self.seqlen, 0)
+            found = tiling.best(card, self.seqlen, self.dtype, BATCH * CHANNELS, taps=self.taps, batch=BATCH)
+            assert (found.tiling.inner.source == "history") == (self.taps is not None)
+            return choosing.way_of(found.tiling, found.occupancy, self.dtype, self.seqlen)
         mask = {"low-pass": BlockMask.low_pass, "comb": BlockMask.comb}[self.mask](self.seqlen, 1 / 8)
         structure = Structure(mask, torch.zeros(1, self.head) if self.head else None)
-        return choosing.masked_way(card, self.dtype, self.seqlen, BATCH, CHANNELS, structure)[1]
+        return choosing.masked_way(choosing.Layer(card, self.dtype, self.seqlen, BATCH, CHANNELS), structure)[1]
 
     def builds(self, card: tiling.Card) -> tuple[Build, ...]:
         return self.way(card).builds(self.piece)
@@ -120,7 +119,7 @@ def test_direct_kernels_keep_to_their_registers(dtype):
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 def test_slow_kernels_keep_to_their_registers(dtype):
     structure = Structure(BlockMask.low_pass(8192, 1 / 16), torch.zeros(1, 64))
-    _, way = choosing.slow_way(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS, structure)
+    _, way = choosing.slow_way(choosing.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
     assert isinstance(way, SlowWay)
     for entry in ("decimate", "interpolate"):
         clean(way.build(entry, 8 if dtype == HALF else 1), "sm_90a")

@@ -102,6 +102,15 @@ def test_steps_raise_before_they_do_anything(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_call_goes_by_what_another_tuned(monkeypatch):
+    """All steps of one call see one folder, which is no other call's."""
+    folders = []
+    for pid in (1, 1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        folders.append(on_gpu.environment()["XDG_CACHE_HOME"])
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_strange_steps_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         on_gpu.main([str(tmp_path / "out"), "--steps", "versions,cook"])
@@ -151,6 +160,10 @@ def test_wrong_ways_and_races_are_told_of(tmp_path):
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_every_rival_has_a_column():
+    assert on_gpu.SHORT.keys() == rivals.RIVALS.keys()
 
 
 def test_a_summary_of_nothing(tmp_path):

@@ -117,9 +117,10 @@ def test_choices_come_back_as_they_were():
 def test_cases_differ_by_what_matters():
     case = tuned.Case.plain("float16", 4096, 4, 64, 3000)
     assert case == tuned.Case.plain("float16", 4096, 5, 65, 3000)  # rows and batch by powers of two
+    assert case == tuned.Case.plain("float16", 4095, 4, 64, 3000)  # lengths as filters are prepared for
     others = [
         tuned.Case.plain("bfloat16", 4096, 4, 64, 3000),
-        tuned.Case.plain("float16", 4095, 4, 64, 3000),
+        tuned.Case.plain("float16", 4097, 4, 64, 3000),
         tuned.Case.plain("float16", 4096, 8, 64, 3000),
         tuned.Case.plain("float16", 4096, 4, 64, 3001),
         tuned.Case.masked("float16", 4096, 4, 64, HEADED),
@@ -231,14 +232,11 @@ def test_the_quickest_kernel_that_is_right_is_kept(brief):
     on = Bench(lambda build: 0.1).machine
     choices = tuning.variants(on, shape, plan.apply(torch.zeros(1, 256)))
     assert choices[0].how == "direct" and sum(choice.how == "plain" for choice in choices) >= 2
-    planned, wrong, quickest = choices[0], choices[1], next(c for c in choices[2:] if c.inner != choices[1].inner)
+    planned, wrong, quickest = choices[0], choices[1], next(c for c in choices[2:] if c.tiling != choices[1].tiling)
 
     def is_kernel(build, choice):
-        return build.entry == "conv" and (build.factors, build.rows, build.warps) == (
-            choice.inner.factors,
-            choice.inner.rows,
-            choice.inner.warps,
-        )
+        one = choice.tiling
+        return build.entry == "conv" and (build.factors, build.rows, build.warps) == (one.factors, one.rows, one.warps)
 
     bench = Bench(lambda build: 0.025 if is_kernel(build, quickest) else 0.1, lambda build: is_kernel(build, wrong))
     found = tuning.tune(bench.machine, shape, plan, 3)

@@ -115,7 +115,7 @@ def sweep_entries(on: Any, lengths: Sequence[int] = SWEPT, channels: int = 32) -
 
 
 def way_name(choice: Any) -> str:
-    return f"{choice.how} {choice.inner.source}" if choice.tiling else str(choice.how)
+    return f"{choice.how} {choice.tiling.inner.source}" if choice.tiling else str(choice.how)
 
 
 def sweep(out: Path, seconds: float) -> None:
@@ -164,7 +164,7 @@ def bench(out: Path, seconds: float) -> None:
 
 
 def profile(out: Path, seconds: float) -> None:
-    """Three kernels, once each, for a profiler to look at."""
+    """The kernels of three dense cases, once each, for a profiler to look at."""
     import torch
 
     from sparsify.evals import gpu_kernels, gpu_machine
@@ -227,7 +227,7 @@ def environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "SPARSIFY_CACHE": os.environ.get("SPARSIFY_CACHE") or str(temporary),
-        "XDG_CACHE_HOME": str(temporary / "tuned"),  # what tuning keeps: not what the benchmark before it goes by
+        "XDG_CACHE_HOME": str(temporary / f"tuned-{os.getpid()}"),  # no benchmark goes by what another call tuned
     }
 
 
@@ -313,7 +313,7 @@ def summary(out: Path, report: Mapping[str, str]) -> str:
     lines = [f"{name:9} {ended}" for name, ended in report.items()]
     said = lines_of(out / "tests.txt")
     lines += [line[:120] for line in said if line.startswith("FAILED")][:8] + said[-1:]
-    rows = found(out / "sweep.json") or []
+    rows = json_in(out / "sweep.json") or []
     failed = [row for row in rows if "failed" in row]
     worst: dict[tuple[str, str], float] = {}
     for row in rows:
@@ -322,12 +322,12 @@ def summary(out: Path, report: Mapping[str, str]) -> str:
     lines += [f"\nsweep: {len(rows)} ways, {len(failed)} failed; the largest errors:"] * bool(rows)
     lines += [f"  {way:16} {dtype:9} {error:.1e}" for (way, dtype), error in sorted(worst.items())]
     lines += [f"  FAILED {row['case']}, {row['plan']}, {row['way']}: {row['failed']}"[:120] for row in failed[:8]]
-    tuned = found(out / "tuned.json") or []
+    tuned = json_in(out / "tuned.json") or []
     gains = sorted(row["faster_than_planned"] for row in tuned if row["faster_than_planned"])
     if gains:
         best = f"median {gains[len(gains) // 2]:.2f}x, at most {gains[-1]:.2f}x"
         lines.append(f"\ntuned {len(tuned)} cases, against the planner's choice: {best}")
-    bench = found(out / "bench.json") or {"cases": []}
+    bench = json_in(out / "bench.json") or {"cases": []}
     lines += bench_lines(bench) if bench["cases"] else []
     lines += [line.strip()[:80] for line in lines_of(out / "ncu.txt") if re.search(PROFILED, line)][:18]
     why = {(row["name"], row["reason"]): case["case"] for case in reversed(bench["cases"]) for row in case["failed"]}
@@ -359,8 +359,8 @@ def bench_lines(bench: Mapping[str, Any]) -> list[str]:
     return lines + [f"ended the process: {name}" for name in bench["crashed"]]
 
 
-def found(path: Path) -> Any:
-    """A JSON file, or None."""
+def json_in(path: Path) -> Any:
+    """What a JSON file holds, or None."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

@@ -303,6 +303,9 @@ def check_shapes(u: Tensor, gate: Tensor | None, skip: Tensor | None) -> None:
         raise ValueError(f"gate has shape {tuple(gate.shape)}, expected that of the signal, {tuple(u.shape)}")
     if skip is not None and skip.shape != u.shape[1:2]:
         raise ValueError(f"skip has shape {tuple(skip.shape)}, expected one number a channel, ({u.shape[1]},)")
+    for t in (gate, skip):
+        if t is not None and t.device != u.device:
+            raise ValueError(f"gates and skip must lie on the signal's device, {u.device}; one lies on {t.device}")
 
 
 FIELDS: dict[type, str] = {Whole: "whole", Direct: "direct", Blocks: "blocks", Slow: "slow", Comb: "comb"}
