@@ -33,7 +33,7 @@ demo: $(KERNELS) $(VENV)/.core
 	$(BIN)/sparsify convert $(DEMO_ARGS)
 
 test: $(KERNELS) $(VENV)/.with-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.with-dev
 	$(BIN)/ruff check .

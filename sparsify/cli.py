@@ -34,6 +34,8 @@ from .install_check import check_name_collision
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from sparsify.converters import Pretrained
+    from sparsify.evals.data import Windows
+    from sparsify.evals.planning import Planned, Price
 
     from .plan import Plan
 
@@ -170,6 +172,12 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
 @click.option("--split", type=HeadAndBand(), help="Keep TAPS taps and the lowest SHARE of the tail's spectrum.")
 @click.option("--low-pass", type=float, help="Keep the lowest share of every spectrum; a causal model then leaks.")
 @click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), help="Use the plan in this file.")
+@click.option("--max-ppl-increase", "budget", metavar="SHARE",
+              help="Find the fastest plan that adds at most this to the perplexity, as 0.1% or 0.001.")  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), help="Text or FASTA file to find that plan on; without "
+              "--data its last 3/10 are held out, and prove it.")  # fmt: skip
+@click.option("--target", help="What that plan is to be fast on: cpu, cuda, sm_90, h100, ...; kept counts taps plus "
+              "bins instead of time.  [default: the device]")  # fmt: skip
 @click.option("--allow-leak", is_flag=True, help="Accept a plan under which a causal model reads the future.")
 @click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
@@ -180,7 +188,8 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
 def convert(
     src: str, out: Path, data: Path | None, force: bool, allow_leak: bool, context: int | None, stride: int | None,
     limit: int, upper: bool, linears: str, as_json: bool, taps: int | None, energy: float | None,
-    split: tuple[int, float] | None, low_pass: float | None, plan: Path | None, **where: Any,
+    split: tuple[int, float] | None, low_pass: float | None, plan: Path | None, budget: str | None,
+    calibration: Path | None, target: str | None, **where: Any,
 ) -> None:  # fmt: skip
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
@@ -189,20 +198,28 @@ def convert(
     from .card import card
 
     check_out(out, force)
+    asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
+    asked = only_one(asked | {"max_ppl_increase": budget})
+    check_search(budget, calibration, target, data)
     p = open_checkpoint(src, **where)
-    chosen = chosen_plan(p, {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan})
+    windows = windows_of(p, data, context, stride, limit, upper) if data else None
+    planned = None
+    if calibration is not None:
+        known = windows_of(p, calibration, context, stride, limit, upper)
+        planned, windows = planned_within(p, str(budget), known, windows, target, allow_leak)
+    chosen = planned.plan if planned else chosen_plan(p, asked)
     filters = filter_report(p, chosen)
     if not allow_leak:
         refuse_leaks(p, filters)
-    windows = windows_of(p, data, context, stride, limit, upper) if data else None
     result = {
         **described(p),
         "out": str(out),
         "plan": chosen.policy,
         "plan_sha256": chosen.sha256,
         "filters": filters,
+        "planned": planned.to_dict() if planned else None,
         "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
-        "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}"
+        "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or calibration or 'FILE')}"
         + typed(context, stride, limit, upper, linears),
     }
     texts = {
@@ -238,16 +255,66 @@ def program() -> str:
     return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else quoted(sys.argv[0])
 
 
-def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
-    """The plan that one of the options asks for."""
-    from . import policies
-    from .plan import Plan
-
+def only_one(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The option that was given, if any, of those that say what to keep."""
     given = {name: value for name, value in policy.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"got {' and '.join('--' + n.replace('_', '-') for n in given)}; give one of them")
-    asked: tuple[str, Any] = next(iter(given.items()), ("energy", DEFAULT_ENERGY))
-    name, value = asked
+    return given
+
+
+def check_search(budget: str | None, calibration: Path | None, target: str | None, data: Path | None) -> None:
+    """Refuse what a search for a plan cannot work with, before anything is loaded."""
+    from sparsify.evals.planning import parse_budget
+
+    if budget is None:
+        if name := "--calibration" if calibration else "--target" if target else None:
+            raise ValueError(f"{name} is for a plan within a budget; add --max-ppl-increase, or leave {name} out")
+        return
+    parse_budget(budget)
+    priced(target)
+    if calibration is None:
+        raise ValueError("a plan within a budget is found on data like what the model will see; add --calibration FILE")
+    if data is not None and data.resolve() == calibration.resolve():
+        raise ValueError(f"{data} cannot prove a plan that was found on it; leave --data out, and a part is held out")
+
+
+def priced(target: str | None) -> Price:
+    """What a plan is to be cheap on."""
+    from sparsify.evals.planning import Kept
+
+    from . import price
+
+    return Kept() if target == "kept" else price.target(target)
+
+
+def planned_within(
+    p: Pretrained, budget: str, calibration: Windows, held_out: Windows | None, target: str | None, allow_leak: bool
+) -> tuple[Planned, Windows]:
+    """The plan that a budget asks for, and the windows that prove it."""
+    from sparsify.evals import planning
+
+    if held_out is None:
+        calibration, held_out = planning.divide(calibration)
+    planned = planning.plan_within(
+        p.model, p.sites, p.filters, calibration, held_out, planning.parse_budget(budget),
+        priced(target or p.device.type), allow_leak, made_for(p), say,
+    )  # fmt: skip
+    return planned, held_out
+
+
+def made_for(p: Pretrained) -> dict[str, str | None]:
+    """What a plan says of the checkpoint that it is for."""
+    return {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
+
+
+def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
+    """The plan that one of the options asks for.  asked: its name and value, or nothing for the default."""
+    from . import policies
+    from .plan import Plan
+
+    found: tuple[str, Any] = next(iter(asked.items()), ("energy", DEFAULT_ENERGY))
+    name, value = found
     if name == "plan":
         plan = Plan.read(Path(value))
         plan.check(list(p.filters))
@@ -258,8 +325,7 @@ def chosen_plan(p: Pretrained, policy: Mapping[str, Any]) -> Plan:
             )
         return plan
     arguments = value if isinstance(value, tuple) else (value,)
-    source = {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
-    return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), source)
+    return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), made_for(p))
 
 
 def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:

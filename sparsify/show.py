@@ -34,7 +34,7 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
     """Print a table; columns of numbers line up on the right."""
     made = Table(box=None, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        numbers = any(str(row[i])[:1] in "0123456789+-" for row in rows if row[i] != "")
+        numbers = all(str(row[i])[:1] in "0123456789+-" for row in rows if row[i] != "")
         made.add_column(column, justify="right" if numbers else "left", no_wrap=True, style=None if i else "cyan")
     for row in rows:
         made.add_row(*map(str, row))
@@ -228,12 +228,39 @@ def generated(console: Console, result: Mapping[str, Any]) -> None:
 def converted(console: Console, result: Mapping[str, Any]) -> None:
     rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in result["filters"]]
     table(console, f"Plan: {result['plan']}", ("site", "kept", "density", "taps ahead / taps"), rows)
+    if result["planned"]:
+        planned(console, result["planned"])
     if result["evaluation"]:
         quality(console, result["evaluation"])
     console.print(
         f"\nwrote [bold]{result['out']}[/bold]; look at {result['out']}/report.html, then type", soft_wrap=True
     )
     console.print(f"[bold]{result['next']}[/bold]", soft_wrap=True)
+
+
+def planned(console: Console, found: Mapping[str, Any]) -> None:
+    """How a plan within a budget was found, and what stands behind it."""
+    dense, chosen = found["dense_cost"], found["chosen"]
+    rows = [
+        (
+            f"{i}" + (" (chosen)" if step == chosen else ""),
+            f"{dense / step['cost']:.2f}x",
+            f"{step['density']:.3f}",
+            f"{step['predicted']:+.3%}",
+            f"{step['increase']:+.3%} +- {step['stderr']:.3%}",
+            f"{step['leak']:.1e}",
+            "yes" if step["fits"] else "no",
+        )
+        for i, step in enumerate(found["steps"], 1)
+    ]
+    columns = ("step", "gain, predicted", "density", "perplexity, predicted", "measured, held out", "leak", "fits")
+    table(console, f"Fastest within {found['budget']:.3%} on {found['target']}", columns, rows)
+    most = f", at most {dense / found['bound']:.2f}x among these candidates" if found["bound"] else ""
+    console.print(
+        f"[dim]gain of the convolutions alone{most}; found on {found['calibration_windows']} windows in "
+        f"{found['passes']:.1f} passes over them, measured on {found['held_out_windows']} others, negative lags cut; "
+        f"a step fits if its increase and one standard error do[/dim]"
+    )
 
 
 def checked(console: Console, result: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from sparsify.evals.breakdown import FILTERS
 from sparsify.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
+BUDGET = ("--max-ppl-increase", "0.1%", "--calibration", "{dna}")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,26 @@ def test_convert_then_eval(checkpoint, dna, tmp_path, options, kind):
     again = answer("eval", "ppl", out, "--data", dna, "--baseline", checkpoint)
     assert again["perplexity"] == result["evaluation"]["perplexity"]
     assert Plan.read(out / "plan.json").sha256 == result["plan_sha256"]
+
+
+def test_convert_within_a_budget(checkpoint, dna, tmp_path):
+    """The promise and its proof, in the report and in words; the figures are those of the held-out windows."""
+    ask = ("convert", checkpoint, "--max-ppl-increase", "5%", "--calibration", dna, "--target", "kept")
+    result = answer(*ask[:2], tmp_path / "out", *ask[2:])
+    planned, evaluation = result["planned"], result["evaluation"]
+    assert result["plan"] == evaluation["plan"] == "max-ppl-increase 5%" and planned["target"] == "kept taps plus bins"
+    assert planned["chosen"]["increase"] + planned["chosen"]["stderr"] <= planned["budget"] == 0.05
+    honest = evaluation["perplexity_cut"] or evaluation["perplexity"]
+    assert honest / evaluation["dense"]["perplexity"] - 1 == pytest.approx(planned["chosen"]["increase"], abs=1e-6)
+    assert evaluation["count"] == planned["held_out_windows"] == 19 and planned["calibration_windows"] == 43
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["planned"] == planned
+    saved = Plan.read(tmp_path / "out" / "plan.json")
+    assert saved.source["sha256"] == load(checkpoint).sha256 and saved.sha256 == result["plan_sha256"]
+    (tmp_path / "other.txt").write_text(dna.read_text()[::-1])
+    done = run(*ask[:2], tmp_path / "again", *ask[2:], "--data", tmp_path / "other.txt")
+    assert done.exit_code == 0, done.output
+    assert "Fastest within 5.000% on kept taps plus bins" in done.stdout and "(chosen)" in done.stdout
+    assert "step 1: predicted" in done.stderr and "62 windows in" in done.stdout
 
 
 def test_plan_in_plan_out(checkpoint, tmp_path):
@@ -312,6 +333,14 @@ def test_module_is_the_same_program():
         (("convert", "{src}", "{dna}/out", "--taps", 5), "is a file"),
         (("convert", "{src}", "{src}/out", "--taps", 5), "one inside the other"),
         (("convert", "{src}", "{out}", "--plan", "{foreign}"), "which are not these"),
+        (("convert", "{src}", "{out}", "--max-ppl-increase", "0.1%"), "add --calibration FILE"),
+        (("convert", "{src}", "{out}", *BUDGET, "--taps", 5), "got --taps and --max-ppl-increase; give one of them"),
+        (("convert", "{src}", "{out}", *BUDGET, "--data", "{dna}"), "cannot prove a plan that was found on it"),
+        (("convert", "{src}", "{out}", *BUDGET, "--target", "h1000"), "did you mean 'h100'"),
+        (("convert", "{src}", "{out}", *BUDGET, "--limit", 9), "at least 10 windows of 64 tokens"),
+        (("convert", "{src}", "{out}", *BUDGET[:1], "0", *BUDGET[2:]), "between 0 and 100 %"),
+        (("convert", "{src}", "{out}", "--calibration", "{dna}"), "--calibration is for a plan within a budget"),
+        (("convert", "{src}", "{out}", "--target", "h100", "--taps", 5), "--target is for a plan within a budget"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--baseline", "{sparse}"), "pass a dense checkpoint"),
         (("inspect", "{src}", "--device", "nowhere"), "there is no device 'nowhere'"),
         (("analyze", "{src}", "--length", 5000), "longer than the model's"),

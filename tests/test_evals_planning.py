@@ -1,0 +1,254 @@
+"""Plans that keep a promise: measured on windows apart, at a cost that is counted, or refused in a sentence."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from layouts import tiny_model
+
+from sparsify import sensitivity, swap
+from sparsify.converters import load
+from sparsify.evals import causality, planning
+from sparsify.evals.data import Document, read_documents, windows
+from sparsify.evals.planning import Kept, divide, parse_budget, plan_within
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan, Plan
+from sparsify.sensitivity import Candidate, Errors
+
+
+def data(count=40, context=64, stride=None):
+    generator = torch.Generator().manual_seed(1)
+    letters = torch.randint(4, (count * (stride or context) + context - (stride or context),), generator=generator)
+    text = "".join("ACGT"[i] for i in letters)
+    return windows([Document("dna", text)], lambda text: ["ACGT".index(c) + 7 for c in text], context, stride, "ACGT")
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A device on which nothing is cheaper than anything else."""
+
+    name: str = "flat"
+
+    def seconds(self, plan, channels, taps, seqlen, spectra_bytes=None):
+        return 1.0
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, sites = tiny_model()
+    return model, sites, swap.materialize(sites)
+
+
+@pytest.fixture(scope="module")
+def planned(tiny):
+    """Plans within three budgets, random weights."""
+    calibration, held_out = divide(data())
+    return [plan_within(*tiny, calibration, held_out, budget, Kept()) for budget in (1e-4, 3e-3, 3e-2)]
+
+
+def test_windows_are_divided():
+    w = data(40)
+    first, last = divide(w)
+    assert len(first) == 28 and len(last) == 12
+    assert torch.equal(torch.cat([first.ids, last.ids]), w.ids)
+    assert "28 windows" in first.convention() and "evenly spaced among 40" in first.convention()
+
+
+def test_no_token_is_in_both():
+    w = data(40, stride=16)
+    first, last = divide(w)
+    starts = 16 * torch.arange(40)
+    assert starts[len(first) - 1] + 64 <= starts[40 - len(last)] < starts[len(first)] + 64
+
+
+@pytest.mark.parametrize(("count", "stride", "says"), [(9, None, "at least 10 windows"), (12, 4, "overlap too much")])
+def test_too_few_to_divide(count, stride, says):
+    with pytest.raises(ValueError, match=says):
+        divide(data(count, stride=stride))
+
+
+def test_budgets_are_read():
+    assert parse_budget("0.1%") == parse_budget("0.001") == parse_budget("0.1 %") == 0.001
+    for text in ("0", "-0.1%", "100%", "1", "much", "", "%", "nan", "inf"):
+        with pytest.raises(ValueError, match="between 0 and 100 %"):
+            parse_budget(text)
+
+
+def test_the_promise_is_kept(planned):
+    for found in planned:
+        assert found.chosen.fits and found.chosen.increase + found.chosen.stderr <= found.budget
+        assert found.chosen in found.steps and 1 <= len(found.steps) <= planning.STEPS
+        assert found.chosen.leak <= planning.LEAK_GOAL
+        assert found.bound <= found.chosen.cost * (1 + 1e-9) < found.dense_cost
+        assert found.plan.policy == f"max-ppl-increase {100 * found.budget:g}%"
+
+
+def test_more_is_allowed_more_is_left_out(planned):
+    costs = [found.chosen.cost for found in planned]
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+
+
+def test_it_costs_few_passes(planned):
+    assert all(found.passes < 40 for found in planned)
+
+
+def test_few_windows_and_many_sites_cost_no_more(tiny, monkeypatch):
+    """The allowance bends before it breaks."""
+    model, sites, filters = tiny
+    calibration, held_out = divide(data(10))
+    found = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
+    assert found.calibration_windows == 7 and found.passes < 40
+    monkeypatch.setattr(planning, "PROBE_PASSES", 1)
+    again = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
+    assert again.passes < found.passes and not all(row["probed"] for row in again.sites if row["plan"] != "dense")
+
+
+def increase(tiny, plan, held_out, cut):
+    """Relative increase of perplexity by one cross-entropy over all tokens."""
+    model, sites, filters = tiny
+    losses = []
+    for some in (Plan.dense(filters), plan):
+        logits = swap.variant(model, sites, swap.operators(filters, some, cut))(held_out.ids).double()
+        losses.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), held_out.ids[:, 1:].flatten()))
+    return math.exp(losses[1] - losses[0]) - 1
+
+
+def test_what_was_measured_is_what_another_measures(planned, tiny):
+    model, sites, filters = tiny
+    _, held_out = divide(data())
+    for found in planned:
+        assert found.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
+        leak = causality.leak(swap.variant(model, sites, swap.operators(filters, found.plan)), held_out).worst
+        assert leak == pytest.approx(found.chosen.leak, abs=1e-6)
+
+
+def test_model_is_left_as_it_was(tiny):
+    model, sites, filters = tiny
+    mine = {name: torch.nn.Identity() for name in filters}
+    before = swap.install(sites, mine)
+    try:
+        plan_within(model, sites, filters, *divide(data()), 0.03, Kept())
+        assert swap.install(sites, mine) == mine
+    finally:
+        swap.install(sites, before)
+
+
+def test_report_is_json(planned):
+    for found in planned:
+        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert told["plan"] == found.plan.policy and told["chosen"] in told["steps"]
+        assert [row["name"] for row in told["sites"]] == list(found.plan.filters)
+        gains = [gain for gain, _ in told["points"]]
+        assert gains == sorted(gains) and gains[0] == 1
+
+
+def test_progress_is_told(tiny):
+    lines = []
+    plan_within(*tiny, *divide(data()), 0.03, Kept(), progress=lines.append)
+    assert lines[0] == "planning for kept taps plus bins: reading 28 windows of 64 tokens"
+    assert sum(line.startswith("step ") for line in lines) >= 1 and any("candidates run on" in line for line in lines)
+
+
+def test_what_cannot_be_met(tiny, monkeypatch):
+    """Nothing cheaper; nothing that fits once measured; nothing that is predicted to."""
+    halves = divide(data())
+    with pytest.raises(RuntimeError, match="no plan is cheaper than the dense one on flat at 64 tokens"):
+        plan_within(*tiny, *halves, 0.01, Flat())
+    monkeypatch.setattr(sensitivity, "TAPS", (1, 2))
+    monkeypatch.setattr(sensitivity, "HEADS", ())
+    monkeypatch.setattr(sensitivity, "LARGEST_ERROR", math.inf)
+    with pytest.raises(RuntimeError, match=r"no plan but the dense one fits .* so [0-9.]+% can be met"):
+        plan_within(*tiny, *halves, 1e-9, Kept())
+    monkeypatch.setattr(sensitivity, "predicted", lambda some, kl: [0.0] + [9.0] * (len(some) - 1))
+    with pytest.raises(RuntimeError, match=r"a budget of 0\.100% is too small for anything but the dense plan"):
+        plan_within(*tiny, *halves, 1e-3, Kept())
+
+
+def test_the_leakiest_are_blamed():
+    mask = BlockMask.low_pass(64, 0.5)
+    plans = [FilterPlan("split", taps, mask) for taps in (8, 16, 32)]
+    some = {name: [Candidate(plan, Errors(1e-3, ahead), 1.0)]
+            for name, plan, ahead in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
+    picks = {name: few[0].plan for name, few in some.items()}
+    found = planning.tightened(dict.fromkeys("abc", 3e-3), some, picks, leak=1.25e-3)
+    assert found == pytest.approx({"a": 0.8 * 2e-3, "b": 0.8 * 3e-6**0.5, "c": 3e-3})
+    kl = {name: {} for name in "abc"}
+    assert [len(few) for few in planning.options(some, kl, found).values()] == [0, 0, 1]
+
+
+def test_leaks_are_bounded_unless_allowed(tiny, monkeypatch):
+    monkeypatch.setattr(planning, "LEAK_GOAL", 1e-12)
+    monkeypatch.setattr(planning, "FIRST_AHEAD", 1e12)  # so that only the measurement stands in the way
+    monkeypatch.setattr(sensitivity, "TAPS", ())
+    halves = divide(data())
+    with pytest.raises(RuntimeError, match="when the future changes"):
+        plan_within(*tiny, *halves, 0.03, Kept())
+    found = plan_within(*tiny, *halves, 0.03, Kept(), allow_leak=True)
+    assert found.plan.leaks and found.chosen.leak == 0  # not measured
+    honest, told = (increase(tiny, found.plan, halves[1], cut) for cut in (True, False))
+    assert found.chosen.increase == pytest.approx(honest, abs=1e-7) and abs(told - honest) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"budget": 0.0}, "increase of perplexity between 0 and 1, got 0"),
+        ({"budget": -0.1}, "got -0.1"),
+        ({"held_out": data(4, context=32)}, "cut them alike"),
+        ({"held_out": data(1)}, "pass at least 2"),
+    ],
+)
+def test_refusals(tiny, change, says):
+    first, last = divide(data())
+    model, sites, filters = tiny
+    with pytest.raises(ValueError, match=says):
+        plan_within(model, sites, filters, **{"calibration": first, "held_out": last, "budget": 0.01} | change,
+                    target=Kept())  # fmt: skip
+
+
+@pytest.mark.parametrize(("fitting", "failing"), [(0.0, math.inf), (1e-3, math.inf), (0.0, 2e-3), (1e-3, 2e-3)])
+@pytest.mark.parametrize("room", [-3.0, 0.1, 1.0, 4.0])
+def test_the_next_limit_lies_on_the_right_side(fitting, failing, room):
+    limit = fitting or min(failing, 2e-3)
+    found = planning.next_limit(limit, fitting, failing, room)
+    if math.isfinite(failing):
+        assert fitting < found < failing
+    else:
+        assert found > limit
+
+
+def test_logits_are_computed_once():
+    calls = []
+
+    def logits(ids):
+        calls.append(ids)
+        return torch.zeros(*ids.shape, 3)
+
+    remembered = planning.Remembered(logits)
+    for ids in (torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(1, 4)):
+        remembered(ids.long())
+    assert len(calls) == 2
+    forgetful = planning.Remembered(logits)
+    forgetful.BYTES = 1
+    assert torch.equal(forgetful(ids.long()), forgetful(ids.long())) and len(calls) == 4
+
+
+@pytest.mark.parametrize("plan", [FilterPlan("dense"), FilterPlan("partial", 16)])
+def test_kept_counts_samples(plan):
+    assert Kept().seconds(plan, 3, 66, 64) == 3 * (16 if plan.taps else 64)
+
+
+def test_published_weights_keep_a_fifth(test_data, monkeypatch):
+    """HyenaDNA tiny-1k within 0.1 %, on a short ladder and few windows."""
+    monkeypatch.setattr(sensitivity, "HEADS", (64, 96))
+    monkeypatch.setattr(sensitivity, "SHARES", (1 / 8, 1 / 16))
+    monkeypatch.setattr(sensitivity, "TAPS", (32, 128))
+    p = load(str(test_data / "hyenadna-tiny-1k"))
+    documents = read_documents(test_data / "dna" / "chr20_30-38Mb.txt.gz")
+    first, last = divide(windows(documents, p.tokenizer.encode, 1024, alphabet="ACGT", limit=40))
+    monkeypatch.setattr(planning, "PROBE_WINDOWS", 2)
+    found = plan_within(p.model, p.sites, p.filters, first, last, 1e-3, Kept())
+    assert found.chosen.density <= 0.2 and found.chosen.leak < 1e-3
+    assert found.chosen.increase + found.chosen.stderr <= 1e-3

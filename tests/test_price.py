@@ -1,0 +1,217 @@
+"""What plans cost on a device: of the ways that the backends take, and in the order that must be."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sparsify import choosing, cost, cpu, native, price, tiling
+from sparsify.cost import DEFAULT
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan
+from sparsify.price import NAMES, Target, target
+from sparsify.ways import SlowWay, way_from
+
+compiled = pytest.mark.skipif(
+    not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build"
+)
+CPU = Target("a core")
+DENSE = FilterPlan("dense")
+N = 1 << 14  # points whose combs fold onto transforms that there are
+
+
+def plans(n):
+    """Plans of all kinds for masks of n points."""
+    narrow, wide, comb = BlockMask.low_pass(n, 1 / 32), BlockMask.low_pass(n, 1 / 2), BlockMask.comb(n, 1 / 16)
+    return [
+        DENSE,
+        *(FilterPlan("partial", taps) for taps in (1, 16, 300, n, 3 * n)),
+        *(FilterPlan("frequency-sparse", mask=mask) for mask in (narrow, wide, comb)),
+        *(FilterPlan("split", taps, mask) for taps in (16, 200) for mask in (narrow, wide, comb)),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def default_costs(monkeypatch):
+    """Constants of nobody's calibration."""
+    monkeypatch.setattr(cpu, "costs", lambda: DEFAULT)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+
+
+def prepared(plan, taps, seqlen, channels=2):
+    """What the CPU makes ready, and the sizes that the price goes by."""
+    k = plan.apply(torch.randn(channels, taps))
+    structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
+    outlined, ahead, own = price.outline(plan, taps, seqlen)
+    return cpu.prepare(k.k, k.ahead, seqlen, structure), (outlined.shape[-1], ahead, seqlen, own)
+
+
+# --- the ways that are taken ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taps", "seqlen"), [(1, 1), (50, 50), (50, 200), (50, 300), (256, 256), (256, 100), (256, 257), (700, 300)]
+)
+def test_outline_has_the_sizes_of_the_filter(taps, seqlen):
+    for plan in plans(256):
+        kept = plan.apply(torch.randn(1, taps))
+        felt, ahead = cpu.crop(kept.k, kept.ahead, seqlen)
+        outlined, own_ahead, structure = price.outline(plan, taps, seqlen)
+        assert outlined.is_meta and (outlined.shape, own_ahead) == (felt.shape, ahead)
+        assert (structure is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
+        if structure is not None:
+            assert structure.mask == kept.mask
+            assert (structure.head is None) == (kept.head is None)
+            assert structure.head is None or structure.head.shape == kept.head.shape
+
+
+WAYS = {
+    native.Whole: "whole",
+    native.Direct: "few taps",
+    native.Blocks: "few taps",
+    native.Slow: "slow",
+    native.Comb: "comb",
+}
+
+
+@compiled
+@pytest.mark.parametrize(("taps", "seqlen"), [(N, N), (N, N // 4 + 1), (900, N), (N, N + 1)])
+def test_the_price_is_that_of_the_way_prepared(taps, seqlen):
+    seen = set()
+    for plan in plans(N):
+        made, sizes = prepared(plan, taps, seqlen)
+        way = WAYS[type(cpu.parts_of(made.tables, made.layout)[-1])]  # a head comes before its tail
+        assert price.cpu_way(*sizes)[1] == way
+        assert CPU.seconds(plan, 2, taps, seqlen) == pytest.approx(2e-9 * price.cpu_way(*sizes)[0])
+        seen.add(way)
+    assert seen == (set(WAYS.values()) if seqlen <= N else {"few taps", "whole"})
+
+
+@compiled
+@pytest.mark.parametrize("spectra_bytes", [None, 8 * 4096 * 2, 8 * 4096 * 2 - 1, 0])
+def test_spectra_that_are_not_kept_cost_more(spectra_bytes):
+    made = cpu.prepare(torch.randn(2, 4096), 0, 4096, spectra_bytes=spectra_bytes)
+    kept = cpu.parts_of(made.tables, made.layout)[0].spectra is not None
+    cheap, now = CPU.seconds(DENSE, 2, 4096, 4096), CPU.seconds(DENSE, 2, 4096, 4096, spectra_bytes=spectra_bytes)
+    assert (now == cheap) is kept and now >= cheap
+    few = FilterPlan("partial", 16)
+    assert CPU.seconds(few, 2, 4096, 4096, spectra_bytes=0) == CPU.seconds(few, 2, 4096, 4096)
+    shared = CPU.seconds(DENSE, 2, 4096, 4096, 8, spectra_bytes=0) / CPU.seconds(DENSE, 2, 4096, 4096, 8)
+    assert 1 < shared < CPU.seconds(DENSE, 2, 4096, 4096, spectra_bytes=0) / cheap  # one filter for the whole batch
+
+
+@pytest.mark.parametrize("seqlen", [1000, 4096])
+def test_without_kernels_a_mask_saves_nothing(without_kernels, seqlen):
+    dense = CPU.seconds(DENSE, 2, 4096, seqlen)
+    for plan in plans(4096):
+        made, sizes = prepared(plan, 4096, seqlen)
+        n, hop = made.layout[1:]
+        assert made.layout[0] == cpu.TORCH and (n, hop) == cpu.choose_size(seqlen, *sizes[:2])
+        seconds = CPU.seconds(plan, 2, 4096, seqlen)
+        assert seconds == dense if plan.mask else 0 < seconds <= dense
+    short, long = (CPU.seconds(FilterPlan("partial", 16), 2, n, n) for n in (1 << 16, 1 << 17))
+    assert short < 0.7 * CPU.seconds(DENSE, 2, 1 << 16, 1 << 16) and long == pytest.approx(2 * short, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize(("taps", "seqlen"), [(1024, 1024), (1024, 1500)])
+def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
+    card, own = tiling.CARDS["sm_90"], dtype or torch.float16
+    for plan in plans(1024):
+        k = plan.apply(torch.randn(2, taps))
+        structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
+        way = way_from(choosing.prepare(k.k, k.ahead, seqlen, own, 3, structure, card).layout)
+        how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
+        felt, ahead, outlined = price.outline(plan, taps, seqlen)
+        found = choosing.ways(choosing.Layer(card, own, seqlen, 3, 2), felt.shape[-1], ahead, outlined)
+        assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]
+
+
+# --- what must be --------------------------------------------------------------------------------------------------
+
+EVERYWHERE = [CPU, target("h100")]
+
+
+@pytest.mark.parametrize("device", EVERYWHERE, ids=lambda device: device.name)
+def test_more_costs_more(device):
+    n = 1 << 13
+    by_taps = [device.seconds(FilterPlan("partial", 1 << i), 256, n, n) for i in range(4, 14)]
+    by_band = [device.seconds(FilterPlan("split", 64, BlockMask.low_pass(n, 2.0**-i)), 256, n, n) for i in (8, 4, 2, 1)]
+    by_length = [device.seconds(DENSE, 256, n, length) for length in (n // 4, n // 2, n)]
+    by_channels = [device.seconds(DENSE, channels, n, n) for channels in (256, 512, 1024)]
+    by_batch = [device.seconds(DENSE, 256, n, n, batch) for batch in (1, 2, 4)]
+    for found in (by_taps, by_band, by_length, by_channels, by_batch):
+        assert all(0 < a <= 1.03 * b for a, b in pairwise(found)), found  # a little for sizes that happen to suit
+    assert by_taps[-1] == pytest.approx(device.seconds(DENSE, 256, n, n))  # all taps
+    assert by_taps[0] < 0.7 * by_taps[-1] and by_length[0] < by_length[-1] < by_channels[-1]
+
+
+def test_threads_share_the_rows():
+    one, two = CPU.seconds(DENSE, 7, 512, 512), replace(CPU, threads=2).seconds(DENSE, 7, 512, 512)
+    assert two == pytest.approx(one * 4 / 7)  # of seven rows one thread has four
+    assert replace(CPU, threads=16).seconds(DENSE, 7, 512, 512) == pytest.approx(one / 7)
+
+
+def test_the_cpu_has_one_precision():
+    assert CPU.seconds(DENSE, 2, 512, 512, dtype=torch.float16) == CPU.seconds(DENSE, 2, 512, 512)
+
+
+@pytest.mark.parametrize("device", EVERYWHERE, ids=lambda device: device.name)
+@pytest.mark.parametrize("sizes", [(0, 8, 8), (8, 0, 8), (8, 8, 0), (8, 8, 8, 0)])
+def test_sizes_are_checked(device, sizes):
+    with pytest.raises(ValueError, match="sizes are at least 1, got channels="):
+        device.seconds(DENSE, *sizes)
+
+
+def test_a_card_says_what_it_cannot():
+    with pytest.raises(ValueError, match=r"H200 has no kernel for 67108864 samples: .* two levels hold up to"):
+        target("h200").seconds(DENSE, 1, 1 << 26, 1 << 26)
+    with pytest.raises(ValueError, match="no kernel computes in float64"):
+        target("h200").seconds(DENSE, 1, 256, 256, dtype=torch.float64)
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_cpu_is_the_default():
+    assert target() == target("cpu") == target(" CPU ")
+    assert target().name == f"cpu ({cost.processor()})" and target().card is None
+    assert target().threads == torch.get_num_threads()
+
+
+def test_cards_by_architecture_and_by_name():
+    for arch, card in tiling.CARDS.items():
+        assert target(arch).card == card and target(arch).name == card.name
+    for name, card in NAMES.items():
+        assert target(name.upper()) == target(name) and name in target(name).name.lower() and target(name).card == card
+    slow, fast = (target(name).seconds(FilterPlan("partial", 16), 256, 8192, 8192, 8) for name in ("h100", "h200"))
+    assert fast < slow  # more bandwidth
+
+
+def test_the_card_at_hand(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="there is no CUDA device here; name the card instead: a100, "):
+        target("cuda")
+    here = replace(tiling.CARDS["sm_89"], name="NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tiling.Card, "of", lambda device=None: here)
+    assert target("cuda") == Target("NVIDIA L4", here)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("h10", "did you mean 'h100'"), ("sm_91", "did you mean 'sm_90'"), ("tpu v5", ""), ("", "")]
+)
+def test_unknown_names(name, hint):
+    with pytest.raises(ValueError, match=rf"no device is called '{name}'.*{hint}.*Known: cpu, cuda, sm_80") as caught:
+        target(name)
+    assert bool(hint) == ("did you mean" in str(caught.value))
+
+
+def test_a_target_has_a_thread():
+    with pytest.raises(ValueError, match="at least 1 thread, got 0"):
+        Target("none", threads=0)

@@ -1,0 +1,214 @@
+"""What a candidate would cost, without running it: against the error measured sample by sample."""
+
+import math
+
+import pytest
+import torch
+from helpers import reference_conv
+from layouts import tiny_model
+from test_split import smooth_filter
+
+from sparsify import sensitivity, swap
+from sparsify.fftconv import LongConv, fftconv_ref
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan
+from sparsify.sensitivity import Candidate, Errors, Loss, Moments, Recorder
+from sparsify.sites import ConvSite
+from sparsify.spectra import spectrum
+
+L, N, H = 200, 256, 4  # a context that fills no power of two
+DENSE = FilterPlan("dense")
+SPLIT = FilterPlan("split", 16, BlockMask.low_pass(N, 0.125))
+LOW = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 0.125))
+
+
+def site(k, causal=True):
+    return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
+
+
+def signals(windows=400, color=0.9):
+    """Stationary noise whose neighbours resemble each other, louder from channel to channel, and gates: (W, H, L)."""
+    white = torch.randn(windows, H, L + 64, dtype=torch.float64)
+    decay = color ** torch.arange(64, dtype=torch.float64)
+    colored = fftconv_ref(white, decay.expand(H, -1))[..., 64:]
+    loud = torch.arange(1.0, H + 1, dtype=torch.float64)[:, None]
+    return loud * colored, 0.5 + torch.randn(windows, H, L, dtype=torch.float64) / loud
+
+
+def recorded(g, gate=None):
+    recorder = Recorder(torch.zeros(H, 1), N)
+    for i in range(0, len(g), 50):
+        recorder.note(g[i : i + 50], None if gate is None else gate[i : i + 50])
+    return recorder.moments()
+
+
+def measured(k, g, gate, ahead=0):
+    return float((gate * fftconv_ref(g, k, ahead)).square().sum())
+
+
+@pytest.mark.parametrize("plan", [FilterPlan("partial", 10), FilterPlan("partial", 60), SPLIT, LOW], ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+def test_predicted_error_is_the_measured_one(plan, causal):
+    k, (g, gate) = smooth_filter(L, H), signals()
+    kept = plan.apply(k)
+    shown = kept.cut() if causal else kept
+    lost, ahead = sensitivity.difference(k, shown)
+    whole = measured(k.double(), g, gate)
+    found = sensitivity.errors(k, plan, recorded(g, gate), causal)
+    assert found.error == pytest.approx(measured(lost, g, gate, ahead) / whole, rel=0.1)
+    assert found.error == pytest.approx(sensitivity.output_error(k, shown, recorded(g, gate)), rel=1e-9)
+    if causal and kept.ahead:
+        future = torch.nn.functional.pad(kept.k[:, : kept.ahead].double(), (0, 1))
+        assert found.ahead == pytest.approx(measured(future, g, gate, kept.ahead) / whole, rel=0.1)
+    else:
+        assert found.ahead == 0
+
+
+def test_what_arrives_decides():
+    """The same change costs less where it meets nothing, and the bar above tells those cases apart."""
+    k = smooth_filter(L, H)
+    slow, gate = signals(color=0.95)
+    white = torch.randn_like(slow)
+    errors = [sensitivity.errors(k, LOW, recorded(g, gate), causal=False).error for g in (slow, white)]
+    assert errors[0] < 0.1 * errors[1]
+    k[0] = torch.randn(L)  # rough: a low-pass loses most of it
+    quiet = torch.ones(H, dtype=torch.float64)
+    quiet[1:] = 0
+    loudest = sensitivity.errors(k, LOW, recorded(white * quiet[:, None], gate), causal=False).error
+    shut = sensitivity.errors(k, LOW, recorded(white, gate * quiet[:, None]), causal=False).error
+    assert loudest == pytest.approx(shut, rel=0.1) and loudest > 2 * errors[1]
+
+
+def test_channels_in_pieces_say_the_same(monkeypatch):
+    k, (g, gate) = smooth_filter(L, H), signals(50)
+    whole = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
+    monkeypatch.setattr(sensitivity, "CHUNK_BYTES", 1)
+    pieces = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
+    assert pieces.error == pytest.approx(whole.error, rel=1e-5) and pieces.ahead == pytest.approx(whole.ahead, rel=1e-5)
+
+
+def test_nothing_lost_is_no_error():
+    k, moments = smooth_filter(L, H), recorded(*signals(20))
+    assert sensitivity.errors(k, DENSE, moments, causal=True) == Errors(0.0, 0.0)
+    full = FilterPlan("frequency-sparse", mask=BlockMask.full(N))
+    assert sensitivity.errors(k, full, moments, causal=True).error < 1e-12
+
+
+def test_recorder_convolves_and_takes_note():
+    """In float32, with gates, in batches: the same result as without it, and moments by the definition."""
+    k, u, gate, pregate = torch.randn(H, 30), *torch.randn(3, 6, H, 50)
+    recorder, plain = Recorder(k, 64), LongConv(k)
+    skip = torch.randn(H)
+    for rows in (slice(4), slice(4, 6)):
+        y = recorder(u[rows], gate[rows], skip, pregate[rows])
+        assert torch.equal(y, plain(u[rows], gate[rows], skip, pregate[rows]))
+    found = recorder.moments()
+    expected = torch.stack([spectrum(w, 64).abs().square() for w in u * pregate]).mean(0)
+    assert torch.allclose(found.power.double(), expected, rtol=1e-4) and (found.windows, found.seqlen) == (6, 50)
+    assert torch.allclose(found.gate, gate.square().mean((0, 2)), rtol=1e-5)
+    ungated = Recorder(k, 64)
+    ungated(u)
+    assert torch.equal(ungated.moments().gate, torch.ones(H))
+
+
+def test_gather_reads_a_model_and_leaves_it_as_it_was():
+    model, sites = tiny_model()
+    filters = swap.materialize(sites)
+    ids = torch.randint(7, 11, (6, 64))
+    own = swap.install(sites, dict.fromkeys(filters))
+    inputs, gates = [], []
+
+    def watch(g, gate, skip):
+        inputs.append(g.clone())
+        gates.append(gate.clone())
+        return reference_conv(filters[sites[0].name])(g, gate, skip)
+
+    def run():
+        for some in ids.split(2):
+            model(some)
+
+    found = sensitivity.gather(sites, filters, run)
+    assert swap.install(sites, dict.fromkeys(filters)) == own
+    swap.install(sites, {sites[0].name: watch, sites[1].name: None})
+    run()
+    expected = spectrum(torch.cat(inputs).flatten(0, 1), 64).abs().square().unflatten(0, (6, -1)).mean(0)
+    assert torch.allclose(found[sites[0].name].power.double(), expected, rtol=1e-3, atol=1e-6 * expected.max().item())
+    assert torch.allclose(found[sites[0].name].gate, torch.cat(gates).square().mean((0, 2)), rtol=1e-3)
+    assert found[sites[1].name].windows == 6
+
+
+def test_gather_undoes_even_when_it_fails():
+    _, sites = tiny_model()
+    filters = swap.materialize(sites)
+    with pytest.raises(ValueError, match=r"no window reached backbone\.layers\.0"):
+        sensitivity.gather(sites, filters, lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        sensitivity.gather(sites, filters, lambda: 1 / 0)
+    assert all(conv is None for conv in swap.install(sites, dict.fromkeys(filters)).values())
+
+
+def weigh(plan):
+    return plan.density(L)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_candidates(causal):
+    k, moments = smooth_filter(L, H), recorded(*signals(20))
+    dense, *others = sensitivity.candidates(k, site(k, causal), moments, weigh)
+    assert dense == Candidate(DENSE, Errors(0.0, 0.0), 1.0) and others
+    assert all(one.seconds < 1 and 0 < one.errors.error <= sensitivity.LARGEST_ERROR for one in others)
+    assert not any(sensitivity.beats(a, b) for a in others for b in others)
+    kinds = {one.plan.kind for one in others}
+    assert ("frequency-sparse" in kinds) == (not causal)
+    leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, allow_leak=True)
+    assert "frequency-sparse" in {one.plan.kind for one in leaky}
+
+
+def test_what_is_no_cheaper_is_no_candidate():
+    k, moments = smooth_filter(L, H), recorded(*signals(20))
+    assert [c.plan for c in sensitivity.candidates(k, site(k), moments, lambda plan: 1.0)] == [DENSE]
+    few = sensitivity.candidates(k, site(k), moments, lambda plan: 2.0 if plan.leaks else weigh(plan))
+    assert {one.plan.kind for one in few} == {"dense", "partial"}
+
+
+def test_loss_passes_through_its_probes():
+    loss = Loss(((1e-4, 2e-5), (1e-2, 4e-3)))
+    assert loss.at(0) == 0 and loss.at(1e-4) == pytest.approx(2e-5) and loss.at(1e-2) == pytest.approx(4e-3)
+    assert loss.at(1e-3) == pytest.approx(math.sqrt(2e-5 * 4e-3))  # halfway, on logarithmic axes
+    assert loss.at(1e-6) == pytest.approx(2e-7) and loss.at(1e-1) == pytest.approx(4e-2)  # in proportion
+    assert Loss(((1e-3, 1e-4), (1e-3, 2e-4))).at(1e-3) == 2e-4  # two of one error: the worse
+
+
+@pytest.mark.parametrize("probes", [(), ((0.0, 1.0),), ((1.0, math.nan),), ((1.0, math.inf),)])
+def test_refused_probes(probes):
+    with pytest.raises(ValueError, match="probes of an error and a KL above zero"):
+        Loss(probes)
+
+
+def test_losses_are_read_off_their_own_kind():
+    few = [Candidate(FilterPlan("partial", taps), Errors(1 / taps, 0.0), taps) for taps in (8, 16, 32)]
+    split = [Candidate(FilterPlan("split", taps, SPLIT.mask), Errors(1 / taps, 0.0), taps) for taps in (8, 16, 32)]
+    kl = {few[1].plan: 1.0, split[0].plan: 0.25}
+    some = [Candidate(DENSE, Errors(0.0, 0.0), 99.0), *few, *split]
+    assert sensitivity.predicted(some, kl) == pytest.approx([0, 2, 1, 0.5, 0.25, 0.125, 0.0625])
+    del kl[split[0].plan]
+    assert sensitivity.predicted(some, kl)[4:] == pytest.approx([2, 1, 0.5])  # of the other kind, where there is none
+
+
+def test_probes_are_spread_over_both_kinds():
+    few = [Candidate(FilterPlan("partial", taps), Errors(1 / taps, 0.0), taps) for taps in range(1, 9)]
+    split = [Candidate(FilterPlan("split", taps, SPLIT.mask), Errors(1 / taps, 0.0), taps) for taps in range(1, 4)]
+    some = [Candidate(DENSE, Errors(0.0, 0.0), 99.0), *few, *split]
+    assert len(sensitivity.to_probe(some, 100)) == 11
+    for count in range(12):
+        chosen = sensitivity.to_probe(some, count)
+        assert len(set(chosen)) == len(chosen) == count and DENSE not in chosen
+    assert {plan.kind for plan in sensitivity.to_probe(some, 2)} == {"partial", "split"}
+    assert [plan.taps for plan in sensitivity.to_probe(few, 2)] == [6, 2]  # neither the largest error nor the smallest
+
+
+def test_moments_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"take one gate a channel, 1 to 8 samples and a window, got \(3,\)"):
+        Moments(torch.ones(2, 8), torch.ones(3), 8, 1)
+    with pytest.raises(ValueError, match=r"got .* 9 and 1"):
+        Moments(torch.ones(2, 8), torch.ones(2), 9, 1)
