@@ -164,6 +164,18 @@ class TestTorch:
             torch.export.save(program, tmp_path / "conv.pt2")
             assert torch.equal(torch.export.load(tmp_path / "conv.pt2").module()(u), conv(u))
 
+    def test_autocast(self):
+        """The signal's type decides, in and out: a linear layer before it may have cast it, a gate may be float32."""
+        conv, u, gate = LongConv(torch.randn(3, 300)), torch.randn(2, 3, 300), torch.randn(2, 3, 300)
+        mix = torch.nn.Linear(3, 3)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            plain = conv(u)
+            cast = mix(u.transpose(1, 2)).transpose(1, 2)
+            y = conv(cast, gate)
+        assert cast.dtype == y.dtype == torch.bfloat16
+        assert plain.dtype == u.dtype and torch.equal(plain, conv(u))
+        assert_close(y, gate.double() * fftconv_ref(cast, conv.k), 6e-3)
+
 
 @pytest.mark.parametrize(
     ("u", "gate", "skip", "says"),
