@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparsify import choosing, gpu, nvrtc, tiling
 from sparsify.cpu import KERNEL, Prepared, Structure, good_size
+from sparsify.files import write_whole
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD, points
@@ -428,10 +429,8 @@ def opening(on: Machine, peak: Mapping[str, float], rounds: int) -> dict[str, An
 
 
 def write(path: Path, result: object) -> None:
-    """Whole or not at all: whoever stops this process finds the last state."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n")
-    beside.replace(path)
+    """As JSON; whoever stops this process finds the last state."""
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def bench(

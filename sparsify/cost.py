@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from . import multirate, native
+from .files import write_whole
 
 CALLS = 24  # of which a measurement takes the quickest
 
@@ -108,10 +108,7 @@ def costs() -> Costs:
 def keep(measured: Costs) -> Path:
     """Store the constants for the processes to come; returns where."""
     path = stored()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as beside:
-        json.dump({**machine(), "costs": asdict(measured)}, beside, indent=2)
-    os.replace(beside.name, path)
+    write_whole(path, json.dumps({**machine(), "costs": asdict(measured)}, indent=2) + "\n")
     costs.cache_clear()
     return path
 

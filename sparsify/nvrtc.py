@@ -19,13 +19,15 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .files import write_whole
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")  # what the kernels are tested to compile for
 OLDEST = (8, 0)  # compute capability: before Ampere there is no bfloat16 and no m16n8k16
@@ -400,14 +402,9 @@ def write(path: Path, kernel: Kernel, made: Binary) -> None:
         "log": made.log,
     }
     rest = json.dumps(about).encode() + b"\n" + made.image
-    beside = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
-        beside.replace(path)
+        write_whole(path, hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
         warn_unwritable(path.parent, error)
 
 

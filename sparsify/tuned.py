@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,6 +19,7 @@ from typing import Any
 from . import nvrtc, tiling
 from .cost import stored as costs_file
 from .cpu import Structure, room
+from .files import write_whole
 from .tiling import DIRECT_TAPS, Card, Tiling, TwoLevel
 
 SCHEMA = 1
@@ -168,13 +167,11 @@ def keep(card: str, arch: str, found: Mapping[Case, Choice]) -> Path:
     arch: what the kernels were compiled for, "sm_90a".
     """
     path = stored(card)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    choices.cache_clear()  # another process may have found some
     before = choices(card)
     own = {"schema": SCHEMA, "card": card, "arch": arch, "code": code(arch)}
     earlier = before["choices"] if before and before["code"] == own["code"] else {}
     made = {**own, "choices": {**earlier, **{str(case): asdict(choice) for case, choice in found.items()}}}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as beside:
-        json.dump(made, beside, indent=1)
-    os.replace(beside.name, path)
+    write_whole(path, json.dumps(made, indent=1) + "\n")
     choices.cache_clear()
     return path
