@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify import choosing, gpu, nvrtc, tiling
+from sparsify import choosing, gpu, kernel, nvrtc
+from sparsify.cards import Card
 from sparsify.cpu import KERNEL, Prepared, Structure, good_size
 from sparsify.files import write_whole
+from sparsify.kernel import type_name
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD, points
@@ -43,7 +45,7 @@ SHAPES: tuple[Shape, ...] = (  # up to 0.8 GB of 16-bit signals
     (4, 768, 1 << 17),
     (1, 256, 1 << 20),
 )
-DTYPES = tuple(tiling.DTYPES)
+DTYPES = tuple(kernel.DTYPES)
 SHARE = 1 / 8  # of the bins that masks keep
 TEETH = 32  # a comb of groups of bins, so many bins apart
 BARS = {"float16": 5e-3, "bfloat16": 2e-2, "float32": 1e-3}  # relative L2 against float64: above, a time means nothing
@@ -77,9 +79,9 @@ class Case:
 
     @property
     def sample_bytes(self) -> int:
-        return tiling.kind(self.dtype).bytes
+        return kernel.kind(self.dtype).bytes
 
-    def layer(self, card: tiling.Card) -> choosing.Layer:
+    def layer(self, card: Card) -> choosing.Layer:
         """As the planner sees it."""
         batch, channels, seqlen = self.shape
         return choosing.Layer(card, self.torch_dtype, seqlen, batch, channels)
@@ -368,7 +370,7 @@ def described(way: Way | SlowWay) -> dict[str, Any]:
     found = asdict(way)
     for data in (found, found.get("inner", {})):
         if "dtype" in data:
-            data["dtype"] = tiling.type_name(data["dtype"])
+            data["dtype"] = type_name(data["dtype"])
     return found
 
 

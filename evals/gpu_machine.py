@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify import gpu, nvrtc, tiling
+from sparsify import gpu, nvrtc
+from sparsify.cards import Card
 
 from .throughput import Clock, Work, in_rounds
 
@@ -24,7 +25,7 @@ class Machine:
     """
 
     device: torch.device
-    card: tiling.Card
+    card: Card
     arch: str  # that kernels are compiled for
     clock: Clock
     capture: Callable[[Sequence[Work]], Work] | None = None
@@ -74,7 +75,7 @@ def machine(device: str | torch.device = "cuda") -> Machine:
     place = torch.device("cuda", index)
     torch.cuda.set_device(place)
     arch = nvrtc.architecture(index)
-    return Machine(place, tiling.Card.of(place), arch, EventClock(), captured, None, torch.cuda.synchronize)
+    return Machine(place, Card.of(place), arch, EventClock(), captured, None, torch.cuda.synchronize)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sparsify import choosing, gpu, nvrtc, tiling, tuned
+from sparsify.cards import Card
 from sparsify.cpu import Prepared, Structure
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD
@@ -190,7 +191,7 @@ def builds_to_tune(on: Machine, case: Case, plan: FilterPlan) -> list[Build]:
     return [build for way in ways for build in builds_of(way, seqlen)]
 
 
-def needed(card: tiling.Card, some: Iterable[Case]) -> list[Build]:
+def needed(card: Card, some: Iterable[Case]) -> list[Build]:
     """Kernels that the planner will choose for these cases, without making a table."""
     found: dict[Build, None] = {}
     for layer in dict.fromkeys(case.layer(card) for case in some):

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, gpu, multirate, tiling, tuned
+from . import cpu, gpu, kernel, multirate, tiling, tuned
+from .cards import Card
 from .cpu import Prepared, Structure, crop
+from .kernel import HEAD_STEP, Kind, Live, Tiling, TwoLevel, type_name
 from .monarch import BlockMask
-from .tiling import DIRECT_TAPS, HEAD_STEP
+from .tiling import DIRECT_TAPS
 from .ways import SlowWay, Way, slow_length
 
 
@@ -21,7 +23,7 @@ from .ways import SlowWay, Way, slow_length
 class Layer:
     """What is convolved, and where: signals (B, H, L) of up to `seqlen` samples.  batch: what to expect."""
 
-    card: tiling.Card
+    card: Card
     dtype: torch.dtype
     seqlen: int
     batch: int
@@ -29,11 +31,11 @@ class Layer:
 
     @property
     def type_name(self) -> str:
-        return tiling.type_name(self.dtype)
+        return type_name(self.dtype)
 
     @property
-    def kind(self) -> tiling.Kind:
-        return tiling.kind(self.dtype)
+    def kind(self) -> Kind:
+        return kernel.kind(self.dtype)
 
     @property
     def rows(self) -> int:
@@ -56,7 +58,7 @@ def prepare(
     dtype: torch.dtype,
     batch: int = 1,
     structure: Structure | None = None,
-    card: tiling.Card | None = None,
+    card: Card | None = None,
 ) -> Prepared:
     """The way that should be the quickest for signals of up to `seqlen` samples, and its tables on k's device.
 
@@ -65,7 +67,7 @@ def prepare(
     """
     if structure is not None and seqlen > structure.mask.n:
         structure = None  # such a signal feels taps that the mask did not touch
-    layer = Layer(card or tiling.Card.of(k.device), dtype, seqlen, batch, k.shape[0])
+    layer = Layer(card or Card.of(k.device), dtype, seqlen, batch, k.shape[0])
     taps, own_ahead = felt(k, ahead, seqlen)
     found = ways(layer, taps, own_ahead, structure)
     if not found:
@@ -122,9 +124,7 @@ def tuned_way(choice: tuned.Choice, layer: Layer, taps: int, ahead: int) -> Way:
     return way_of(choice.tiling, choice.resident, layer.dtype, layer.seqlen, ahead)
 
 
-def way_of(
-    found: tiling.Tiling | tiling.TwoLevel, resident: int, dtype: torch.dtype, seqlen: int, ahead: int = 0
-) -> Way:
+def way_of(found: Tiling | TwoLevel, resident: int, dtype: torch.dtype, seqlen: int, ahead: int = 0) -> Way:
     """A planner's kernel.  ahead: samples by which a filter of few taps reads early; a whole one's spectrum has it."""
     inner, radix = found.inner, found.radix
     own_ahead = ahead if inner.source == "history" else 0
@@ -161,7 +161,7 @@ def masked_way(layer: Layer, structure: Structure) -> tuple[float, Way] | None:
     return seconds, masked_of(best.tiling, best.occupancy, layer, taps)
 
 
-def masked_of(found: tiling.Tiling | tiling.TwoLevel, resident: int, layer: Layer, taps: int) -> Way:
+def masked_of(found: Tiling | TwoLevel, resident: int, layer: Layer, taps: int) -> Way:
     """A planner's kernel under a mask.  taps: as of `head_taps`."""
     return replace(way_of(found, resident, layer.dtype, layer.seqlen), masked=True, head=taps)
 
@@ -186,18 +186,18 @@ def bins_of(mask: BlockMask) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def left_by(mask: BlockMask, factors: tuple[int, ...], levels: int = 1) -> tuple[int, tiling.Live]:
+def left_by(mask: BlockMask, factors: tuple[int, ...], levels: int = 1) -> tuple[int, Live]:
     """What a mask leaves under these factors: digits of the outer stage, if there is one, and tiles of a row inside.
 
     Rows inside count as that which keeps any tile that one of them keeps.  Other points than the mask's: everything.
     """
     radix, inside = (factors[0], factors[1:]) if levels == 2 else (1, factors)
     if math.prod(factors) != mask.n:
-        return radix, tiling.Live.dense(inside)
+        return radix, Live.dense(inside)
     kept = gpu.slots(bins_of(mask), factors)[1]
     if levels == 1:
-        return 1, tiling.Live.of(kept.numpy())
-    return gpu.outer_digits(kept), tiling.Live.of(kept.any(0).numpy())
+        return 1, Live.of(kept.numpy())
+    return gpu.outer_digits(kept), Live.of(kept.any(0).numpy())
 
 
 def slow_way(layer: Layer, structure: Structure) -> tuple[float, SlowWay] | None:

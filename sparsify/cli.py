@@ -440,11 +440,11 @@ def installed(name: str) -> tuple[str, bool, str]:
 
 def kernels_that_fit(seqlen: int | None, arch: str | None, as_json: bool) -> None:
     """The doctor's answer on tilings, for 64 sequences of 768 channels."""
-    from . import tiling
+    from . import cards, tiling
 
     if seqlen is None:
         raise ValueError("--arch is of --tiling; add the length that a kernel is sought for")
-    found = tiling.facts(tiling.card(arch), seqlen, rows_total=64 * 768, batch=64)
+    found = tiling.facts(cards.card(arch), seqlen, rows_total=64 * 768, batch=64)
     click.echo(as_text(found) if as_json else tiling.as_text(found))
 
 

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import tiling
+from . import kernel
+from .kernel import DTYPES, Source, tile_sides
+from .kernel import SOURCES as SOURCES
 from .monarch import roots
-from .tiling import SOURCES as SOURCES
-from .tiling import Source
 
-TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in tiling.DTYPES)
+TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in DTYPES)
 LANES, TILE = 32, 8
 
 
 def planes(dtype: torch.dtype) -> int:
     """16-bit numbers that a number of this type is computed with: float32 is the sum of two bfloat16."""
-    return tiling.kind(dtype).planes
+    return kernel.kind(dtype).planes
 
 
 def words(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ class Stages:
 
     def core(self, dtype: torch.dtype) -> bool:
         """Whether the last two stages run as one, in registers: `core` of cuda/spectrum.cuh."""
-        return tiling.core(self.factors, dtype)
+        return kernel.core(self.factors, dtype)
 
     def frequencies(self) -> Tensor:
         """Natural frequency of every slot, (N1, .., Np) int64."""
@@ -167,9 +167,9 @@ class Stages:
     def live(self, kept: Tensor) -> list[Tensor]:
         """Bit sets of a mask, a tensor of int32 words for each stage.  kept: (.., N1, .., Np) bool in slot order.
 
-        Slots are skipped in blocks, `tiling.tile_sides`.
+        Slots are skipped in blocks, `tile_sides`.
         """
-        axes, sides = len(self.factors), tiling.tile_sides(self.factors)
+        axes, sides = len(self.factors), tile_sides(self.factors)
         cut = [part for size, side in zip(self.factors, sides, strict=True) for part in (size // side, side)]
         blocks = kept.reshape(-1, *cut)
         every = range(2, 2 * axes + 1, 2)

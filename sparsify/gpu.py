@@ -23,9 +23,10 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from . import fragments, multirate, nvrtc, tiling
+from . import fragments, multirate, nvrtc
 from .cpu import Prepared, Structure
 from .fragments import TYPES, Stages
+from .kernel import RESERVED, slot_orders
 from .spectra import spectrum
 from .ways import Build, Call, Signal, SlowWay, Way, slow_length, way_from
 
@@ -69,7 +70,7 @@ def by_digit(bins: Tensor, factors: Sequence[int]) -> Tensor:
 def slots(bins: Tensor, factors: Sequence[int]) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
     """Orders of the digits for a mask, and what is kept in that order: (N1, .., Np) bool."""
     kept = by_digit(bins, factors)
-    orders = tiling.slot_orders(kept.numpy())
+    orders = slot_orders(kept.numpy())
     for axis, order in enumerate(orders):
         kept = kept.index_select(axis, torch.tensor(order))
     return orders, kept
@@ -235,7 +236,7 @@ def kernel(build: Build) -> nvrtc.Kernel:
 def function(build: Build, device: torch.device) -> nvrtc.Function:
     fits = unspilled(build, nvrtc.architecture(device))
     found = nvrtc.load(kernel(fits), device)
-    nvrtc.prefer_shared(found, fits.resident * (fits.shared_bytes + tiling.RESERVED))
+    nvrtc.prefer_shared(found, fits.resident * (fits.shared_bytes + RESERVED))
     return found
 
 

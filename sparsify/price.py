@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from . import choosing, cpu, native, tiling
+from . import cards, choosing, cpu, native, tiling
+from .cards import CARDS, Card
 from .cost import processor
 from .plan import FilterPlan
-from .tiling import CARDS, Card
 
 MOVED = 0.2  # nanoseconds of one core a sample, whatever the way: rows from memory and back, which warm ones spare
 MAKING = 0.5  # of a transform: the spectrum of a row of taps, where it is made anew in every call
@@ -125,7 +125,7 @@ def target(name: str | None = None) -> Target:
     if key == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"there is no CUDA device here; name the card instead: {', '.join(NAMES)}")
-        card = tiling.card()
+        card = cards.card()
     elif key in CARDS or key in NAMES:
         card = CARDS.get(key) or NAMES[key]
     else:

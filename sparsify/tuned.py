@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from . import nvrtc, tiling
+from .cards import Card
 from .cost import stored as costs_file
 from .cpu import Structure, room
 from .files import write_whole
-from .tiling import DIRECT_TAPS, Card, Tiling, TwoLevel
+from .kernel import Tiling, TwoLevel
+from .tiling import DIRECT_TAPS
 
 SCHEMA = 1
 LEAST_REGISTERS = 32  # of a thread, which a number of resident blocks must leave

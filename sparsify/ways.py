@@ -11,9 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import fragments, multirate, tiling
+from . import fragments, multirate
 from .cpu import KERNEL
 from .fragments import SOURCES, TYPES
+from .kernel import Tiling
+from .swizzle import swizzle
 
 KERNELS = ("conv", "outer_forward", "outer_inverse", "direct", "decimate", "interpolate")
 DIRECT_FACTORS = (16, 32)  # of kernels without a transform, which read none
@@ -65,9 +67,9 @@ class Build:
 
     @property
     def macros(self) -> dict[str, object]:
-        swizzle: tuple[tuple[int, int], ...] = ((0, 0),)
+        images: tuple[tuple[int, int], ...] = ((0, 0),)
         if self.entry == "conv":
-            swizzle = tiling.Tiling(self.factors, self.rows, self.warps, self.source).swizzle or swizzle
+            images = swizzle(Tiling(self.factors, self.rows, self.warps, self.source)) or images
         return {
             "SPARSIFY_KERNEL": KERNELS.index(self.entry),
             "SPARSIFY_TYPE": TYPES.index(self.dtype),
@@ -80,7 +82,7 @@ class Build:
             "SPARSIFY_HEAD": self.head,
             "SPARSIFY_RATE": self.rate,
             "SPARSIFY_PIECE": self.piece,
-            "SPARSIFY_SWIZZLE": ",".join(f"{bit},{image}" for bit, image in swizzle),
+            "SPARSIFY_SWIZZLE": ",".join(f"{bit},{image}" for bit, image in images),
         }
 
     @property

@@ -13,13 +13,15 @@ from click.testing import CliRunner
 from helpers import assert_close
 
 from sparsify import tiling
+from sparsify.cards import CARDS
 from sparsify.cli import main
 from sparsify.evals import gpu_kernels, gpu_machine, rivals
 from sparsify.evals.gpu_kernels import Case, Inputs
 from sparsify.fftconv import fftconv_ref
+from sparsify.kernel import Tiling
 from sparsify.plan import Filter
 
-CARD = replace(tiling.CARDS["sm_90"], l2=1)
+CARD = replace(CARDS["sm_90"], l2=1)
 PEAK = {"bytes_per_second": 4e12, "flop_per_second": 8e14}
 
 
@@ -99,7 +101,7 @@ def test_operations_are_those_of_the_stages(seqlen, gigaflop):
 
 @pytest.mark.parametrize("factors", [(16, 16), (16, 16, 16), (32, 16, 16), (32, 32, 16)])
 def test_operations_are_those_that_a_kernel_counts(factors):
-    one = tiling.Tiling(factors)
+    one = Tiling(factors)
     assert Case((1, 1, one.points), "float16").flops() == sum(one.mmas().values()) * tiling.MMA_FLOPS
     assert gpu_kernels.radix_work(11) == 16 / 2 + 16 + 8
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import assert_close
 
-from sparsify import fragments, tiling
+from sparsify import fragments
 from sparsify.fragments import Stages
+from sparsify.kernel import tile_sides
 from sparsify.monarch import BlockMask, digits
 from sparsify.spectra import spectrum
 
@@ -273,7 +274,7 @@ def test_spectra_lie_where_products_leave_their_results(factors, dtype):
 
 def bits_by_hand(kept: np.ndarray, axis: int) -> list[int]:
     """For every group of prefixes, one bit for each 8 digits of the axis that lead to a live tile."""
-    sides = tiling.tile_sides(kept.shape)
+    sides = tile_sides(kept.shape)
     live = np.zeros_like(kept)
     for where in zip(*np.nonzero(kept), strict=True):  # a tile lives as a whole
         live[tuple(slice(i // s * s, i // s * s + s) for i, s in zip(where, sides, strict=True))] = True

@@ -28,11 +28,12 @@ from convolutions import (
 )
 from helpers import assert_close, relative_l2
 
-from sparsify import LongConv, choosing, cpu, fftconv_ref, gpu, nvrtc, tiling
+from sparsify import LongConv, choosing, cpu, fftconv_ref, gpu, kernel, nvrtc, tiling
+from sparsify.cards import CARDS, Card
 from sparsify.fragments import Stages
+from sparsify.kernel import SOURCES, Live, Tiling, TwoLevel
 from sparsify.monarch import BlockMask, monarch_conv
 from sparsify.plan import FilterPlan
-from sparsify.tiling import CARDS, SOURCES, Live, Tiling
 from sparsify.ways import Call, SlowWay, Way, slow_length, way_from
 
 CARD = CARDS["sm_90"]
@@ -335,7 +336,7 @@ def test_a_mask_is_the_formula(name):
 def on_card(monkeypatch):
     """LongConv prepares for an H200, whatever the machine."""
     monkeypatch.setattr(gpu, "takes", lambda u: True)
-    monkeypatch.setattr(tiling.Card, "of", classmethod(lambda cls, device=None: CARD))
+    monkeypatch.setattr(Card, "of", classmethod(lambda cls, device=None: CARD))
 
 
 PLANS = {
@@ -581,7 +582,7 @@ def test_multiplications_of_blocks_are_those_predicted(case):
 def test_multiplications_in_two_levels_are_those_predicted(case):
     """Outer stages by tiles of 8 digits; below each of these the rows inside keep what any of the 8 does."""
     way, one, emulator = case.way, tiled(case.way), measured(case)
-    outer = 2 * tiling.TwoLevel(way.radix, one).mmas(None, way.dtype, case.length)["outer"]
+    outer = 2 * TwoLevel(way.radix, one).mmas(None, way.dtype, case.length)["outer"]
     digits, inside = way.radix, way.radix * sum(one.mmas(None, way.dtype).values())
     if case.mask is not None:
         digits, left = choosing.left_by(case.mask, (way.radix, *way.factors), levels=2)
@@ -638,7 +639,7 @@ def test_bytes_are_those_predicted(case):
     """Of samples, gates, scratch and spectra, to the byte; a mask's spectra are as small as what it keeps."""
     way, gated, signals = case.way, case.signals.gated, case.batch * case.channels
     if way.source == "complex":
-        two = tiling.TwoLevel(way.radix, tiled(way))
+        two = TwoLevel(way.radix, tiled(way))
         predicted = two.global_bytes(case.length, way.dtype, gated)
     else:
         predicted = tiled(way).global_bytes(case.length, way.dtype, gated, live_of(case), skip=gated)
@@ -672,7 +673,7 @@ def test_multiplications_of_slow_ways(case):
     """512 slow samples see pieces of 31 rate + 8 rate, the window's width; 128 rate samples come from 16 slow ones."""
     way, emulator, rows = case.way, measured(case), case.batch * case.channels
     work = {build.entry: counters.mma for build, counters in emulator.done}
-    low, products = slow_length(case.length, way.rate), tiling.kind(way.dtype).products
+    low, products = slow_length(case.length, way.rate), kernel.kind(way.dtype).products
     assert work["decimate"] == rows * products * 8 * -(-low // 512) * -(-39 * way.rate // 32)
     pieces = -(-case.length // (128 * way.rate)) * way.rate // 4
     assert work["interpolate"] == rows * products * 8 * pieces * (1 + (way.head // 32 + 1 if way.head else 0))

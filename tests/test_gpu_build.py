@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from sparsify import choosing, gpu, nvrtc, tiling
+from sparsify.cards import CARDS, Card
 from sparsify.cpu import Structure
 from sparsify.fragments import Stages
+from sparsify.kernel import Tiling
 from sparsify.monarch import BlockMask
-from sparsify.tiling import CARDS
 from sparsify.ways import Build, SlowWay
 
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -47,7 +48,7 @@ class Problem:
             filter(None, [*parts, f"head{self.head}" if self.head else "", f"by{self.piece}" * (self.piece < 8)])
         )
 
-    def way(self, card: tiling.Card):
+    def way(self, card: Card):
         if self.mask is None:
             found = tiling.best(card, self.seqlen, self.dtype, BATCH * CHANNELS, taps=self.taps, batch=BATCH)
             assert (found.tiling.inner.source == "history") == (self.taps is not None)
@@ -56,12 +57,12 @@ class Problem:
         structure = Structure(mask, torch.zeros(1, self.head) if self.head else None)
         return choosing.masked_way(choosing.Layer(card, self.dtype, self.seqlen, BATCH, CHANNELS), structure)[1]
 
-    def builds(self, card: tiling.Card) -> tuple[Build, ...]:
+    def builds(self, card: Card) -> tuple[Build, ...]:
         return self.way(card).builds(self.piece)
 
 
 @cache
-def compiled_for(card: tiling.Card) -> str:
+def compiled_for(card: Card) -> str:
     """The architecture as NVRTC is asked for it."""
     major, minor = divmod(int(card.arch[3:]), 10)
     known = [int(arch[3:].rstrip("a")) for arch in nvrtc.ARCHITECTURES]
@@ -141,7 +142,7 @@ def test_a_kernel_that_would_spill_has_fewer_blocks():
 )
 def test_products_stand_in_the_code_once(factors, masked):
     """HMMA instructions of one unit of each stage: a matrix product that is unrolled twice, or lost, would show."""
-    build = Build("conv", HALF, factors, rows=64 // min(64, tiling.Tiling(factors).behind[0]), masked=masked, warps=1)
+    build = Build("conv", HALF, factors, rows=64 // min(64, Tiling(factors).behind[0]), masked=masked, warps=1)
     first, *middle, inner = factors
     if Stages.natural(factors).core(HALF):  # of two prefixes at a time; on the way back of each on its own
         middle.pop()

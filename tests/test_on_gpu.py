@@ -13,7 +13,8 @@ import emulation
 import pytest
 import torch
 
-from sparsify import tiling, tuned
+from sparsify import tuned
+from sparsify.cards import CARDS
 from sparsify.evals import gpu_kernels, gpu_machine, rivals
 from sparsify.evals.gpu_kernels import Case
 
@@ -121,7 +122,7 @@ def test_strange_steps_are_refused(tmp_path, capsys):
 
 
 def machine(launch):
-    card = replace(tiling.CARDS["sm_90"], l2=1)
+    card = replace(CARDS["sm_90"], l2=1)
     return gpu_machine.Machine(torch.device("cpu"), card, "sm_90a", time.perf_counter, None, launch)
 
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparsify import choosing, cost, cpu, native, price, tiling
+from sparsify import choosing, cost, cpu, native, price
+from sparsify.cards import CARDS, Card
 from sparsify.cost import DEFAULT
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
@@ -121,7 +122,7 @@ def test_without_kernels_a_mask_saves_nothing(without_kernels, seqlen):
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 @pytest.mark.parametrize(("taps", "seqlen"), [(1024, 1024), (1024, 1500)])
 def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
-    card, own = tiling.CARDS["sm_90"], dtype or torch.float16
+    card, own = CARDS["sm_90"], dtype or torch.float16
     for plan in plans(1024):
         k = plan.apply(torch.randn(2, taps))
         structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
@@ -185,7 +186,7 @@ def test_the_cpu_is_the_default():
 
 
 def test_cards_by_architecture_and_by_name():
-    for arch, card in tiling.CARDS.items():
+    for arch, card in CARDS.items():
         assert target(arch).card == card and target(arch).name == card.name
     for name, card in NAMES.items():
         assert target(name.upper()) == target(name) and name in target(name).name.lower() and target(name).card == card
@@ -197,9 +198,9 @@ def test_the_card_at_hand(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="there is no CUDA device here; name the card instead: a100, "):
         target("cuda")
-    here = replace(tiling.CARDS["sm_89"], name="NVIDIA L4")
+    here = replace(CARDS["sm_89"], name="NVIDIA L4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tiling.Card, "of", lambda device=None: here)
+    monkeypatch.setattr(Card, "of", lambda device=None: here)
     assert target("cuda") == Target("NVIDIA L4", here)
 
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 from convolutions import MANY, ROOFLINE
 
-from sparsify import fragments, tiling
-from sparsify.tiling import CARDS, Live, Problem, Tiling, TwoLevel, solve
+from sparsify import cards, fragments, tiling
+from sparsify.cards import CARDS, Card
+from sparsify.kernel import DTYPES, FUSED, SOURCES, Live, Tiling, TwoLevel, slot_orders
+from sparsify.swizzle import accesses, conflicts, fold, swizzle, wavefronts
+from sparsify.tiling import Problem, solve
 
 H200, A6000 = CARDS["sm_90"], CARDS["sm_86"]
 
@@ -42,7 +45,7 @@ def test_counts_of_three_factors_by_hand():
     # stage 1: 4 units of 1 x 2 x 8; stage 2: 8 units of 2 x 2 x 4; inner: 16 units of 2 x 4
     assert one.mmas() == {"stage 1": 64, "stage 2": 128, "inner": 128, "inner back": 128, "back 2": 128, "back 1": 64}
     assert one.trips(dtype="float32") == 8 and one.results(dtype="float32") == 5
-    assert one.trips() == 4 and one.results() == 2 + 3 * tiling.FUSED  # the last two stages stay in registers
+    assert one.trips() == 4 and one.results() == 2 + 3 * FUSED  # the last two stages stay in registers
     kept = np.zeros((16, 16, 16), dtype=bool)
     kept[0, 0, 0] = True  # one tile on each axis: 8 of 16, all 16, 8 of 16
     live = Live.of(kept)
@@ -50,7 +53,7 @@ def test_counts_of_three_factors_by_hand():
     # half of stage 1's tiles; half of stage 2's units, whole; half of the inner units with half of their tiles
     assert one.mmas(live) == {"stage 1": 32, "stage 2": 64, "inner": 32, "inner back": 32, "back 2": 64, "back 1": 32}
     assert one.trips(live, "float32") == 4 and one.results(live, "float32") == 2 * (1 / 2 + 1 / 2) + 1 / 4
-    assert one.trips(live) == 2 and one.results(live) == 2 / 2 + (2 / 2 + 1 / 4) * tiling.FUSED
+    assert one.trips(live) == 2 and one.results(live) == 2 / 2 + (2 / 2 + 1 / 4) * FUSED
 
 
 def test_padding_is_not_multiplied():
@@ -123,21 +126,21 @@ def low_pass(factors, cut):
 def test_both_ends_of_the_axis_share_tiles():
     kept = low_pass((16, 16, 32), 2 * 256)  # 2 of 32 digits at either end
     assert Live.of(kept).pairs == (2, 2, 4)  # in natural order two tiles of the inner axis under each prefix
-    orders = tiling.slot_orders(kept)
+    orders = slot_orders(kept)
     assert orders[2][:4] == (0, 1, 30, 31) and orders[0] == orders[1] == tuple(range(16))
     assert Live.of(kept[np.ix_(*orders)]).pairs == (2, 2, 2)  # one
 
 
 def test_digits_of_one_class_lie_together():
     kept = low_pass((16, 16, 16), 300)  # not a whole number of columns
-    orders = tiling.slot_orders(kept)
+    orders = slot_orders(kept)
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert orders[2][:2] == (0, 15) and set(orders[2][:4]) == {0, 15, 1, 14}  # the full columns, then parts of columns
     rows = kept[:, :, list(orders[2])]
     assert not rows[:, :, 4:].any() and Live.of(rows).pairs[-1] < Live.of(kept).pairs[-1]
     scattered = np.zeros((16, 16, 16), dtype=bool)
     scattered[1::5, ::3, 2::7] = True  # a product: its digits come first on each axis
-    orders = tiling.slot_orders(scattered.tolist())
+    orders = slot_orders(scattered.tolist())
     assert [order[:3] for order in orders] == [(1, 6, 11), (0, 3, 6), (2, 9, 0)]
     assert Live.of(scattered[np.ix_(*orders)]).pairs == (1, 1, 1)
 
@@ -154,16 +157,16 @@ def test_refused_masks():
 
 def lines(one):
     """Most loaded of the eight lines of banks, for each access of every pattern: simulated, nothing left out."""
-    images, worst = dict(one.swizzle), Counter()
-    for name, chunks in tiling.accesses(one):
-        places = {chunk ^ tiling.fold(chunk, images) for chunk in chunks}
+    images, worst = dict(swizzle(one)), Counter()
+    for name, chunks in accesses(one):
+        places = {chunk ^ fold(chunk, images) for chunk in chunks}
         worst[name] = max(worst[name], *Counter(place % 8 for place in places).values())
     return worst
 
 
 def admissible(limit):
     """Every kernel whose data fit, rows beyond 8 left out: lanes do not reach that far."""
-    for factors, source, rows in product(tiling.DOMAIN.factors, tiling.SOURCES, (1, 2, 4, 8)):
+    for factors, source, rows in product(tiling.DOMAIN.factors, SOURCES, (1, 2, 4, 8)):
         one = Tiling(factors, rows, 1, source)
         if rows * one.points <= limit and rows * one.behind[0] % one.columns == 0:
             yield one
@@ -184,18 +187,18 @@ def test_no_bank_conflicts():
 def test_no_bank_conflicts_in_large_blocks(factors):
     one = Tiling(factors)
     assert max(lines(one).values()) == 1
-    images = dict(one.swizzle)
+    images = dict(swizzle(one))
     assert all(bit > 2 and 0 < image < 8 for bit, image in images.items())
     chunks = range(one.points // 4)
-    assert len({chunk ^ tiling.fold(chunk, images) for chunk in chunks}) == len(chunks)
+    assert len({chunk ^ fold(chunk, images) for chunk in chunks}) == len(chunks)
 
 
 def test_conflicts_are_seen():
     one = Tiling((16, 16, 16))
-    without = tiling.wavefronts(one, ())
+    without = wavefronts(one, ())
     assert without["store 2"] > 1 and without["load 1"] == 4 and without["inner"] == 1
-    assert set(one.conflicts.values()) == {1.0}
-    assert 1 < Tiling((48, 16), rows=4).conflicts["store 1"] < 2  # the best there is, and told
+    assert set(conflicts(one).values()) == {1.0}
+    assert 1 < conflicts(Tiling((48, 16), rows=4))["store 1"] < 2  # the best there is, and told
 
 
 # --- the search ----------------------------------------------------------------------------------------------------
@@ -310,7 +313,7 @@ def test_two_levels_reach_four_million_samples():
     assert not tiling.two_level(A6000, 1 << 22, rows_total=768)
 
 
-@pytest.mark.parametrize("dtype", tiling.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_short_filters_are_cut_into_blocks(dtype):
     whole = tiling.best(H200, 1 << 16, dtype, 768)
     cut = tiling.best(H200, 1 << 16, dtype, 768, taps=1000)
@@ -392,19 +395,19 @@ def test_a_card_at_hand(monkeypatch):
         max_threads_per_multi_processor=1536, regs_per_multiprocessor=65536, L2_cache_size=6 << 20,
     )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    card = tiling.Card.of()
+    card = Card.of()
     assert card.multiprocessors == 82 and card.arch == "sm_86" and "driver" in card.provenance
     assert card.matrix_rate == pytest.approx(A6000.matrix_rate * 82 / 84)
-    assert tiling.Card.of("cuda:0") == card
+    assert Card.of("cuda:0") == card
     found.major, found.minor = 12, 0
     del found.shared_memory_per_block_optin  # an older torch
-    assert tiling.Card.of().shared_per_block == CARDS["sm_89"].shared_per_block
+    assert Card.of().shared_per_block == CARDS["sm_89"].shared_per_block
     found.major, found.minor = 7, 5
     with pytest.raises(ValueError, match="sm_75"):
-        tiling.Card.of()
+        Card.of()
 
 
 def test_cards_by_name():
-    assert tiling.card("sm_80") is CARDS["sm_80"] and (torch.cuda.is_available() or tiling.card() is H200)
+    assert cards.card("sm_80") is CARDS["sm_80"] and (torch.cuda.is_available() or cards.card() is H200)
     with pytest.raises(ValueError, match="sm_80"):
-        tiling.card("sm_70")
+        cards.card("sm_70")

@@ -8,18 +8,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sparsify import choosing, cost, nvrtc, tiling, tuned
+from sparsify import choosing, cost, nvrtc, tuned
+from sparsify.cards import CARDS
 from sparsify.cli import main
 from sparsify.cpu import Structure
 from sparsify.evals import gpu_kernels, gpu_machine, tuning
 from sparsify.evals.gpu_kernels import Case
+from sparsify.kernel import Tiling, TwoLevel
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
-from sparsify.tiling import Tiling, TwoLevel
 from sparsify.tuned import Choice
 from sparsify.ways import way_from
 
-CARD = tiling.CARDS["sm_90"]
+CARD = CARDS["sm_90"]
 PLAIN = tuned.Case.plain("float16", 4096, 4, 64, 4096)
 FEW = tuned.Case.plain("float16", 4096, 4, 64, 64)
 STRUCTURE = Structure(BlockMask.comb(4096, 1 / 8, (32, 128)), None)

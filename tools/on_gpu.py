@@ -58,7 +58,8 @@ def versions(out: Path, seconds: float) -> None:
     """Of everything, and the state of the card."""
     import torch
 
-    from sparsify import nvrtc, tiling
+    from sparsify import nvrtc
+    from sparsify.cards import Card
     from sparsify.evals import gpu_kernels
 
     print("python", sys.version.split()[0], "torch", torch.__version__, json.dumps(gpu_kernels.versions()))
@@ -66,7 +67,7 @@ def versions(out: Path, seconds: float) -> None:
         subprocess.run(["nvidia-smi"], timeout=20)
     if reason := nvrtc.why_not():
         sys.exit(f"our kernels do not run here: {reason}")
-    print("kernels for", nvrtc.architecture(), tiling.Card.of(), torch.cuda.get_device_properties())
+    print("kernels for", nvrtc.architecture(), Card.of(), torch.cuda.get_device_properties())
 
 
 def compile_all(out: Path, seconds: float) -> None:
