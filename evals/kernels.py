@@ -14,6 +14,7 @@ from sparsify.fftconv import LongConv, fftconv_ref
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD, points
+from sparsify.sites import Conv
 
 from .causality import relative
 from .throughput import in_rounds
@@ -64,16 +65,25 @@ def reference(u: Tensor, k: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(k, n), n)[..., : u.shape[-1]]
 
 
-def best_torch(u: Tensor, k: Tensor) -> Callable[[], Tensor]:
+def best_torch(u: Tensor, k: Tensor) -> Conv:
     """The best that torch.fft does here: spectrum prepared, a size without large primes, rows in blocks or all at once.
 
-    Blocks stay in cache but are many calls, which a busy machine makes wait: the quicker of the two is taken.
+    u: a signal like those to come; k: on its device.  Blocks stay in cache but are many calls, which a busy machine
+    makes wait: the quicker of the two is taken.
     """
     n, hop = cpu.choose_size(u.shape[-1], k.shape[-1])
     k_f = cpu.spectrum(k, n)
-    calls = {way.__name__: partial(way, u, k_f, n, hop) for way in (cpu.torch_fftconv, cpu.convolve)}
+    ways = {way.__name__: way for way in (cpu.torch_fftconv, cpu.convolve)}
+    calls = {name: partial(way, u, k_f, n, hop) for name, way in ways.items()}
     timings = in_rounds(calls, rounds=3, warmup=1).against("convolve")
-    return calls[min(timings, key=lambda name: timings[name].seconds)]
+    way = ways[min(timings, key=lambda name: timings[name].seconds)]
+
+    def conv(
+        u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
+    ) -> Tensor:
+        return way(u if pregate is None else u * pregate, k_f, n, hop, gate, skip)
+
+    return conv
 
 
 def sparse_plans(seqlen: int) -> dict[str, FilterPlan]:
@@ -113,7 +123,7 @@ def compare(shape: Shape, rounds: int = 11, progress: Callable[[str], None] = la
     dense = Filter(k)
     whole = FilterPlan("dense")
     progress("finding the best torch.fft")
-    calls: dict[str, Callable[[], Tensor]] = {REFERENCE: partial(reference, u, k), TORCH: best_torch(u, k)}
+    calls: dict[str, Callable[[], Tensor]] = {REFERENCE: partial(reference, u, k), TORCH: partial(best_torch(u, k), u)}
     calls[EXACT] = partial(LongConv(k), u)
     kept = dict.fromkeys(calls, (whole, dense))
     for name, plan in sparse_plans(seqlen).items():

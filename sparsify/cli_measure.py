@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,11 @@ from .cli_common import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsify.converters import Pretrained
     from sparsify.evals.data import Windows
-    from sparsify.evals.throughput import Rounds, Timing
+    from sparsify.evals.throughput import Timing
 
     from .plan import Plan
     from .sites import Conv, ConvSite
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 TOKENS_A_BATCH = 1 << 14
 PARTS_TOKENS = 1 << 13  # that a forward pass taken apart has at most, where it is a by-product
 QUICK_ROUNDS = 3  # and how often it runs
+BASELINES = ("dense", "torch", "upstream")  # prepared once by us; by torch.fft; anew in every call, as upstream does
 SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
 
 
@@ -304,21 +307,26 @@ def calibrated() -> dict[str, Any]:
 
 
 def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> dict[str, Any]:
-    """A model against the dense one and as upstream computes it: end to end, by part, and every convolution."""
-    from sparsify.evals import results, throughput
+    """A model under its plan against `BASELINES`: end to end, all convolutions, every one; and where the time goes."""
+    from sparsify.evals import results
 
     check_linears(p, linears, batch * length)
     sparse, dense = operators(p, p.plan), operators(base)
-    runs = {  # the baseline of most ratios first
-        "dense": running(base, dense),
-        "sparse": running(p, sparse, linears),
-        "upstream": running(base, dict.fromkeys(base.filters)),
+    through_torch = torch_operators(base, batch, length)
+    own, own_torch = (dense, through_torch) if base is p else (operators(p), torch_operators(p, batch, length))
+    alone = {
+        site.name: ways_alone(p, site, (sparse[site.name], own[site.name], own_torch[site.name]), batch, length)
+        for site in p.sites
     }
-    say("timing the whole model")
+    convs: dict[str, Mapping[str, Conv | None]] = {
+        "dense": dense,
+        "torch": through_torch,
+        "upstream": dict.fromkeys(base.filters),
+    }
     ids = some_tokens(p, batch, length)
-    taken = throughput.in_rounds({name: partial(run, ids) for name, run in runs.items()}, rounds)
-    row = timing_row("whole model", taken, p.plan.policy)
-    own = dense if base is p else operators(p)
+    whole = {name: partial(running(base, some), ids) for name, some in convs.items()}
+    row = timed("whole model", {**whole, "sparse": partial(running(p, sparse, linears), ids)}, p.plan.policy, rounds)
+    together = {way: partial(run_all, [runs[way] for runs in alone.values()]) for way in ("sparse", *BASELINES)}
     return {
         **described(p),
         **row,
@@ -327,36 +335,71 @@ def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linear
         "linears": linears,
         "tokens_per_second": batch * length / row["seconds"],
         "parts": timed_parts(p, p.plan, batch, length, linears),
-        "sites": [timed_site(p, site, own[site.name], sparse[site.name], batch, length, rounds) for site in p.sites],
+        "convolutions": timed("all convolutions", together, p.plan.policy, rounds),
+        "sites": [timed(name, runs, str(p.plan.filters[name]), rounds) for name, runs in alone.items()],
         "conditions": asdict(results.conditions(p.device)),
     }
 
 
-def timed_site(
-    p: Pretrained, site: ConvSite, dense: Conv, sparse: Conv, batch: int, length: int, rounds: int
-) -> dict[str, Any]:
-    """One convolution alone: as upstream, but for the filter's network; dense and under the plan, as installed."""
+def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
+    """Every convolution, dense, by the best of torch.fft for signals of this size."""
+    from sparsify.evals import kernels
+
+    say("finding the best torch.fft")
+    filters = {name: k[:, :length].to(p.device) for name, k in p.filters.items()}
+    return {s.name: kernels.best_torch(some_signal(p, s, batch, length), filters[s.name]) for s in p.sites}
+
+
+def some_signal(p: Pretrained, site: ConvSite, batch: int, length: int) -> Tensor:
+    """What a convolution is timed on alone: (batch, channels, length), the same for sites of as many channels."""
     import torch
 
-    from sparsify.evals import kernels, throughput
+    draw = torch.Generator(p.device).manual_seed(0)
+    return torch.randn(batch, site.channels, length, generator=draw, device=p.device)
 
-    say(f"timing {site.name}")
+
+def ways_alone(
+    p: Pretrained, site: ConvSite, convs: tuple[Conv, Conv, Conv], batch: int, length: int
+) -> dict[str, Callable[[], Tensor]]:
+    """One convolution as installed, correct before it is timed, and its baselines.  Upstream: but for the network.
+
+    convs: under the plan, dense, and through torch.fft.
+    """
+    from sparsify.evals import kernels
+
     k, kept = p.filters[site.name], p.plan.filters[site.name]
-    u = torch.randn(batch, site.channels, length, device=p.device)
+    u = some_signal(p, site, batch, length)
+    sparse, dense, through_torch = convs
     kernels.check(site.name, sparse(u[:1]), u[:1], kept.apply(k), SITE_BAR)
     upstream = partial(kernels.reference, u, k[:, :length].to(p.device))
-    runs = {"dense": partial(dense, u), "sparse": partial(sparse, u), "upstream": upstream}
+    return {
+        "sparse": partial(sparse, u),
+        "dense": partial(dense, u),
+        "torch": partial(through_torch, u),
+        "upstream": upstream,
+    }
+
+
+def run_all(runs: Sequence[Callable[[], object]]) -> None:
+    for run in runs:
+        run()
+
+
+def timed(name: str, runs: Mapping[str, Callable[[], object]], plan: str, rounds: int) -> dict[str, Any]:
+    """What the verb says of one thing: seconds under the plan, those of each baseline, and paired ratios."""
+    import torch
+
+    from sparsify.evals import throughput
+
+    say(f"timing {name}")
     with torch.no_grad():
         taken = throughput.in_rounds(runs, rounds)
-    return timing_row(site.name, taken, str(kept))
-
-
-def timing_row(name: str, taken: Rounds, plan: str) -> dict[str, Any]:
-    """What the verb says of one thing that was timed dense, sparse and as upstream."""
-    dense, upstream = taken.against("dense"), taken.against("upstream")
-    row: dict[str, Any] = {"name": name, "plan": plan, "seconds": dense["sparse"].seconds}
-    row |= {f"{other}_seconds": dense[other].seconds for other in ("dense", "upstream")}
-    return row | faster("speedup", dense["sparse"]) | faster("upstream_speedup", upstream["sparse"])
+    row: dict[str, Any] = {"name": name, "plan": plan}
+    for baseline in BASELINES:
+        against = taken.against(baseline)
+        row |= {"seconds": against["sparse"].seconds, f"{baseline}_seconds": against[baseline].seconds}
+        row |= faster("speedup" if baseline == "dense" else f"{baseline}_speedup", against["sparse"])
+    return row
 
 
 def faster(key: str, timing: Timing) -> dict[str, Any]:

@@ -91,19 +91,20 @@ def benched(console: Console, result: Mapping[str, Any]) -> None:
     rows = [
         (
             r["name"],
-            *(figures.milliseconds(r[f"{key}seconds"]) for key in ("upstream_", "dense_", "")),
-            *(figures.faster(r[f"{key}speedup"], r[f"{key}speedup_quartiles"]) for key in ("upstream_", "")),
+            *(figures.milliseconds(r[f"{key}seconds"]) for key in ("upstream_", "torch_", "dense_", "")),
+            *(figures.faster(r[f"{key}speedup"], r[f"{key}speedup_quartiles"]) for key in ("upstream_", "torch_", "")),
             r["plan"],
         )
-        for r in (result, *result["sites"])
+        for r in (result, result["convolutions"], *result["sites"])
     ]
     sizes = f"{result['batch']} x {result['length']:,} tokens"
-    columns = ("", "as upstream", "dense", "this plan", "against upstream", "against dense", "plan")
+    columns = ("", "as upstream", "torch.fft", "dense", "this plan", "against upstream", "against torch.fft",
+               "against dense", "plan")  # fmt: skip
     table(console, f"{sizes}; ratios are paired, with quartiles", columns, rows)
     split_time(console, sizes, result["parts"]["before"], result["parts"]["after"])
     console.print(
         "[dim]as upstream: filter and spectrum computed anew in every forward pass (one convolution: its spectrum); "
-        "dense: prepared once[/dim]"
+        "torch.fft: the best of it, spectra prepared once; dense: by this package[/dim]"
     )
     if result["linears"] != "float32":
         console.print(

@@ -177,8 +177,8 @@ def test_bench_of_a_model(checkpoint, tmp_path):
     answer("convert", checkpoint, tmp_path / "out", "--taps", 5)
     result = answer("bench", tmp_path / "out", "--rounds", 3)
     assert len(result["sites"]) == 2
-    for row in (result, *result["sites"]):
-        for key in ("speedup", "upstream_speedup"):
+    for row in (result, result["convolutions"], *result["sites"]):
+        for key in ("speedup", "torch_speedup", "upstream_speedup"):
             low, high = row[f"{key}_quartiles"]
             assert low <= row[key] <= high
     parts = result["parts"]
@@ -191,18 +191,19 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
     """The very operators: another made of the same taps might take another way to the same numbers."""
     answer("convert", checkpoint, tmp_path / "out", "--split", "8:0.25")
     made, timed = [], []
-    operators, timed_site = cli_measure.operators, cli_measure.timed_site
+    operators, ways_alone = cli_measure.operators, cli_measure.ways_alone
 
     def keep(*args):
         made.append(operators(*args))
         return made[-1]
 
-    def watch(p, site, dense, sparse, *rest):
+    def watch(p, site, convs, *rest):
+        sparse, dense, _ = convs
         timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.ahead > 0))
-        return timed_site(p, site, dense, sparse, *rest)
+        return ways_alone(p, site, convs, *rest)
 
     monkeypatch.setattr(cli_measure, "operators", keep)
-    monkeypatch.setattr(cli_measure, "timed_site", watch)
+    monkeypatch.setattr(cli_measure, "ways_alone", watch)
     answer("bench", tmp_path / "out", "--rounds", 3)
     assert timed == [(True, True, True)] * 2
 

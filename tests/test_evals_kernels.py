@@ -55,7 +55,11 @@ def test_a_few_channels_at_a_time_make_the_same_filter():
 def test_baselines_convolve(seqlen):
     u, k = torch.randn(2, 3, seqlen), torch.randn(3, seqlen)
     assert_close(kernels.reference(u, k), fftconv_ref(u, k), kernels.BAR)
-    assert_close(kernels.best_torch(u, k)(), fftconv_ref(u, k), kernels.BAR)
+    conv = kernels.best_torch(u, k)
+    assert_close(conv(u), fftconv_ref(u, k), kernels.BAR)
+    gate, skip, pregate = torch.randn_like(u), torch.randn(3), torch.randn_like(u)
+    g = pregate * u
+    assert_close(conv(u, gate, skip, pregate), gate * (fftconv_ref(g, k) + skip[:, None] * g), kernels.BAR)
 
 
 def test_timing_something_wrong_means_nothing(monkeypatch):
