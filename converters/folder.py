@@ -12,11 +12,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from sparsify.plan import Plan
+from sparsify.stored import fingerprint
 
 from .layout import listed
 from .load import QUANT_METHOD, Pretrained, ours
-from .source import Source
-from .tensors import fingerprint, read_config, read_json, read_tensors, weight_files
+from .source import PLAN_TENSORS, Source
+from .tensors import read_config, read_json, read_tensors, weight_files
 
 COPIED = (
     "tokenizer*.json",
@@ -35,8 +36,9 @@ def write_folder(
 ) -> Path:
     """The folder `out`: the source's weights bit for bit, its config.json with `plan` in it, and `files`.
 
-    files: name -> content, such as plan.json and README.md.  A folder that holds something is replaced only with
-    `force`, and only if this package wrote it; whatever fails, it survives and nothing half-written is left.
+    files: name -> content, such as plan.json and README.md; coefficients that the plan has come along by themselves.
+    A folder that holds something is replaced only with `force`, and only if this package wrote it; whatever fails, it
+    survives and nothing half-written is left.
     """
     out = Path(out).expanduser().resolve()
     check_out(out, force)
@@ -49,7 +51,8 @@ def write_folder(
         new.mkdir()
         config, repo = pretrained.config, pretrained.source.repo
         config = pointing_back(config, repo) if repo else config
-        write_files(new, pretrained.source, files)
+        tensors = plan.to_safetensors()
+        write_files(new, pretrained.source, files if tensors is None else {**files, PLAN_TENSORS: tensors})
         write_weights(new, pretrained)
         names = sorted({"config.json", *(path.name for path in new.iterdir())})  # what --force may replace later
         entry = {"quant_method": QUANT_METHOD, "plan": plan.to_dict(), "files": names}

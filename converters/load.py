@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from sparsify import swap
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
+from sparsify.stored import fingerprint
 
 from . import registry
 from .dna_tokenizer import DnaTokenizer
-from .source import Source, resolve
-from .tensors import fingerprint, read_config, read_tensors
+from .source import PLAN_TENSORS, Source, resolve
+from .tensors import read_config, read_tensors
 
 QUANT_METHOD = "sparsify"
 
@@ -66,7 +67,7 @@ class Pretrained:
             raise ValueError(
                 f"config.json of {self.source.name} has no plan in its quantization_config; convert it again"
             )
-        return Plan.from_dict(saved)
+        return Plan.from_dict_beside(saved, self.source.folder / PLAN_TENSORS)
 
 
 def ours(config: dict[str, Any]) -> dict[str, Any] | None:

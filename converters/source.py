@@ -10,6 +10,7 @@ from typing import Any
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TEXTS = ("*.json", "*.md", "vocab.txt", "merges.txt", "LICENSE*")  # never *.py: no code of a checkpoint is run
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PLAN_TENSORS = "plan.safetensors"  # coefficients that belong to a plan, not to the model
 NOT_WEIGHTS = ("*/*", "training_args*", "optimizer*", "scheduler*", "rng_state*")
 
 
@@ -49,9 +50,9 @@ def resolve(src: str | Path, revision: str | None = None) -> Source:
 def download(repo: str, revision: str | None) -> Path:
     """Folder of one commit's files in the hub's cache: safetensors, or pickles where there are none."""
     folder = snapshot(repo, revision, (*TEXTS, "*.safetensors"))
-    if any(folder.glob("*.safetensors")):
+    if any(path.name != PLAN_TENSORS for path in folder.glob("*.safetensors")):
         return folder
-    return snapshot(repo, folder.name, (*TEXTS, *PICKLES))
+    return snapshot(repo, folder.name, (*TEXTS, PLAN_TENSORS, *PICKLES))
 
 
 def snapshot(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

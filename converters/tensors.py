@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from sparsify.stored import read_safetensors, refuse_pointer
+
 from . import unpickle
-from .source import NOT_WEIGHTS, PICKLES
+from .source import NOT_WEIGHTS, PICKLES, PLAN_TENSORS
 
 # in order of preference; a folder may hold several of them
 NAMES = (
@@ -29,7 +28,6 @@ NAMES = (
     "model.pth",
 )
 INDEX = ".index.json"
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,9 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def is_weights(path: Path) -> bool:
-    """Not an optimizer's state or another leftover of training."""
-    return path.is_file() and not any(path.match(pattern) for pattern in NOT_WEIGHTS if "/" not in pattern)
+    """Not an optimizer's state or another leftover of training, nor a plan's coefficients."""
+    others = [PLAN_TENSORS, *(pattern for pattern in NOT_WEIGHTS if "/" not in pattern)]
+    return path.is_file() and not any(path.match(pattern) for pattern in others)
 
 
 def shards(index: Path) -> WeightFiles:
@@ -104,16 +103,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """Tensors of one file, by name."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(
-                f"{path} is a git-lfs pointer, not the weights themselves; run `git lfs pull` in its folder"
-            )
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
+        return read_safetensors(path)
+    refuse_pointer(path)
     content = unwrap(read_pickle(path))
     tensors = {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
@@ -154,13 +146,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, expected an object of names and values")
     return data
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes in order of name: the same for the same weights in any file."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

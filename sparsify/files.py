@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside, then rename: readers find what was there before or all that is new.  Makes the folder.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside to write to, which takes the place of `path` at the end: readers find the old or all of the new.
 
-    Raises OSError where it cannot; then nothing is left beside.
+    Makes the folder.  Raises OSError where it cannot; whatever is raised, nothing is left beside.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield beside
         beside.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as `whole` does."""
+    with whole(path) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)

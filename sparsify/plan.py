@@ -5,6 +5,9 @@ dense              all taps                                      exact
 partial            first `taps` taps                             exact
 frequency-sparse   blocks of the spectrum                        reads the future
 split              `taps` taps + blocks of the tail's spectrum   reads a little of the future, see Filter.leak
+
+What is kept has the filter's own numbers, or others that do better in its place (`sparsify.refit`).  Those are tensors:
+the JSON says their digest, and a safetensors file of the same name beside it holds them, as SITE.taps and SITE.bins.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
+from .coefficients import PARTS, Coefficients
 from .monarch import BlockMask
-from .split import band_limit, split
+from .split import from_bins, kept_bins, split
+from .stored import read_safetensors
 
-SCHEMA = 2
+SCHEMA = 3  # 2: heads and tails of split filters parted by a ramp alone
 KINDS = {  # kind: (has taps, has a mask)
     "dense": (False, False),
     "partial": (True, False),
@@ -44,10 +50,14 @@ class Filter:
     mask: BlockMask | None = None
     head: Tensor | None = None
 
-    def leak(self) -> float:
-        """Norm of the taps that read the future over the norm of all taps; the worst channel."""
+    def leaks(self) -> Tensor:
+        """Norm of the taps that read the future over the norm of all taps, by channel: (H,) float64."""
         norm = self.k.double().norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
-        return (self.k[:, : self.ahead].double().norm(dim=-1) / norm).max().item()
+        return self.k[:, : self.ahead].double().norm(dim=-1) / norm
+
+    def leak(self) -> float:
+        """The same of the worst channel."""
+        return self.leaks().max().item()
 
     def cut(self) -> Filter:
         """The same filter without its negative lags: what a causal model computes when it really generates."""
@@ -61,6 +71,7 @@ class FilterPlan:
     kind: str
     taps: int | None = None
     mask: BlockMask | None = None
+    values: Coefficients | None = None  # what is kept instead of the filter's own numbers
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,6 +82,17 @@ class FilterPlan:
             raise ValueError(f"a {self.kind} plan takes {' and '.join(needs) or 'neither taps nor mask'}, got {self}")
         if self.taps is not None and self.taps < 1:
             raise ValueError(f"a {self.kind} plan keeps at least 1 tap, got {self.taps}")
+        if self.values is not None:
+            self.check_values(*self.values.sizes)
+
+    def check_values(self, channels: int, taps: int | None, bins: int | None) -> None:
+        """Refuse coefficients that are not those of what this plan keeps."""
+        kept = None if self.mask is None else self.mask.frequencies().numel()
+        if (taps is None) != (self.taps is None) or bins != kept or (taps or 0) > (self.taps or 0):
+            raise ValueError(
+                f"a plan of {self} has coefficients for {self.taps or 'no'} taps and {kept or 'no'} bins, "
+                f"got {taps or 'no'} and {bins or 'no'}; re-fit it, or leave them out"
+            )
 
     @property
     def leaks(self) -> bool:
@@ -87,21 +109,47 @@ class FilterPlan:
         beyond = max(0, length - self.mask.n)  # taps that the mask does not reach stay
         return (taps + beyond) / length + self.mask.density
 
+    def own(self, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both.  k: (H, K)."""
+        if self.mask is None:
+            return k[:, : self.taps], None
+        head, tail = split(k, self.taps, self.mask) if self.taps else (None, k)
+        return head, kept_bins(tail, self.mask)
+
+    def kept(self, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The taps and bins that are convolved with in place of k: the plan's, else k's own."""
+        if self.values is None:
+            return self.own(k)
+        channels, width, _ = self.values.sizes
+        if channels != len(k) or (width is not None and width != min(self.taps or 0, k.shape[-1])):
+            raise ValueError(
+                f"the plan's coefficients are for {channels} channels and {width or 'no'} taps, the filter has "
+                f"{len(k)} channels and {k.shape[-1]} taps; plan for this checkpoint again"
+            )
+        taps, bins = self.values.taps, self.values.bins
+        return None if taps is None else taps.to(k.device), None if bins is None else bins.to(k.device)
+
     def apply(self, k: Tensor) -> Filter:
         """The filter that is convolved with under this plan.  k: (H, K) float32."""
-        if self.mask is None:
-            return Filter(k[:, : self.taps])
-        head, tail = split(k, self.taps) if self.taps else (None, k)
-        kept, ahead = band_limit(tail, self.mask)
+        head, bins = self.kept(k)
+        if self.mask is None or bins is None:
+            return Filter(k if head is None else head)
+        n = self.mask.n
+        beyond = (k if self.taps is None else split(k, self.taps)[1])[:, n:]  # the mask does not reach these
+        whole = torch.cat([from_bins(bins, self.mask), beyond.double()], dim=-1)
         if head is not None:
-            kept[:, ahead : ahead + head.shape[-1]] += head
+            whole[:, n : n + head.shape[-1]] += head
             head = head.to(k.dtype)
-        return Filter(kept.to(k.dtype), ahead, self.mask, head)
+        return Filter(whole.to(k.dtype), n, self.mask, head)
+
+    def of(self, rows: slice) -> FilterPlan:
+        """The plan for some of a filter's channels."""
+        return self if self.values is None else replace(self, values=self.values.of(rows))
 
     def __str__(self) -> str:
         parts = [f"{self.taps} taps"] if self.taps is not None else []
         parts += [f"{self.mask.density:.3g} of {self.mask.n} bins"] if self.mask is not None else []
-        return " ".join([self.kind, " + ".join(parts)]).strip()
+        return " ".join([self.kind, " + ".join(parts)]).strip() + (", re-fitted" if self.values is not None else "")
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {"kind": self.kind}
@@ -109,14 +157,22 @@ class FilterPlan:
             data["taps"] = self.taps
         if self.mask is not None:
             data["mask"] = self.mask.to_dict()
+        if self.values is not None:
+            data["refit"] = self.values.digest
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> FilterPlan:
-        if unknown := set(data) - {"kind", "taps", "mask"}:
-            raise ValueError(f"a filter plan has kind, taps and mask, got also {', '.join(sorted(unknown))}")
+    def from_dict(cls, data: Mapping[str, Any], values: Coefficients | None = None) -> FilterPlan:
+        """The plan that `to_dict` described.  values: its coefficients, which the dictionary has the digest of only."""
+        if unknown := set(data) - {"kind", "taps", "mask", "refit"}:
+            raise ValueError(f"a filter plan has kind, taps, mask and refit, got also {', '.join(sorted(unknown))}")
+        if data.get("refit") != (None if values is None else values.digest):
+            raise ValueError(
+                "the re-fitted coefficients are not those that the plan was made with; put plan.json and "
+                "plan.safetensors of one plan side by side"
+            )
         mask = BlockMask.from_dict(data["mask"]) if "mask" in data else None
-        return cls(data.get("kind", ""), data.get("taps"), mask)
+        return cls(data.get("kind", ""), data.get("taps"), mask, values)
 
 
 @dataclass(frozen=True)
@@ -158,21 +214,58 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Plan:
+        """The plan that `to_dict` described.  tensors: its coefficients, as `stored` gave them."""
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}; rebuild it with `sparsify convert`")
+            raise ValueError(
+                f"plan schema {data.get('schema')!r} is not {SCHEMA}, and filters are cut in another way since; "
+                f"rebuild it with `sparsify convert`"
+            )
+        found = by_site(tensors or {})
         try:
-            filters = {name: FilterPlan.from_dict(f) for name, f in data["filters"].items()}
+            if strangers := sorted(found.keys() - data["filters"].keys()):
+                raise ValueError(f"there are coefficients for {strangers[0]}, which the plan has no entry for")
+            filters = {name: FilterPlan.from_dict(f, found.get(name)) for name, f in data["filters"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
         return cls(filters, data.get("policy", "file"), data.get("source", {}))
+
+    @classmethod
+    def from_dict_beside(cls, data: Mapping[str, Any], path: Path) -> Plan:
+        """The plan that `to_dict` described, its coefficients, if it has any, from the safetensors file `path`."""
+        filters = data.get("filters")
+        entries = filters.values() if isinstance(filters, dict) else ()
+        if not any(isinstance(entry, dict) and "refit" in entry for entry in entries):
+            return cls.from_dict(data)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the plan's re-fitted coefficients are not there: {path}; put the file that was written with it there"
+            )
+        try:
+            return cls.from_dict(data, read_safetensors(path))
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit its plan: {error}") from error
+
+    def stored(self) -> dict[str, Tensor]:
+        """Every coefficient that is not a filter's own, as a file has them: SITE.taps and SITE.bins."""
+        return {
+            f"{name}.{part}": tensor
+            for name, kept in self.filters.items()
+            if kept.values is not None
+            for part, tensor in kept.values.stored().items()
+        }
+
+    def to_safetensors(self) -> bytes | None:
+        """The file that lies beside the JSON; None where all coefficients are the filters' own."""
+        tensors = {name: tensor.clone() for name, tensor in self.stored().items()}  # a file knows no shared memory
+        return save(tensors) if tensors else None
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan in a JSON file."""
+        """The plan in a JSON file, with the safetensors file of the same name where it needs one."""
         if not path.is_file():
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
@@ -181,10 +274,27 @@ class Plan:
             raise ValueError(f"{path} is no plan: {error}; see `sparsify convert`") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} is no plan but a {type(data).__name__}; see `sparsify convert`")
-        return cls.from_dict(data)
+        return cls.from_dict_beside(data, path.with_suffix(".safetensors"))
 
     @property
     def sha256(self) -> str:
         """Digest of the decision alone: equal plans for equal weights have equal digests, wherever they lie."""
         decision = {"filters": self.to_dict()["filters"], "weights": self.source.get("sha256")}
         return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
+
+
+def by_site(tensors: Mapping[str, Tensor]) -> dict[str, Coefficients]:
+    """The coefficients in a file, by site.  tensors: as `Plan.stored` gives them."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, _, part = name.rpartition(".")
+        if part not in PARTS or not site:
+            raise ValueError(f"coefficients are called SITE.{' or SITE.'.join(PARTS)}, got {name!r}")
+        parts.setdefault(site, {})[part] = tensor
+    found = {}
+    for site, given in parts.items():
+        try:
+            found[site] = Coefficients.from_stored(given)
+        except ValueError as error:
+            raise ValueError(f"{site}: {error}") from error
+    return found

@@ -1,20 +1,23 @@
 """What each candidate would cost in quality, from one streaming pass over calibration data and a few probes.
 
-A pass of the dense model gathers, for every site, the second moments of what arrives there.  They turn a change of the
-filter into the power of the output error, without running the model (`errors`); that decides which candidates are worth
-a look.  As many of them as there is time for are run on a few windows and tell how much a site's error matters to the
-predictions: KL(dense || changed), whose noise is far below that of a difference of losses, rises about in proportion
-to the error's power (`Loss`).  Sites add up.
+A pass of the dense model gathers, for every site, the second moments of what arrives there (`recording`).  They turn a
+change of the filter into the power of the output error, without running the model: `errors` says it of any plan, and
+`walked` of a whole ladder for less; that decides which candidates are worth a look.  As many of them as there is time
+for are run on a few windows and tell how much a site's error matters to the predictions: KL(dense || changed), whose
+noise is far below that of a difference of losses, rises about in proportion to the error's power (`Loss`).  Sites add
+up.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import swap
 from .fftconv import LongConv
@@ -23,13 +26,14 @@ from .plan import Filter, FilterPlan
 from .policies import AHEAD_LIMIT, band, points
 from .sites import ConvSite
 from .spectra import spectrum
+from .split import REACH, moves, split
 
 TAPS = tuple(sorted({1, *(step << i for i in range(20) for step in (2, 3))}))  # 1, 2, 3, 4, 6, 8, 12, 16, ...
 HEADS = (16, 32, 48, 64, 96, 128, 192, 256)
 SHARES = tuple(2.0**-i for i in range(2, 11))  # of a tail's spectrum, or of a whole one
 LARGEST_ERROR = 0.5  # of an output's power; nobody wants what loses more
 CLEARLY = 4.0  # ratio of two errors from which on their order is believed before anything is measured
-CHUNK_BYTES = 1 << 26  # complex work on spectra proceeds in channels of about this size
+CHUNK_BYTES = 1 << 24  # complex work on spectra proceeds in channels of about this size, which caches hold
 TINY = 1e-30  # an error below it is none
 
 
@@ -60,12 +64,16 @@ class Moments:
 
 
 class Recorder(LongConv):
-    """The convolution as it is, which takes note of what it is given."""
+    """The convolution as it is, which takes note of what it is given, on top of what was noted before."""
 
-    def __init__(self, k: Tensor, n: int) -> None:
+    def __init__(self, k: Tensor, n: int, before: Moments | None = None) -> None:
         super().__init__(k)
-        self.n, self.windows, self.seqlen = n, 0, 0
         self.power, self.gated = torch.zeros(k.shape[0], n), torch.zeros(k.shape[0])
+        self.windows = self.seqlen = 0
+        if before is not None:
+            if before.power.shape != self.power.shape:
+                raise ValueError(f"moments {tuple(before.power.shape)} do not fit a site of {k.shape[0]} x {n} bins")
+            self.power, self.gated, self.seqlen, self.windows = before.power, before.gate, before.seqlen, before.windows
 
     def forward(
         self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
@@ -74,35 +82,45 @@ class Recorder(LongConv):
         return super().forward(u, gate, skip, pregate)
 
     def note(self, g: Tensor, gate: Tensor | None) -> None:
-        """g, gate: (B, H, L)."""
-        self.windows, self.seqlen = self.windows + len(g), max(self.seqlen, g.shape[-1])
-        turn = roots(4 * self.n, torch.arange(g.shape[-1], device=g.device)).to(torch.complex64)
-        rows = max(1, CHUNK_BYTES // (8 * self.n))
-        for window in g:
-            for h in range(0, len(window), rows):
-                g_f = torch.fft.fft(window[h : h + rows].float() * turn, self.n)
-                self.power[h : h + rows] += g_f.abs().square().cpu()
-        self.gated += len(g) if gate is None else gate.float().square().mean(-1).sum(0).cpu()
+        """g, gate: (B, H, L).  Means, not sums, move from window to window, so there is one copy of them."""
+        channels, n = self.power.shape
+        self.seqlen = max(self.seqlen, g.shape[-1])
+        turn = roots(4 * n, torch.arange(g.shape[-1], device=g.device)).to(torch.complex64)
+        gates = torch.ones(len(g), channels) if gate is None else gate.float().square().mean(-1).cpu()
+        for window, own in zip(g, gates, strict=True):
+            self.windows += 1
+            for rows in chunks(channels, n):
+                g_f = torch.fft.fft(window[rows].float() * turn, n)
+                self.power[rows].lerp_(g_f.abs().square().cpu(), 1 / self.windows)
+            self.gated.lerp_(own, 1 / self.windows)
 
     def moments(self) -> Moments:
-        return Moments(self.power / self.windows, self.gated / self.windows, self.seqlen, self.windows)
+        """What was noted so far, in the memory that it is noted in."""
+        return Moments(self.power, self.gated, self.seqlen, self.windows)
 
 
-def gather(sites: Sequence[ConvSite], filters: Mapping[str, Tensor], run: Callable[[], None]) -> dict[str, Moments]:
-    """Moments of every site while `run` runs the dense model, which has its own convolutions back afterwards.
+@contextmanager
+def recording(
+    sites: Sequence[ConvSite], filters: Mapping[str, Tensor], before: Mapping[str, Moments] | None = None
+) -> Iterator[Callable[[], dict[str, Moments]]]:
+    """While it lasts, every site takes note of what arrives; yields a function that says what that was so far.
 
-    run: feeds windows of one length to the model, in batches.  Memory does not grow with their number.
+    Run the dense model on windows of one length, in batches; memory does not grow with their number.  The sites have
+    the convolutions that they came with back afterwards.  before: what other windows left, to go on from.
     """
-    recorders = {site.name: Recorder(filters[site.name], points(site.context)) for site in sites}
-    before = swap.install(sites, recorders)
+    known = before or {}
+    recorders = {site.name: Recorder(filters[site.name], points(site.context), known.get(site.name)) for site in sites}
+
+    def so_far() -> dict[str, Moments]:
+        if idle := [name for name, recorder in recorders.items() if not recorder.windows]:
+            raise ValueError(f"no window reached {idle[0]}; run the model on at least one")
+        return {name: recorder.moments() for name, recorder in recorders.items()}
+
+    installed = swap.install(sites, recorders)
     try:
-        with torch.no_grad():
-            run()
+        yield so_far
     finally:
-        swap.install(sites, before)
-    if idle := [name for name, recorder in recorders.items() if not recorder.windows]:
-        raise ValueError(f"no window reached {idle[0]}; run the model on at least one")
-    return {name: recorder.moments() for name, recorder in recorders.items()}
+        swap.install(sites, installed)
 
 
 @dataclass(frozen=True)
@@ -118,27 +136,27 @@ def output_error(k: Tensor, kept: Filter, moments: Moments) -> float:
     return power(*difference(k, kept), moments) / max(power(k, 0, moments), TINY)
 
 
-def errors(k: Tensor, plan: FilterPlan, moments: Moments, causal: bool, whole: float | None = None) -> Errors:
-    """What a plan does to the output of a site with the filter k: (H, K).  whole: power(k, 0, moments), if known."""
+def errors(k: Tensor, plan: FilterPlan, moments: Moments, causal: bool) -> Errors:
+    """What a plan does to the output of a site with the filter k: (H, K)."""
     lost = ahead = 0.0
-    for rows in chunks(k, moments):
-        kept, part = plan.apply(k[rows]), moments.of(rows)
+    for rows in chunks(*moments.power.shape):
+        kept, part = plan.of(rows).apply(k[rows]), moments.of(rows)
         lost += power(*difference(k[rows], kept.cut() if causal else kept), part)
         if causal and kept.ahead:
             ahead += power(kept.k[:, : kept.ahead], kept.ahead, part)
-    whole = max(total(k, moments) if whole is None else whole, TINY)
+    whole = total(k, moments)
     return Errors(lost / whole, ahead / whole)
 
 
 def total(k: Tensor, moments: Moments) -> float:
-    """Power of the whole output of a site, on the scale of `power`."""
-    return sum(power(k[rows], 0, moments.of(rows)) for rows in chunks(k, moments))
+    """Power of the whole output of a site, on the scale of `power`; above zero."""
+    return max(TINY, sum(power(k[rows], 0, moments.of(rows)) for rows in chunks(*moments.power.shape)))
 
 
-def chunks(k: Tensor, moments: Moments) -> Iterator[slice]:
-    """Channels that are worked on together."""
-    step = max(1, CHUNK_BYTES // (48 * moments.power.shape[1]))
-    yield from (slice(h, h + step) for h in range(0, len(k), step))
+def chunks(channels: int, n: int) -> Iterator[slice]:
+    """Channels that are worked on together, at n points."""
+    step = max(1, CHUNK_BYTES // (48 * n))
+    yield from (slice(h, h + step) for h in range(0, channels, step))
 
 
 def difference(k: Tensor, kept: Filter) -> tuple[Tensor, int]:
@@ -161,6 +179,104 @@ def power(k: Tensor, ahead: int, moments: Moments) -> float:
     return float(by_channel @ moments.gate.double())
 
 
+# --- the errors of a ladder ----------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Rung:
+    """What a plan does to one site, in sums over the channels that were looked at."""
+
+    plan: FilterPlan
+    missing: Tensor | None  # (n,) bool, bins that its mask drops
+    lost: float = 0.0
+    ahead: float = 0.0
+    leak: float = 0.0  # `Filter.leak`
+
+
+def walked(
+    k: Tensor,
+    ladder: Sequence[FilterPlan],
+    moments: Moments,
+    causal: bool,
+    ahead: float = math.inf,
+    whole: float | None = None,
+) -> list[tuple[FilterPlan, Errors]]:
+    """`errors` of the rungs of one ladder, the most careful first, down to where more than LARGEST_ERROR is lost.
+
+    Left out is also what leaks too much: more than `ahead` of the output's power, or AHEAD_LIMIT of the filter's norm
+    where `ahead` has a limit.  whole: `total(k, moments)`, if known.
+    A rung takes two or three transforms a channel, in float32, while the channels lie in a cache; what only grows from
+    channel to channel is not followed beyond its limit.
+    """
+    whole = total(k, moments) if whole is None else whole
+    channels, n = moments.power.shape
+    turn, felt = turns(n, moments.seqlen)
+    alive = [Rung(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
+    for rows in chunks(channels, n):
+        part = moments.of(rows)
+        for rung, lost in zip(alive, taken(k[rows, :n], alive, turn), strict=True):
+            now, past = lost.real * felt[0], lost.imag * felt[1]
+            if not causal:
+                rung.lost += transformed(torch.complex(now, past), turn, part)
+                continue
+            rung.lost += transformed(now, turn, part)
+            if rung.plan.leaks:
+                rung.ahead += transformed(past, turn, part)
+                rung.leak = max(rung.leak, leak(lost, k[rows]))
+        low = next((i for i, rung in enumerate(alive) if rung.lost > LARGEST_ERROR * whole), len(alive))
+        alive = [rung for rung in alive[:low] if math.isinf(ahead) or allowed(rung, ahead * whole)]
+    return [(rung.plan, Errors(rung.lost / whole, rung.ahead / whole)) for rung in alive]
+
+
+def allowed(rung: Rung, ahead: float) -> bool:
+    return rung.ahead <= ahead and rung.leak <= AHEAD_LIMIT
+
+
+def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
+    """What a right-angle transform of n points begins with, (n,) complex64; weights of lags j and j - n, (2, n)."""
+    j = torch.arange(n)
+    felt = (1 - torch.stack([j, n - j]) / seqlen).clamp_min(0).sqrt()
+    return roots(4 * n, j).to(torch.complex64), felt
+
+
+def taken(k: Tensor, rungs: Sequence[Rung], turn: Tensor) -> Iterator[Tensor]:
+    """What each plan takes away from the filters: (H, n) complex64, lag j in the real part, lag j - n in the other.
+
+    k: (H, K), K <= n.  rungs: their masks have n points; those that share their taps are best next to each other.
+    """
+    n = len(turn)
+    tail_f, taps = None, None
+    for rung in rungs:
+        if rung.missing is None:
+            yield pad(k, (0, n - k.shape[-1])) * (torch.arange(n) >= (rung.plan.taps or n)) + 0j
+            continue
+        if tail_f is None or taps != rung.plan.taps:
+            taps = rung.plan.taps  # transformed in float64: what is lost may be little of a lot
+            tail_f = spectrum(split(k, taps)[1] if taps else k, n).to(turn.dtype)
+        lost = torch.fft.ifft(tail_f * rung.missing) * turn.conj()
+        if taps:  # as `split` does it with a mask, from there on
+            assert rung.plan.mask is not None
+            moved = moves(lost.real[:, : min(taps, k.shape[-1], REACH)], rung.plan.mask).to(turn.dtype)
+            moved_f = torch.fft.fft(moved * turn[: moved.shape[-1]], n)
+            lost -= torch.fft.ifft(moved_f * rung.missing) * turn.conj()
+        yield lost
+
+
+def transformed(k: Tensor, turn: Tensor, moments: Moments) -> float:
+    """`power` of filters that have their weights already: k (H, n), lag j or, times i, lag j - n."""
+    k_f = torch.fft.fft(k * turn)
+    by_bin = (k_f.real.square() + k_f.imag.square()) * moments.power
+    return float(by_bin.sum(-1, dtype=torch.float64) @ moments.gate.double())
+
+
+def leak(lost: Tensor, k: Tensor) -> float:
+    """`Filter.leak` of k (H, K) without what was taken away: (H, n) as in `taken`."""
+    now = pad(k, (0, max(0, lost.shape[-1] - k.shape[-1])))
+    now[:, : lost.shape[-1]] -= lost.real
+    past = lost.imag.norm(dim=-1)
+    return float((past / torch.hypot(past, now.norm(dim=-1)).clamp_min(TINY)).max())
+
+
 # --- candidates ----------------------------------------------------------------------------------------------------
 
 
@@ -174,30 +290,31 @@ class Candidate:
 
 
 def candidates(
-    k: Tensor, site: ConvSite, moments: Moments, seconds: Callable[[FilterPlan], float], allow_leak: bool = False
+    k: Tensor,
+    site: ConvSite,
+    moments: Moments,
+    seconds: Callable[[FilterPlan], float],
+    ahead: float = AHEAD_LIMIT**2,
 ) -> list[Candidate]:
     """What is worth a thought at one site, dense first; each of the others is quicker than dense.
 
     Ladders of leading taps, of splits, and of masks alone where the site looks both ways or may leak.  Left out is what
     another beats clearly: no slower, and an error `CLEARLY` times smaller.  seconds: predicted time of a plan.
+    ahead: share of a causal site's output power that may come from negative lags; infinite if it may leak.
     """
+    if moments.power.shape != (len(k), points(site.context)):
+        raise ValueError(
+            f"moments {tuple(moments.power.shape)} are not those of {site.name}, which has {len(k)} channels and "
+            f"{points(site.context)} bins; record them at this site"
+        )
     found = [Candidate(FilterPlan("dense"), Errors(0.0, 0.0), seconds(FilterPlan("dense")))]
-    whole, dense = total(k, moments), found[0].seconds
-    for ladder in ladders(k, site, allow_leak):
-        for plan in ladder:
-            if plan.density(k.shape[-1]) >= 1 or (cost := seconds(plan)) >= dense:
-                continue
-            error = errors(k, plan, moments, site.causal, whole)
-            if error.error > LARGEST_ERROR:
-                break  # and so it is further down
-            if allow_leak or not site.causal or not plan.leaks or leak(k, plan, moments) <= AHEAD_LIMIT:
-                found.append(Candidate(plan, error, cost))
+    dense, whole = found[0].seconds, total(k, moments)
+    for ladder in ladders(k, site, math.isinf(ahead)):
+        costs = {plan: seconds(plan) for plan in ladder if plan.density(k.shape[-1]) < 1}
+        quicker = [plan for plan, cost in costs.items() if cost < dense]
+        kept = walked(k, quicker, moments, site.causal, ahead if site.causal else math.inf, whole)
+        found += [Candidate(plan, error, costs[plan]) for plan, error in kept]
     return [one for one in found if not any(beats(other, one) for other in found)]
-
-
-def leak(k: Tensor, plan: FilterPlan, moments: Moments) -> float:
-    """`Filter.leak` under a plan."""
-    return max(plan.apply(k[rows]).leak() for rows in chunks(k, moments))
 
 
 def beats(one: Candidate, other: Candidate) -> bool:

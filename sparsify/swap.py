@@ -28,7 +28,10 @@ def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> d
     convs: dict[str, Conv] = {}
     room = SPECTRA_BYTES // max(1, len(filters))
     for name, k in filters.items():
-        kept = plan.filters[name].apply(k)
+        try:
+            kept = plan.filters[name].apply(k)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         kept = kept.cut() if cut else kept
         convs[name] = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, spectra_bytes=room)
     return convs

@@ -10,6 +10,7 @@ import torch
 from helpers import relative_l2
 
 from sparsify import swap
+from sparsify.coefficients import Coefficients
 from sparsify.converters import check_out, folder, load, write_folder
 from sparsify.converters.source import Source
 from sparsify.converters.tensors import read_tensors
@@ -18,6 +19,11 @@ from sparsify.plan import FilterPlan, Plan
 
 def plan_for(p, taps=5):
     return Plan({site.name: FilterPlan("partial", taps) for site in p.sites}, f"taps {taps}")
+
+
+def re_fitted(p, channels=12):
+    """A plan with coefficients of its own."""
+    return Plan({s.name: FilterPlan("partial", 5, values=Coefficients(torch.randn(channels, 5))) for s in p.sites}, "x")
 
 
 def snapshot(path):
@@ -87,6 +93,38 @@ def test_what_was_written_loads_as_the_same_model_with_its_plan(tmp_path, shift)
     assert torch.equal(again.model(ids), p.model(ids))
     assert again.plan == plan_for(p) and again.sha256 == p.sha256 and again.shift == p.shift
     assert all(torch.equal(again.filters[name], k) for name, k in p.filters.items())
+
+
+@torch.no_grad()
+def test_coefficients_of_a_plan_come_along(source, tmp_path):
+    """Listed, replaced by force, convolved with, and never taken for weights, whatever those are called."""
+    (source / "model.safetensors").rename(source / "hyena.safetensors")
+    p = load(source)
+    plan, ids = re_fitted(p), torch.randint(7, 11, (1, 50))
+    out = write_folder(tmp_path / "out", p, plan, {"plan.json": plan.to_json()})
+    again = load(out)
+    assert again.plan == plan == Plan.read(out / "plan.json") and again.sha256 == p.sha256
+    assert "plan.safetensors" in again.quantization["files"]
+    swap.apply_(p.sites, plan)
+    dressed = p.model(ids)
+    assert torch.equal(again.model(ids), dressed)
+    swap.apply_(p.sites, plan_for(p))
+    assert relative_l2(p.model(ids), dressed) > 1e-3
+    write_folder(out, again, plan_for(again), {}, force=True)
+    assert not (out / "plan.safetensors").exists() and load(out).plan == plan_for(p)
+
+
+def test_coefficients_that_are_lost_or_foreign(source, tmp_path):
+    p = load(source)
+    out, other = (write_folder(tmp_path / name, p, re_fitted(p), {}) / "plan.safetensors" for name in ("a", "b"))
+    out.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=r"plan.safetensors does not fit its plan: .* not those"):
+        load(out.parent)
+    out.unlink()
+    with pytest.raises(FileNotFoundError, match="re-fitted coefficients are not there"):
+        load(out.parent)
+    with pytest.raises(ValueError, match=r"backbone.layers.0.mixer: the plan's coefficients are for 7 channels"):
+        load(write_folder(tmp_path / "c", p, re_fitted(p, channels=7), {}))
 
 
 def test_remote_code_is_named_where_it_stays(source, tmp_path):

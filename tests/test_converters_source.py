@@ -16,7 +16,8 @@ import layouts
 import pytest
 
 from sparsify.converters import Source, resolve
-from sparsify.converters.tensors import fingerprint, read_tensors
+from sparsify.converters.tensors import read_tensors
+from sparsify.stored import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
@@ -84,9 +85,11 @@ def hub(tmp_path_factory):
     safe = layouts.write(root / "org" / "safe", "hf")
     (safe / "modeling_hyena.py").write_text("raise SystemExit('remote code was run')")
     (safe / "pytorch_model.bin").write_bytes(b"never asked for")
+    (safe / "plan.safetensors").write_bytes(b"coefficients of a plan")
     (safe / "checkpoint-7").mkdir()
     (safe / "checkpoint-7" / "model.safetensors").write_bytes(b"never asked for")
-    layouts.write(root / "org" / "pickled", "raw checkpointed")
+    pickled = layouts.write(root / "org" / "pickled", "raw checkpointed")
+    (pickled / "plan.safetensors").write_bytes(b"coefficients of a plan")
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     handler.endpoint = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -100,7 +103,8 @@ def ask(endpoint, home, *questions):
     script = """
 import json, sys, sparsify
 from sparsify.converters import resolve
-from sparsify.converters.tensors import fingerprint, read_tensors
+from sparsify.converters.tensors import read_tensors
+from sparsify.stored import fingerprint
 answers = []
 for src, revision in json.loads(sys.argv[1]):
     try:
@@ -124,7 +128,8 @@ def test_repositories_are_pinned_and_stay_readable_offline(hub, tmp_path):
     for found, name in ((safe, "safe"), (pickled, "pickled")):
         mark = fingerprint(read_tensors(hub.root / "org" / name))
         assert found == [f"org/{name}", f"org/{name}", COMMIT, mark]
-    assert sorted(set(hub.wanted)) == ["config.json", "model.safetensors", "weights.ckpt"]  # no code, no leftovers
+    wanted = ["config.json", "model.safetensors", "plan.safetensors", "weights.ckpt"]  # no code, no leftovers
+    assert sorted(set(hub.wanted)) == wanted
     *again, new = ask(NOWHERE, tmp_path, *questions, ("org/new", None))
     assert again == [safe, pickled]
     assert "org/new is not a folder here, and the hub cannot be reached" in new and "cache" in new

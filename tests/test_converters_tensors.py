@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from sparsify.converters import load
-from sparsify.converters.tensors import fingerprint, read_config, read_tensors, weight_files
+from sparsify.converters.tensors import read_config, read_tensors, weight_files
+from sparsify.stored import fingerprint
 
 TENSORS = {
     "a.weight": torch.arange(6.0).reshape(2, 3),

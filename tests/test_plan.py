@@ -1,10 +1,13 @@
 """Plans are valid once made, read back as written, and refuse what they do not know."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from sparsify.coefficients import Coefficients
 from sparsify.monarch import BlockMask
 from sparsify.plan import KINDS, SCHEMA, Filter, FilterPlan, Plan
 from sparsify.spectra import spectrum
@@ -76,8 +79,11 @@ def test_leak_is_the_share_of_the_norm_ahead():
         (lambda: FilterPlan("dense", 3), "neither"),
         (lambda: FilterPlan("partial", 0), "at least 1 tap"),
         (lambda: FilterPlan.from_dict({"kind": "dense", "tap": 3}), "got also tap"),
-        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 2"),
-        (lambda: Plan.from_dict({"schema": 1, "filters": {}}), "schema 1 is not 2; rebuild it with `sparsify convert`"),
+        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 3"),
+        (
+            lambda: Plan.from_dict({"schema": 2, "filters": {}}),
+            "schema 2 is not 3, and filters are cut in another",
+        ),
         (lambda: Plan(ONE_EACH, "x").check(["dense", "other"]), "no entry for other"),
     ],
 )
@@ -94,3 +100,147 @@ def test_a_broken_file_is_one_sentence(tmp_path, text):
     path.write_text(text if isinstance(text, str) else json.dumps({"schema": SCHEMA, **text}))
     with pytest.raises(ValueError, match=r"plan"):
         Plan.read(path)
+
+
+# --- coefficients of its own -----------------------------------------------------------------------------------------
+
+
+def re_fitted(kind, channels=3, shift=0.0):
+    """The plan of a kind with random coefficients."""
+    draw, plan = torch.Generator().manual_seed(7), ONE_EACH[kind]
+    taps = torch.randn(channels, plan.taps, generator=draw) + shift if plan.taps else None
+    bins = None if plan.mask is None else torch.randn(channels, 128, dtype=torch.complex64, generator=draw)
+    return replace(plan, values=Coefficients(taps, bins))
+
+
+KEPT = [kind for kind in KINDS if kind != "dense"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """plan.json and plan.safetensors of every kind."""
+    plan = Plan({"dense": ONE_EACH["dense"], **{f"layers.{kind}": re_fitted(kind) for kind in KEPT}}, "by hand")
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (tmp_path / "plan.safetensors").write_bytes(plan.to_safetensors())
+    return tmp_path / "plan.json", plan
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_own_coefficients_are_what_is_convolved_with(kind):
+    k, plan = torch.randn(3, 1026), re_fitted(kind)
+    kept, values = plan.apply(k), plan.values
+    if values.bins is None:
+        assert torch.equal(kept.k, values.taps)
+        return
+    rest = kept.k.double()
+    if values.taps is not None:
+        assert torch.equal(kept.head, values.taps)
+        rest[:, kept.ahead : kept.ahead + 64] -= kept.head
+    k_f = spectrum(rest[:, : 2 * MASK.n], MASK.n, kept.ahead)
+    found = k_f[:, MASK.frequencies().flatten()]
+    assert (found - values.bins).norm() < 1e-6 * values.bins.norm()
+    assert torch.equal(kept.k[:, -2:], k[:, -2:])  # beyond the mask
+    parts = [plan.of(rows).apply(k[rows]).k for rows in (slice(1), slice(1, 3))]
+    assert torch.equal(torch.cat(parts), kept.k)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_filters_own_coefficients_change_nothing(kind):
+    k, plan = torch.randn(3, 1026), ONE_EACH[kind]
+    taps, bins = plan.own(k)
+    values = Coefficients(None if taps is None else taps.float(), None if bins is None else bins.to(torch.complex64))
+    again = replace(plan, values=values)
+    assert (again.apply(k).k - plan.apply(k).k).norm() < 1e-6 * k.norm()
+    assert again.density(1026) == plan.density(1026) and str(again) == f"{plan}, re-fitted"
+
+
+def test_plans_are_told_apart_by_their_coefficients():
+    same, other = re_fitted("split"), re_fitted("split", shift=1e-3)
+    assert same == re_fitted("split") and hash(same) == hash(re_fitted("split")) and {same: 1}[re_fitted("split")] == 1
+    assert same != other and same != ONE_EACH["split"]
+    marks = {Plan({"a": plan}, "x").sha256 for plan in (same, other, ONE_EACH["split"])}
+    assert len(marks) == 3
+
+
+def test_coefficients_lie_beside_their_plan(saved):
+    path, plan = saved
+    assert Plan.read(path) == plan and Plan.read(path).sha256 == plan.sha256
+    names = {f"layers.{kind}.{part}" for kind in KEPT for part, _ in re_fitted(kind).values}
+    assert set(load_file(path.with_suffix(".safetensors"))) == names
+    assert json.loads(path.read_text())["filters"]["layers.split"]["refit"] == re_fitted("split").values.digest
+    assert Plan(ONE_EACH, "x").to_safetensors() is None
+
+
+def test_a_stranger_beside_a_plan_is_not_opened(tmp_path):
+    (tmp_path / "plan.json").write_text(Plan(ONE_EACH, "x").to_json())
+    (tmp_path / "plan.safetensors").write_bytes(b"weights of something")
+    assert Plan.read(tmp_path / "plan.json") == Plan(ONE_EACH, "x")
+
+
+def changed(name, change):
+    def apply(tensors):
+        tensors[name] = change(tensors[name]).contiguous()
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (changed("layers.split.taps", lambda t: t + 1e-3), "not those that the plan was made with"),
+        (changed("layers.split.taps", lambda t: t[:, 1:]), "not those that the plan was made with"),
+        (changed("layers.split.taps", lambda t: t[:2]), "layers.split: coefficients are taps .* for the same channels"),
+        (changed("layers.split.taps", lambda t: t.double()), "layers.split: coefficients are taps .* float32"),
+        (changed("layers.split.bins", lambda t: t[..., 0]), "layers.split: coefficients are taps .* complex64"),
+        (changed("layers.split.bins", lambda t: t * torch.nan), "layers.split: .* infinite or undefined numbers"),
+        (lambda tensors: tensors.pop("layers.split.bins"), "not those that the plan was made with"),
+        (lambda tensors: tensors.pop("layers.partial.taps"), "not those that the plan was made with"),
+        (lambda tensors: tensors.update({"elsewhere.taps": torch.ones(3, 5)}), "coefficients for elsewhere, which"),
+        (lambda tensors: tensors.update({"dense.taps": torch.ones(3, 5)}), "not those that the plan was made with"),
+        (lambda tensors: tensors.update({"weight": torch.ones(3, 5)}), "called SITE.taps or SITE.bins, got 'weight'"),
+    ],
+)
+def test_coefficients_that_do_not_fit_their_plan(saved, damage, says):
+    path, _ = saved
+    tensors = load_file(path.with_suffix(".safetensors"))
+    damage(tensors)
+    save_file(tensors, path.with_suffix(".safetensors"))
+    with pytest.raises(ValueError, match=rf"plan\.safetensors does not fit its plan: .*{says}"):
+        Plan.read(path)
+
+
+def test_coefficients_that_are_not_there_or_not_whole(saved):
+    path, _ = saved
+    beside = path.with_suffix(".safetensors")
+    beside.write_bytes(beside.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        Plan.read(path)
+    beside.unlink()
+    with pytest.raises(FileNotFoundError, match="re-fitted coefficients are not there"):
+        Plan.read(path)
+    with pytest.raises(ValueError, match="not those that the plan was made with"):
+        Plan.from_dict(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Coefficients(), "got neither"),
+        (lambda: Coefficients(torch.ones(3)), r"taps torch.float32 \(3,\)"),
+        (lambda: Coefficients(bins=torch.ones(3, 4)), "bins torch.float32"),
+        (
+            lambda: replace(ONE_EACH["partial"], values=re_fitted("split").values),
+            "for 64 taps and no bins, got 64 and",
+        ),
+        (lambda: replace(ONE_EACH["dense"], values=re_fitted("partial").values), "for no taps and no bins"),
+        (lambda: replace(ONE_EACH["split"], taps=32, values=re_fitted("split").values), "for 32 taps"),
+        (
+            lambda: re_fitted("split").apply(torch.randn(4, 1026)),
+            "3 channels and 64 taps, the filter has 4",
+        ),
+        (lambda: re_fitted("partial").apply(torch.randn(3, 50)), "the filter has 3 channels and 50 taps"),
+    ],
+)
+def test_refused_coefficients(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import reference_conv
+from helpers import assert_close, reference_conv
 from layouts import tiny_model
 from test_split import smooth_filter
 
@@ -111,7 +111,7 @@ def test_recorder_convolves_and_takes_note():
     assert torch.equal(ungated.moments().gate, torch.ones(H))
 
 
-def test_gather_reads_a_model_and_leaves_it_as_it_was():
+def test_recording_reads_a_model_and_leaves_it_as_it_was():
     model, sites = tiny_model()
     filters = swap.materialize(sites)
     ids = torch.randint(7, 11, (6, 64))
@@ -127,7 +127,9 @@ def test_gather_reads_a_model_and_leaves_it_as_it_was():
         for some in ids.split(2):
             model(some)
 
-    found = sensitivity.gather(sites, filters, run)
+    with torch.no_grad(), sensitivity.recording(sites, filters) as so_far:
+        run()
+    found = so_far()
     assert swap.install(sites, dict.fromkeys(filters)) == own
     swap.install(sites, {sites[0].name: watch, sites[1].name: None})
     run()
@@ -137,14 +139,85 @@ def test_gather_reads_a_model_and_leaves_it_as_it_was():
     assert found[sites[1].name].windows == 6
 
 
-def test_gather_undoes_even_when_it_fails():
+def test_recording_is_undone_even_when_it_fails():
     _, sites = tiny_model()
     filters = swap.materialize(sites)
-    with pytest.raises(ValueError, match=r"no window reached backbone\.layers\.0"):
-        sensitivity.gather(sites, filters, lambda: None)
-    with pytest.raises(ZeroDivisionError):
-        sensitivity.gather(sites, filters, lambda: 1 / 0)
+    with pytest.raises(ValueError, match=r"no window reached backbone\.layers\.0"), \
+            sensitivity.recording(sites, filters) as so_far:  # fmt: skip
+        so_far()
+    with pytest.raises(ZeroDivisionError), sensitivity.recording(sites, filters):
+        raise ZeroDivisionError
     assert all(conv is None for conv in swap.install(sites, dict.fromkeys(filters)).values())
+
+
+def test_recording_goes_on_bit_for_bit():
+    g, gate = signals(7)
+    whole, first = recorded(g, gate), recorded(g[:3], gate[:3])
+    second = Recorder(torch.zeros(H, 1), N, first)
+    second.note(g[3:], gate[3:])
+    found = second.moments()
+    assert torch.equal(found.power, whole.power) and torch.equal(found.gate, whole.gate)
+    assert (found.windows, found.seqlen) == (whole.windows, whole.seqlen) == (7, L)
+    with pytest.raises(ValueError, match=r"moments \(4, 256\) do not fit a site of 4 x 128 bins"):
+        Recorder(torch.zeros(H, 1), N // 2, found)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("taps", [L, N + 2])
+def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
+    """To float32, in pieces of any size; taps beyond the bins change nothing."""
+    k, moments = smooth_filter(taps, H), recorded(*signals(20))
+    there = site(k[:, :L], causal)
+    rungs = 0
+    for ladder in sensitivity.ladders(k, there, allow_leak=True):
+        found = sensitivity.walked(k, ladder, moments, causal)
+        assert [plan for plan, _ in found] == ladder[: len(found)]
+        for plan, error in found:
+            expected = sensitivity.errors(k, plan, moments, causal)
+            assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-12)
+            assert error.ahead == pytest.approx(expected.ahead, rel=1e-4, abs=1e-12)
+        if len(found) < len(ladder):
+            beyond = sensitivity.errors(k, ladder[len(found)], moments, causal).error
+            assert beyond > sensitivity.LARGEST_ERROR
+        rungs += len(found)
+        with monkeypatch.context() as patch:
+            patch.setattr(sensitivity, "CHUNK_BYTES", 1)
+            pieces = sensitivity.walked(k, ladder, moments, causal)
+        assert [error.error for _, error in pieces] == pytest.approx([error.error for _, error in found], rel=1e-5)
+    assert rungs > 40
+
+
+def test_a_ladder_leaves_out_what_leaks():
+    k, moments = smooth_filter(L, H), recorded(*signals(20))
+    masks = [FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, share)) for share in (0.5, 0.25, 0.125)]
+    splits = [FilterPlan("split", taps, SPLIT.mask) for taps in (64, 16, 4)]
+    for ladder in (masks, splits):
+        found = dict(sensitivity.walked(k, ladder, moments, causal=True))
+        leaks = [plan.apply(k).leak() for plan in ladder]
+        limit = sorted(error.ahead for error in found.values())[1]
+        few = sensitivity.walked(k, ladder, moments, causal=True, ahead=limit)
+        assert [plan for plan, _ in few] == [
+            plan for plan, leak in zip(ladder, leaks, strict=True)
+            if found[plan].ahead <= limit and leak <= sensitivity.AHEAD_LIMIT
+        ]  # fmt: skip
+    assert few and len(few) < 3
+
+
+@pytest.mark.parametrize("plan", [SPLIT, LOW, FilterPlan("partial", 10)], ids=str)
+def test_leak_of_what_is_left(plan):
+    k, (turn, _) = smooth_filter(N + 2, H), sensitivity.turns(N, L)
+    rung = sensitivity.Rung(plan, None if plan.mask is None else ~plan.mask.bins())
+    (lost,) = sensitivity.taken(k[:, :N], [rung], turn)
+    kept = plan.apply(k).cut().k
+    now = torch.nn.functional.pad(kept, (0, len(k[0]) - len(kept[0])))[:, :N]
+    assert_close(k[:, :N] - lost.real, now, 1e-6)
+    if plan.leaks:
+        assert sensitivity.leak(lost, k) == pytest.approx(plan.apply(k).leak(), rel=1e-4)
+
+
+def test_candidates_take_moments_of_their_site():
+    with pytest.raises(ValueError, match=r"moments \(4, 256\) are not those of site, which has 4 channels and 128"):
+        sensitivity.candidates(torch.ones(H, 100), site(torch.ones(H, 100)), recorded(*signals(5)), weigh)
 
 
 def weigh(plan):
@@ -160,8 +233,11 @@ def test_candidates(causal):
     assert not any(sensitivity.beats(a, b) for a in others for b in others)
     kinds = {one.plan.kind for one in others}
     assert ("frequency-sparse" in kinds) == (not causal)
-    leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, allow_leak=True)
+    leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, ahead=math.inf)
     assert "frequency-sparse" in {one.plan.kind for one in leaky}
+    limit = sorted(one.errors.ahead for one in others)[len(others) // 2]
+    for one in sensitivity.candidates(k, site(k, causal), moments, weigh, limit):
+        assert one.errors.ahead <= limit and one.plan.apply(k).leak() <= (sensitivity.AHEAD_LIMIT if causal else 1)
 
 
 def test_what_is_no_cheaper_is_no_candidate():

@@ -18,11 +18,38 @@ def smooth_filter(length=1024, channels=4):
 
 
 @pytest.mark.parametrize("taps", [1, 16, 64, 5000])
-def test_head_and_tail_add_up(taps):
+@pytest.mark.parametrize("mask", [None, BlockMask.low_pass(1024, 0.125)])
+def test_head_and_tail_add_up(taps, mask):
     k = smooth_filter()
-    head, tail = split(k, taps)
+    head, tail = split(k, taps, mask)
     tail[:, : head.shape[-1]] += head
     assert torch.equal(tail.float(), k)
+
+
+@pytest.mark.parametrize(
+    ("mask", "share"), [(BlockMask.low_pass(1024, 1 / 16), 0.1), (BlockMask.comb(1024, 0.25), 0.8)]
+)
+def test_no_other_head_loses_less(mask, share):
+    """Of the tail to its mask, taps at negative lags counted: less than by the ramp, and more with any other head."""
+    k = smooth_filter()
+
+    def lost(head):
+        tail = k.double()
+        tail[:, :32] -= head
+        return (tail_f := spectrum(tail, 1024) * ~mask.bins()).abs().square().sum() / tail_f.shape[-1]
+
+    best, by_ramp = split(k, 32, mask)[0], split(k, 32)[0]
+    assert lost(best) < share * lost(by_ramp)
+    for _ in range(5):
+        assert lost(best + 0.03 * torch.randn_like(best)) > lost(best)
+    assert best.abs().max() < 2 * k.abs().max()
+
+
+def test_long_heads_are_fitted_where_it_matters(monkeypatch):
+    k, mask = smooth_filter(), BlockMask.low_pass(1024, 1 / 16)
+    monkeypatch.setattr("sparsify.split.REACH", 20)
+    some, by_ramp = split(k, 64, mask)[0], split(k, 64)[0]
+    assert torch.equal(some[:, 20:], by_ramp[:, 20:]) and not torch.equal(some[:, :20], by_ramp[:, :20])
 
 
 def test_ramp_rises_smoothly():

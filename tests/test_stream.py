@@ -206,7 +206,7 @@ def test_logits_are_those_of_the_whole_sequence(tiny, plan, pieces):
     install(sites, PLANS[plan])
     logits = feed(model, ids, pieces)
     assert_close(logits, whole, MODEL)
-    assert (relative_l2(model(ids), whole) > 100 * MODEL) == (plan in ("split", "frequency-sparse"))
+    assert (relative_l2(model(ids), whole) > 10 * MODEL) == (plan in ("split", "frequency-sparse"))
 
 
 @torch.no_grad()
