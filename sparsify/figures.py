@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]  # what was measured of one variant, see evals/results.py
+
+COUNTED = "kept taps plus bins"  # the target that is no machine, as evals/planning.py names it, out of the core's reach
+COUNTED_UNIT = "fewer taps plus bins"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -22,12 +26,16 @@ def spread(value: float | None, stderr: float | None) -> str:
     return number(value) + ("" if stderr is None else f" ± {stderr:.4f}")
 
 
+def percent(change: float, stderr: float | None = None) -> str:
+    """A relative change, with its standard error: +0.045 % ± 0.021 %, or more digits where these would say nothing."""
+    size = abs(stderr or change)
+    digits = max(3, min(6, math.ceil(-2 - math.log10(size)))) if size else 3
+    return f"{100 * change:+.{digits}f} %" + ("" if stderr is None else f" ± {100 * stderr:.{digits}f} %")
+
+
 def ratio(row: Row, key: str) -> str:
     """Relative change against dense, with its standard error."""
-    if row[key] is None:
-        return ""
-    error = row[f"{key}_stderr"]
-    return f"{100 * (row[key] - 1):+.3f} %" + ("" if error is None else f" ± {100 * error:.3f} %")
+    return "" if row[key] is None else percent(row[key] - 1, row[f"{key}_stderr"])
 
 
 def speed(row: Row) -> str:
@@ -70,6 +78,71 @@ def position_rows(evaluation: Row) -> list[tuple[str, ...]]:
         (f"{buckets[0]['start']:,} - {buckets[0]['stop'] - 1:,}", *(number(b["perplexity"]) for b in buckets))
         for buckets in zip(*columns, strict=True)
     ]
+
+
+def gain_unit(target: str) -> str:
+    """What a plan made for a target has a number of times of."""
+    return COUNTED_UNIT if target == COUNTED else f"faster convolutions on {target}, predicted"
+
+
+def gain(planned: Row) -> str:
+    """What the chosen plan gains, the number alone."""
+    return f"{planned['dense_cost'] / planned['chosen']['cost']:.2f}x"
+
+
+def promise(planned: Row) -> str:
+    """What was asked of a plan, and what was found on data that the search did not see."""
+    chosen = planned["chosen"]
+    leak = f", the worst leak {power(chosen['leak'])}" if chosen["leak"] else ""
+    return (
+        f"{gain(planned)} {gain_unit(planned['target'])}, at "
+        f"{percent(chosen['increase'], chosen['stderr'])} perplexity on held-out windows; "
+        f"the budget is {100 * planned['budget']:g} %{leak}"
+    )
+
+
+STEP_COLUMNS = ("step", "gain, predicted", "density", "perplexity, predicted", "measured, held out", "leak", "fits")
+
+
+def step_rows(planned: Row) -> list[tuple[str, ...]]:
+    """A row a plan that was measured on the way to one within a budget, for STEP_COLUMNS."""
+    return [
+        (
+            f"{i}" + (" (chosen)" if step == planned["chosen"] else ""),
+            f"{planned['dense_cost'] / step['cost']:.2f}x",
+            number(step["density"], 3),
+            percent(step["predicted"]),
+            percent(step["increase"], step["stderr"]),
+            power(step["leak"]),
+            "yes" if step["fits"] else "no",
+        )
+        for i, step in enumerate(planned["steps"], 1)
+    ]
+
+
+LOSSES = ("perplexity", "KL", "leak")
+FRONT_COLUMNS = ("the same everywhere", "gain, predicted", *LOSSES, "chosen: gain", *LOSSES)
+
+
+def front_rows(fronts: Row) -> list[tuple[str, ...]]:
+    """A row a mask for every convolution, beside what sensitivity chooses at the same cost, for FRONT_COLUMNS."""
+
+    def cells(one: Row) -> tuple[str, ...]:
+        gain = f"{fronts['dense_cost'] / one['cost']:.2f}x"
+        return gain, percent(one["increase"], one["stderr"]), power(one["kl"]), power(one["leak"])
+
+    return [(f"{p['kind']} {p['share']:g}", *cells(p["uniform"]), *cells(p["chosen"])) for p in fronts["pairs"]]
+
+
+def searched(planned: Row) -> str:
+    """How a plan within a budget was found, in a sentence."""
+    bound = planned["bound"]
+    most = f", at most {planned['dense_cost'] / bound:.2f}x among these candidates" if bound else ""
+    return (
+        f"gain of the convolutions alone{most}; found on {planned['calibration_windows']} windows in "
+        f"{planned['passes']:.1f} passes over them, measured on {planned['held_out_windows']} others, negative lags "
+        f"cut; a step fits if its increase and one standard error do"
+    )
 
 
 def milliseconds(seconds: float) -> str:

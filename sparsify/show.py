@@ -241,27 +241,21 @@ def converted(console: Console, result: Mapping[str, Any]) -> None:
 
 def planned(console: Console, found: Mapping[str, Any]) -> None:
     """How a plan within a budget was found, and what stands behind it."""
-    dense, chosen = found["dense_cost"], found["chosen"]
-    rows = [
-        (
-            f"{i}" + (" (chosen)" if step == chosen else ""),
-            f"{dense / step['cost']:.2f}x",
-            f"{step['density']:.3f}",
-            f"{step['predicted']:+.3%}",
-            f"{step['increase']:+.3%} +- {step['stderr']:.3%}",
-            f"{step['leak']:.1e}",
-            "yes" if step["fits"] else "no",
-        )
-        for i, step in enumerate(found["steps"], 1)
-    ]
-    columns = ("step", "gain, predicted", "density", "perplexity, predicted", "measured, held out", "leak", "fits")
-    table(console, f"Fastest within {found['budget']:.3%} on {found['target']}", columns, rows)
-    most = f", at most {dense / found['bound']:.2f}x among these candidates" if found["bound"] else ""
+    title = f"Fastest within {found['budget']:.3%} on {found['target']}"
+    table(console, title, figures.STEP_COLUMNS, figures.step_rows(found))
+    console.print(f"[dim]{figures.searched(found)}[/dim]")
+
+
+def fronts(console: Console, found: Mapping[str, Any]) -> None:
+    """One mask for every convolution against plans by sensitivity, at the same cost."""
+    table(console, f"At the same cost on {found['target']}", figures.FRONT_COLUMNS, figures.front_rows(found))
+    if found["not_cheaper"]:
+        console.print(f"[dim]no cheaper than dense there: {', '.join(found['not_cheaper'])}[/dim]")
     console.print(
-        f"[dim]gain of the convolutions alone{most}; found on {found['calibration_windows']} windows in "
-        f"{found['passes']:.1f} passes over them, measured on {found['held_out_windows']} others, negative lags cut; "
-        f"a step fits if its increase and one standard error do[/dim]"
+        f"[dim]found on {found['calibration_windows']} windows of {found['context']:,} tokens, measured on "
+        f"{found['held_out_windows']} others, negative lags cut; the leak is that of the plan as it is[/dim]"
     )
+    taken_under(console, found["conditions"])
 
 
 def checked(console: Console, result: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""What `convert` found, to look at: one HTML page, and one picture for the model card."""
