@@ -23,9 +23,11 @@ from .cli_common import (
     SOURCE,
     UPPER,
     as_text,
+    bar,
     described,
     emit,
     open_checkpoint,
+    priced,
     say,
 )
 from .cli_measure import bench, evaluate, measured, timed_parts, windows_of
@@ -35,22 +37,27 @@ from .install_check import check_name_collision
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from sparsify.converters import Pretrained
     from sparsify.evals.data import Windows
-    from sparsify.evals.planning import Planned, Price
+    from sparsify.evals.planning import Planned
 
     from .plan import Plan
 
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
 DEFAULT_ENERGY = 0.999
+JOURNAL = f"{__package__}.journal"  # in a click context: the measurements that this command keeps until it is done
 
 
 class Verbs(click.Group):
-    """Turns expected failures into one line and exit code 1."""
+    """Turns expected failures into one line and exit code 1, and Ctrl-C into one and exit code 130, as shells do."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, KeyError, IndexError):
             raise  # told by click already, or a bug of ours
+        except KeyboardInterrupt:
+            journal = ctx.meta.get(JOURNAL)
+            say("\ninterrupted" + (f"; the same command goes on from here ({journal})" if journal else ""))
+            ctx.exit(130)
         except EXPECTED as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 
@@ -178,6 +185,7 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
               "--data its last 3/10 are held out, and prove it.")  # fmt: skip
 @click.option("--target", help="What that plan is to be fast on: cpu, cuda, sm_90, h100, ...; kept counts taps plus "
               "bins instead of time.  [default: the device]")  # fmt: skip
+@click.option("--refit", is_flag=True, help="Look for better numbers in what that plan keeps; takes minutes.")
 @click.option("--allow-leak", is_flag=True, help="Accept a plan under which a causal model reads the future.")
 @click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
@@ -189,24 +197,25 @@ def convert(
     src: str, out: Path, data: Path | None, force: bool, allow_leak: bool, context: int | None, stride: int | None,
     limit: int, upper: bool, linears: str, as_json: bool, taps: int | None, energy: float | None,
     split: tuple[int, float] | None, low_pass: float | None, plan: Path | None, budget: str | None,
-    calibration: Path | None, target: str | None, **where: Any,
+    calibration: Path | None, target: str | None, refit: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
 
-    from . import report
     from .card import card
+    from .report import plots
+    from .report.page import page
 
     check_out(out, force)
     asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
     asked = only_one(asked | {"max_ppl_increase": budget})
-    check_search(budget, calibration, target, data)
+    check_search(budget, calibration, target, refit, data)
     p = open_checkpoint(src, **where)
     windows = windows_of(p, data, context, stride, limit, upper) if data else None
     planned = None
     if calibration is not None:
         known = windows_of(p, calibration, context, stride, limit, upper)
-        planned, windows = planned_within(p, str(budget), known, windows, target, allow_leak)
+        planned, windows = planned_within(p, out, str(budget), known, windows, target, allow_leak, refit)
     chosen = planned.plan if planned else chosen_plan(p, asked)
     filters = filter_report(p, chosen)
     if not allow_leak:
@@ -222,13 +231,18 @@ def convert(
         "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or calibration or 'FILE')}"
         + typed(context, stride, limit, upper, linears),
     }
-    texts = {
+    if (picture := plots.picture(result)) is None:
+        say(plots.HOW_TO_GET)
+    files: dict[str, str | bytes] = {
         "plan.json": chosen.to_json(),
         "report.json": as_text(result) + "\n",
-        "report.html": report.page(result),
-        "README.md": card(result),
+        "report.html": page(result),
+        "README.md": card(result, plots.NAME if picture else None),
+        **({plots.NAME: picture} if picture else {}),
     }
-    write_folder(out, p, chosen, texts, force=force)
+    write_folder(out, p, chosen, files, force=force)
+    if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
+        journal.remove()
     emit(result, as_json, "converted")
 
 
@@ -263,12 +277,15 @@ def only_one(policy: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_search(budget: str | None, calibration: Path | None, target: str | None, data: Path | None) -> None:
+def check_search(
+    budget: str | None, calibration: Path | None, target: str | None, refit: bool, data: Path | None
+) -> None:
     """Refuse what a search for a plan cannot work with, before anything is loaded."""
     from sparsify.evals.planning import parse_budget
 
     if budget is None:
-        if name := "--calibration" if calibration else "--target" if target else None:
+        given = {"--calibration": calibration, "--target": target, "--refit": refit}
+        if name := next((name for name, value in given.items() if value), None):
             raise ValueError(f"{name} is for a plan within a budget; add --max-ppl-increase, or leave {name} out")
         return
     parse_budget(budget)
@@ -279,27 +296,26 @@ def check_search(budget: str | None, calibration: Path | None, target: str | Non
         raise ValueError(f"{data} cannot prove a plan that was found on it; leave --data out, and a part is held out")
 
 
-def priced(target: str | None) -> Price:
-    """What a plan is to be cheap on."""
-    from sparsify.evals.planning import Kept
-
-    from . import price
-
-    return Kept() if target == "kept" else price.target(target)
-
-
 def planned_within(
-    p: Pretrained, budget: str, calibration: Windows, held_out: Windows | None, target: str | None, allow_leak: bool
-) -> tuple[Planned, Windows]:
-    """The plan that a budget asks for, and the windows that prove it."""
+    p: Pretrained, out: Path, budget: str, calibration: Windows, held_out: Windows | None, target: str | None,
+    allow_leak: bool, refit: bool,
+) -> tuple[Planned, Windows]:  # fmt: skip
+    """The plan that a budget asks for, and the windows that prove it.  Measurements are kept beside `out` till then."""
     from sparsify.evals import planning
+    from sparsify.evals.journal import Journal
 
     if held_out is None:
         calibration, held_out = planning.divide(calibration)
-    planned = planning.plan_within(
-        p.model, p.sites, p.filters, calibration, held_out, planning.parse_budget(budget),
-        priced(target or p.device.type), allow_leak, made_for(p), say,
-    )  # fmt: skip
+    out = out.expanduser().resolve()
+    journal = click.get_current_context().meta[JOURNAL] = Journal(out.with_name(f".{out.name}.planning"))
+    try:
+        planned = planning.plan_within(
+            p.model, p.sites, p.filters, calibration, held_out, planning.parse_budget(budget),
+            priced(target or p.device.type), allow_leak, refit, made_for(p), say, bar, journal,
+        )  # fmt: skip
+    except RuntimeError:
+        say(f"for another budget or target there are {journal}")
+        raise
     return planned, held_out
 
 
@@ -343,13 +359,14 @@ def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:
 
 def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     """What is kept of every filter, how much of it lies ahead, and where its energy lies."""
-    from . import policies, report
+    from . import policies
+    from .report.curves import curves
 
     rows = []
     for name, k in p.filters.items():
         kept = plan.filters[name]
         figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
-        drawn = {"curves": report.curves(k, kept, policies.points(p.context))}
+        drawn = {"curves": curves(k, kept, policies.points(p.context))}
         rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows
 

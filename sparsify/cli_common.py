@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,11 +16,13 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
     from sparsify.converters import Pretrained
     from sparsify.evals import Logits
+    from sparsify.evals.candidates import Price
 
     from .plan import Plan
     from .sites import Conv
 
 DEFAULT_WINDOWS = 500
+SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
 
 
@@ -127,6 +131,15 @@ def check_linears(p: Pretrained, linears: str, length: int) -> None:
         )
 
 
+def priced(target: str | None) -> Price:
+    """What a plan is to be cheap on."""
+    from sparsify.evals.candidates import Kept
+
+    from . import price
+
+    return Kept() if target == "kept" else price.target(target)
+
+
 def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
     """Token ids to time a model on: (batch, length)."""
     import torch
@@ -138,6 +151,30 @@ def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
 def say(line: str) -> None:
     """Progress, on stderr."""
     click.echo(line, err=True)
+
+
+@contextmanager
+def bar(what: str, windows: int) -> Iterator[Callable[[int], Any]]:
+    """How far long work has come, on stderr: a bar on a terminal, else a line every now and then.
+
+    Yields the function that is told of every few windows more.
+    """
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        with tqdm(total=windows, desc=what, unit="window", file=sys.stderr, leave=False) as shown:
+            yield shown.update
+        return
+    done, told = 0, monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, told
+        done += more
+        if monotonic() - told >= SECONDS_A_LINE:
+            told = monotonic()
+            say(f"{what}: {done:,} of {windows:,} windows")
+
+    yield advance
 
 
 def as_text(result: dict[str, Any]) -> str:

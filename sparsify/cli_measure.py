@@ -19,16 +19,19 @@ from .cli_common import (
     LINEARS,
     SOURCE,
     as_text,
+    bar,
     check_linears,
     described,
     emit,
     open_baseline,
     open_checkpoint,
     operators,
+    priced,
     running,
     say,
     some_tokens,
 )
+from .files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +75,58 @@ def ppl(
     base = open_baseline(baseline, p, where) if baseline else None
     windows = windows_of(p, data, context, stride, limit, upper)
     emit(measured(p, p.plan, windows, base, linears), as_json, "quality")
+
+
+@evaluate.command()
+@click.argument("src")
+@click.option("--calibration", type=click.Path(path_type=Path), required=True, help="Text or FASTA file to choose "
+              "plans on; without --data its last 3/10 are held out, and measured on.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), help="Text or FASTA file to measure on.")
+@click.option("--target", help="What costs are predicted for, as for `convert`.  [default: the device]")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw speed against loss here, as PNG."
+)
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON to this file, too.")
+@DATA
+@SOURCE
+@AS_JSON
+def front(
+    src: str, calibration: Path, data: Path | None, target: str | None, picture: Path | None, save: Path | None,
+    context: int | None, stride: int | None, limit: int, upper: bool, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Compare one mask for every convolution of SRC with plans by sensitivity that cost the same."""
+    from sparsify.evals import fronts, planning, results
+
+    price = priced(target or where["device"])
+    p = open_checkpoint(src, **where)
+    known = windows_of(p, calibration, context, stride, limit, upper)
+    held_out = windows_of(p, data, context, stride, limit, upper) if data else None
+    if held_out is None:
+        known, held_out = planning.divide(known)
+    found = fronts.compared(p.model, p.sites, p.filters, known, held_out, price, say, bar)
+    result = {**described(p), **found.to_dict(), "conditions": asdict(results.conditions(p.device))}
+    if save:
+        keep(save, as_text(result) + "\n")
+    if picture:
+        keep(picture, drawn(result))
+    emit(result, as_json, "fronts")
+
+
+def drawn(result: dict[str, Any]) -> bytes:
+    """Speed against loss as a PNG."""
+    from .figures import gain_unit
+    from .report import pareto, plots
+
+    try:
+        return plots.speed_against_loss(pareto.series_of_fronts(result), None, gain_unit(result["target"]))
+    except ImportError as error:
+        raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}") from error
+
+
+def keep(path: Path, content: str | bytes) -> None:
+    """Write a file that was asked for, and its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
 
 
 def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:
@@ -229,8 +284,7 @@ def bench(
         base = open_baseline(baseline, p, where) if baseline else p
         result, table = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds), "benched"
     if save:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(as_text(result) + "\n")
+        keep(save, as_text(result) + "\n")
     emit(result, as_json, table)
 
 

@@ -1,0 +1,173 @@
+"""A model under plans for some of its convolutions: what it reads is counted, shown, and kept in a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sparsify import sensitivity, swap
+from sparsify.plan import FilterPlan, Plan
+from sparsify.sensitivity import Moments
+from sparsify.sites import Conv, ConvSite
+from sparsify.stored import fingerprint
+
+from . import Logits, causality
+from .causality import Leak
+from .data import Windows
+from .journal import Journal, about
+from .quality import Versus, compare
+
+TOKENS_A_BATCH = 1 << 14
+LEAK_WINDOWS = 4
+
+Say: TypeAlias = Callable[[str], None]
+Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
+"""bar(what, windows) shows how far that has come; what it yields is told of every few windows more."""
+Picks: TypeAlias = Mapping[str, FilterPlan]  # site -> what is kept; sites that are not named are dense
+
+
+def nothing(line: str | int) -> None:
+    """Progress that nobody watches."""
+
+
+def no_bar(what: str, windows: int) -> AbstractContextManager[Callable[[int], Any]]:
+    return nullcontext(nothing)
+
+
+def batches(windows: Windows) -> int:
+    """Windows in a batch."""
+    return max(1, TOKENS_A_BATCH // windows.context)
+
+
+@dataclass
+class Runs:
+    """A model under plans, dense where they say nothing.  Its own convolutions are out while it is in use.
+
+    windows: how many were read, by this process or by one before it whose measurement the journal has.
+    moments: of what arrives at every site of the dense model, once `read` has seen to it.
+    """
+
+    model: nn.Module
+    sites: Sequence[ConvSite]
+    filters: Mapping[str, Tensor]
+    journal: Journal | None = None
+    say: Say = nothing
+    bar: Bar = no_bar
+    windows: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters))
+        self.device = next(self.model.parameters()).device
+        self.advance: Callable[[int], Any] = nothing
+        self.names: dict[Windows, str] = {}
+        if self.journal is not None:
+            self.journal.open(about({**self.model.state_dict(), **self.filters}, self.device))
+            if self.journal:
+                self.say(f"going on from {self.journal}")
+            elif self.journal.others:
+                self.say(f"{self.journal.folder} holds measurements of other weights or versions; they are left alone")
+
+    def count(self, windows: int) -> None:
+        self.windows += windows
+        self.advance(windows)
+
+    @contextmanager
+    def stage(self, what: str, windows: int) -> Iterator[None]:
+        """While it lasts, a bar shows how many of about so many windows were read."""
+        with self.bar(what, windows) as self.advance:
+            yield
+        self.advance = nothing
+
+    def under(self, picks: Picks, cut: bool = True) -> Logits:
+        """Logits with these sites changed; with negative lags cut unless told.  Other variants may run in between."""
+        changed = {name: plan for name, plan in picks.items() if plan.kind != "dense"}
+        own = {name: self.filters[name] for name in changed}
+        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut) if own else {})
+        run = swap.variant(self.model, self.sites, convs)
+
+        def logits(ids: Tensor) -> Tensor:
+            found = run(ids)
+            self.count(len(ids))
+            return found
+
+        return logits
+
+    def versus(self, dense: Logits, picks: Picks, windows: Windows) -> Versus:
+        """A choice against the dense model, with negative lags cut."""
+
+        def measure() -> dict[str, Any]:
+            variants = {"dense": dense, "sparse": self.under(picks)}
+            found = compare(variants, windows, batches(windows))["sparse"].versus
+            assert found is not None  # only the baseline has none
+            return asdict(found)
+
+        return Versus(**self.recall("versus", picks, windows, measure))
+
+    def leak(self, picks: Picks, windows: Windows) -> Leak:
+        """How far a choice reads the future."""
+
+        def measure() -> dict[str, Any]:
+            return asdict(causality.leak(self.under(picks, cut=False), windows, LEAK_WINDOWS))
+
+        return Leak(**self.recall("leak", picks, windows, measure))
+
+    def recall(
+        self, kind: str, picks: Picks, windows: Windows, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` finds, or found when it was first asked for; either way the windows it read are counted."""
+        if self.journal is None:
+            return measure()
+        changed = {name: plan for name, plan in sorted(picks.items()) if plan.kind != "dense"}
+        key = {"kind": kind, "windows": self.name(windows), "plan": Plan(changed, "").sha256}
+        before = self.windows
+        found = self.journal.recall(key, lambda: {"found": measure(), "windows": self.windows - before})
+        self.count(before + found["windows"] - self.windows)  # none, where they were read just now
+        return dict(found["found"])
+
+    def name(self, windows: Windows) -> str:
+        """What tells these windows from others."""
+        if windows not in self.names:
+            own = {"ids": windows.ids, "scored_from": windows.scored_from, "document": windows.document}
+            self.names[windows] = fingerprint(own)
+        return self.names[windows]
+
+    def read(self, windows: Windows) -> None:
+        """Find the moments: one pass of the dense model over these windows, or the rest of one."""
+        key = "" if self.journal is None else self.name(windows)
+        before = {} if self.journal is None else self.journal.moments(key)
+        done = min((one.windows for one in before.values()), default=0)
+        ids, step = windows.ids[done:], batches(windows)
+        with torch.no_grad(), sensitivity.recording(self.sites, self.filters, before) as so_far:
+            self.count(done)
+            for start in range(0, len(ids), step):
+                some = ids[start : start + step]
+                self.model(some.to(self.device))
+                self.count(len(some))
+                if self.journal is not None:
+                    self.journal.keep(key, so_far(), last=start + step >= len(ids))
+            self.moments = so_far()
+
+
+class Remembered:
+    """Logits of one model that are computed once for every batch, as long as they fit in memory."""
+
+    BYTES = 1 << 29
+
+    def __init__(self, logits: Logits) -> None:
+        self.logits, self.known, self.bytes = logits, dict[bytes, Tensor](), 0
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        key = ids.numpy().tobytes()
+        if key in self.known:
+            return self.known[key]
+        found = self.logits(ids)
+        if self.bytes + found.nbytes <= self.BYTES:
+            self.known[key] = found
+            self.bytes += found.nbytes
+        return found

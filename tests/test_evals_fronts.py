@@ -1,0 +1,71 @@
+"""One mask for every convolution against plans by sensitivity: at the same cost, on the same windows."""
+
+import pytest
+import torch
+from layouts import tiny_model
+from test_evals_planning import Flat, data
+
+from sparsify import swap
+from sparsify.budget import Option
+from sparsify.evals.candidates import LEAK_GOAL, Kept
+from sparsify.evals.fronts import KINDS, compared, uniform, within
+from sparsify.evals.planning import divide
+from sparsify.plan import FilterPlan, Plan
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, sites = tiny_model()
+    return model, sites, swap.materialize(sites)
+
+
+@pytest.fixture(scope="module")
+def fronts(tiny):
+    return compared(*tiny, *divide(data()), Kept())
+
+
+def test_every_pair_costs_the_same_or_less(fronts, tiny):
+    kinds = {pair.kind for pair in fronts.pairs}
+    assert kinds == set(KINDS) and len(fronts.pairs) > 6
+    for pair in fronts.pairs:
+        assert 0 < pair.chosen.cost <= pair.uniform.cost < fronts.dense_cost
+        density = uniform(tiny[1], pair.kind, pair.share)[tiny[1][0].name].density(64)
+        assert pair.uniform.cost == pytest.approx(density * fronts.dense_cost)
+
+
+def test_sensitivity_loses_less(fronts):
+    """On random weights already.  Masks may beat what is chosen there, but not without reading the future."""
+    for pair in fronts.pairs:
+        assert pair.chosen.kl <= 1.05 * pair.uniform.kl or pair.uniform.leak > 20 * LEAK_GOAL >= 20 * pair.chosen.leak
+    assert sum(pair.chosen.kl < 0.7 * pair.uniform.kl for pair in fronts.pairs) >= len(fronts.pairs) / 2
+
+
+def test_uniform_masks_are_the_same_everywhere(tiny):
+    _, sites, filters = tiny
+    for kind in KINDS:
+        picks = uniform(sites, kind, 0.25)
+        assert set(picks) == set(filters) and len(set(picks.values())) == 1
+        Plan(picks, kind).check(list(filters))
+    assert uniform(sites, "taps", 1e-9)[sites[0].name] == FilterPlan("partial", 1)
+
+
+def test_within_a_cost():
+    plans = [FilterPlan("dense"), FilterPlan("partial", 8), FilterPlan("partial", 2)]
+    offered = {
+        "a": [Option(loss, cost, plan) for loss, cost, plan in zip((0, 1, 5), (10, 6, 2), plans, strict=True)],
+        "b": [Option(loss, cost, plan) for loss, cost, plan in zip((0, 3, 4), (10, 6, 2), plans, strict=True)],
+    }
+    assert within(offered, 20) == {"a": plans[0], "b": plans[0]}
+    assert within(offered, 12) == {"a": plans[0], "b": plans[2]}  # 4, where 6 + 6 would lose 4 as well, and 2 + 10 five
+    assert within(offered, 4) == {"a": plans[2], "b": plans[2]}
+    assert within(offered, 3.9) is None
+
+
+def test_the_model_keeps_its_convolutions(tiny):
+    model = tiny[0]
+    ids = torch.randint(7, 11, (1, 64))
+    with torch.no_grad():
+        before = model(ids)
+        with pytest.raises(RuntimeError, match="no plan is cheaper than the dense one"):
+            compared(*tiny, *divide(data()), Flat())
+        assert torch.equal(model(ids), before)
