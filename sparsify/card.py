@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import __version__, figures
+from .card_metadata import called, front_matter
 
 
 def card(result: Mapping[str, Any]) -> str:
     """Markdown from what `sparsify convert` found."""
-    name = Path(result["out"]).name
-    return f"""---
-library_name: sparsify
-tags: [sparsify, long-convolution]
----
+    name = called(result)
+    return f"""{front_matter(result)}
 # {name}
 
 {result["source"]} with its long convolutions under the plan *{result["plan"]}*, made by sparsify {__version__}.
@@ -24,12 +21,37 @@ The weights are those of the source, unchanged; without sparsify this folder hol
 ```python
 from sparsify.converters import load
 
-model = load("{name}").model
+model = load("{result["repo"] or name}").model
 ```
-{measured(result["evaluation"]) if result["evaluation"] else ""}"""
+
+## What is kept
+
+{kept(result["filters"])}
+
+{causality(result)}
+{measured(result["evaluation"], result["data"]) if result["evaluation"] else ""}"""
 
 
-def measured(evaluation: Mapping[str, Any]) -> str:
+def kept(filters: Sequence[Mapping[str, Any]]) -> str:
+    """A row a convolution."""
+    rows = [f"| {f['name']} | {f['plan']} | {f['density']:.3f} | {f['leak']:.1e} |" for f in filters]
+    return "\n".join(["| convolution | kept | density | taps ahead / taps |", "|---|---|---|---|", *rows])
+
+
+def causality(result: Mapping[str, Any]) -> str:
+    """Whether this model reads the future, in words."""
+    if not result["causal"]:
+        return "The model reads both ways, so no plan changes what it may see."
+    ahead = max(f["leak"] for f in result["filters"])
+    if ahead == 0:
+        return "The model is causal, and stays so exactly: no filter has taps ahead."
+    return (
+        f"The model is causal, and under this plan not quite: up to {ahead:.1e} of a filter's norm lies ahead of "
+        "time.  The perplexity with negative lags cut is that of generating, which cannot read the future."
+    )
+
+
+def measured(evaluation: Mapping[str, Any], data: str) -> str:
     """Dense against sparse, the verdict and the conditions."""
     names, where = figures.variants(evaluation), evaluation["conditions"]
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -41,4 +63,4 @@ def measured(evaluation: Mapping[str, Any]) -> str:
         "speed is that of one window, paired rounds",
         f"{machine}, commit {where['commit']}, {where['date']}",
     ]
-    return "\n".join(["", *head, *rows, "", *(f"- {note}" for note in notes), ""])
+    return "\n".join(["", f"## What it costs, on {data}", "", *head, *rows, "", *(f"- {note}" for note in notes), ""])

@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files import read_json
 from .monarch import BlockMask
 from .split import band_limit, split
 
 SCHEMA = 2
+LONGEST = 1 << 31  # taps, far beyond any model
+COARSEST = 8  # points of a mask a tap of the filter; more says no more, and only fills memory
 KINDS = {  # kind: (has taps, has a mask)
     "dense": (False, False),
     "partial": (True, False),
@@ -69,8 +72,10 @@ class FilterPlan:
         if has_taps != (self.taps is not None) or has_mask != (self.mask is not None):
             needs = [name for name, has in (("taps", has_taps), ("mask", has_mask)) if has]
             raise ValueError(f"a {self.kind} plan takes {' and '.join(needs) or 'neither taps nor mask'}, got {self}")
-        if self.taps is not None and self.taps < 1:
-            raise ValueError(f"a {self.kind} plan keeps at least 1 tap, got {self.taps}")
+        if self.taps is not None and type(self.taps) is not int:
+            raise ValueError(f"a plan keeps a whole number of taps, got {self.taps!r:.60}")
+        if self.taps is not None and not 1 <= self.taps <= LONGEST:
+            raise ValueError(f"a {self.kind} plan keeps at least 1 tap and at most {LONGEST}, got {self.taps!r:.60}")
 
     @property
     def leaks(self) -> bool:
@@ -91,6 +96,8 @@ class FilterPlan:
         """The filter that is convolved with under this plan.  k: (H, K) float32."""
         if self.mask is None:
             return Filter(k[:, : self.taps])
+        if self.mask.n > COARSEST * max(k.shape[-1], 1 << 10):
+            raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.shape[-1]} taps")
         head, tail = split(k, self.taps) if self.taps else (None, k)
         kept, ahead = band_limit(tail, self.mask)
         if head is not None:
@@ -159,13 +166,18 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}; rebuild it with `sparsify convert`")
+        if (schema := data.get("schema")) != SCHEMA:
+            newer = type(schema) is int and schema > SCHEMA
+            remedy = "upgrade sparsify" if newer else "rebuild it with `sparsify convert SRC OUT --force`"
+            raise ValueError(f"plan schema {schema!r:.60} is not {SCHEMA}; {remedy}")
         try:
             filters = {name: FilterPlan.from_dict(f) for name, f in data["filters"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
-        return cls(filters, data.get("policy", "file"), data.get("source", {}))
+        policy, source = data.get("policy", "file"), data.get("source", {})
+        if not isinstance(policy, str) or not isinstance(source, dict):
+            raise ValueError(f"the plan's policy is text and its source an object, got {policy!r:.60}, {source!r:.60}")
+        return cls(filters, policy, source)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -176,11 +188,9 @@ class Plan:
         if not path.is_file():
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
-            data = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = read_json(path)
+        except ValueError as error:
             raise ValueError(f"{path} is no plan: {error}; see `sparsify convert`") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} is no plan but a {type(data).__name__}; see `sparsify convert`")
         return cls.from_dict(data)
 
     @property
