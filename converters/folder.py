@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
+from sparsify.files import read_json
 from sparsify.plan import Plan
 from sparsify.stored import fingerprint
 
 from .layout import listed
-from .load import QUANT_METHOD, Pretrained, ours
+from .load import FORMAT, QUANT_METHOD, Pretrained, ours
 from .source import PLAN_TENSORS, Source
-from .tensors import read_config, read_json, read_tensors, weight_files
+from .tensors import kept_inside, read_config, read_tensors, weight_files
 
 COPIED = (
     "tokenizer*.json",
@@ -55,8 +57,15 @@ def write_folder(
         write_files(new, pretrained.source, files if tensors is None else {**files, PLAN_TENSORS: tensors})
         write_weights(new, pretrained)
         names = sorted({"config.json", *(path.name for path in new.iterdir())})  # what --force may replace later
-        entry = {"quant_method": QUANT_METHOD, "plan": plan.to_dict(), "files": names}
-        write_json(new / "config.json", {**config, **pretrained.choices, "quantization_config": entry})
+        entry = {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT,
+            "source": origin(pretrained),
+            "plan": plan.to_dict(),
+            "files": names,
+        }
+        kind = {"model_type": pretrained.family}  # which raw checkpoints do not tell, and AutoModel needs
+        write_json(new / "config.json", {**kind, **config, **pretrained.choices, "quantization_config": entry})
         check_out(out, force)  # writing took a while
         if out.exists():
             out.rename(old)
@@ -67,6 +76,15 @@ def write_folder(
                 old.rename(out)
             raise
     return out
+
+
+def origin(pretrained: Pretrained) -> dict[str, str | None]:
+    """Where the weights come from: repo, revision and sha256; kept from folder to folder while they stay the same."""
+    before = (pretrained.quantization or {}).get("source")
+    if isinstance(before, dict) and before.get("sha256") == pretrained.sha256:
+        return {name: before.get(name) for name in ("repo", "revision", "sha256")}
+    source = pretrained.source
+    return {"repo": source.repo, "revision": source.revision, "sha256": pretrained.sha256}
 
 
 def check_out(out: Path, force: bool = False) -> None:
@@ -80,7 +98,9 @@ def check_out(out: Path, force: bool = False) -> None:
     entry = ours(read_config(out))
     if entry is None:
         raise ValueError(f"{out} was not written by sparsify, so it is not replaced; choose another folder")
-    if strangers := sorted({path.name for path in out.iterdir()} - set(entry.get("files", ()))):
+    files = entry.get("files")
+    written = {str(name) for name in files} if isinstance(files, list) else set()
+    if strangers := sorted({path.name for path in out.iterdir()} - written):
         raise ValueError(f"{out} also holds {listed(strangers)}, which sparsify did not write; move that away")
 
 
@@ -99,8 +119,8 @@ def check_names(files: Mapping[str, str | bytes]) -> None:
 
 def write_files(new: Path, source: Source, files: Mapping[str, str | bytes]) -> None:
     """Everything but config.json and the weights."""
-    for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
-        shutil.copyfile(path, new / path.name)
+    for path in (path for pattern in COPIED for path in source.folder.glob(pattern) if path.is_file()):
+        shutil.copyfile(kept_inside(path), new / path.name)
     if source.repo and (path := new / "tokenizer_config.json").is_file():
         write_json(path, pointing_back(read_json(path), source.repo))
     for name, content in files.items():
@@ -134,7 +154,7 @@ def write_weights(new: Path, pretrained: Pretrained) -> None:
             shutil.copyfile(path, new / path.name)
     else:
         # tensors that share memory are written apart: safetensors has no way to say so
-        tensors = {k: v.clone().contiguous() for k, v in read_tensors(source.folder).items()}
+        tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in read_tensors(source.folder).items()}
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
     if fingerprint(read_tensors(new)) != pretrained.sha256:
         raise ValueError(f"what was written differs from what was loaded; did {source.folder} change? load it again")

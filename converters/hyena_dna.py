@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
 from .layout import assign, rename_all, strip_wrappers
 
+LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
 FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
 TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
 
@@ -52,6 +53,12 @@ class HyenaDNAConfig:
         sizes = (self.d_model, self.d_inner, self.n_layer, self.vocab_rows, self.filter_order, self.short_filter_order)
         if min(sizes) < 1 or self.max_seq_len < 3 or self.num_inner_mlps < 0:
             raise ValueError(f"sizes must be positive and max_seq_len at least 3, got {self}")
+        if self.max_seq_len > LONGEST:
+            raise ValueError(f"max_seq_len {self.max_seq_len} is more than {LONGEST}, for which no filter is made here")
+        if not 0 < self.layer_norm_epsilon < 1:
+            raise ValueError(f"layer_norm_epsilon must lie in (0, 1), got {self.layer_norm_epsilon}")
+        if not 0 <= self.pad_token_id < self.vocab_rows:
+            raise ValueError(f"pad_token_id must be one of the {self.vocab_rows} tokens, got {self.pad_token_id}")
         if self.emb_dim < 3 or self.emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3 (time, cosines, sines), got {self.emb_dim}")
         if not 0 <= self.shift < 1:
@@ -131,6 +138,15 @@ class HyenaFilter(nn.Module):
         layers[str(2 * inner + 2)] = nn.Linear(width, config.d_model, bias=False)
         self.implicit_filter = nn.ModuleDict(layers)
         self.modulation = Modulation(config.d_model, config.shift)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyenaFilter:
+        """Moves with the model, but keeps its dtype: half precision cannot tell the taps apart."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def forward(self, seqlen: int) -> Tensor:
         """First `seqlen` taps: (d_model, seqlen), float32, differentiable."""
@@ -511,7 +527,7 @@ def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: flo
         layer_norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
         shift=number(config, "shift", 0.0) if shift is None else shift,
         modulate=config.get("modulate") is not False,
-        pad_token_id=int(number(config, "pad_token_id", PAD)),
+        pad_token_id=whole(config, "pad_token_id", PAD),
     )
     check_config(config, sizes)
     return sizes
@@ -529,8 +545,16 @@ def shape_of(found: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ..
 def number(config: Mapping[str, Any], name: str, default: float) -> float:
     """A number in the config; `default` where it says nothing."""
     value = default if config.get(name) is None else config[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"config.json says {name} {value!r}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:  # nor NaN
+        raise ValueError(f"config.json says {name} {value!r:.60}, expected a number")
+    return value
+
+
+def whole(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number in the config, not negative; `default` where it says nothing."""
+    value = number(config, name, default)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"config.json says {name} {value!r:.60}, expected a whole number")
     return value
 
 
@@ -539,7 +563,7 @@ def filter_length(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> int
     for name in (f"{FILTER}.pos_emb.z", f"{FILTER}.pos_emb.t"):
         if name in found:
             return shape_of(found, name, 3)[1]
-    length = int(number(config, "max_seq_len", number(config, "l_max", 0)))
+    length = whole(config, "max_seq_len", whole(config, "l_max", 0))
     if not length:
         raise ValueError(
             "neither pos_emb.z is stored nor max_seq_len in config.json, so the filters' length is unknown"
@@ -566,10 +590,10 @@ def check_config(config: Mapping[str, Any], sizes: HyenaDNAConfig) -> None:
     for name, (value, what) in truth.items():
         if config.get(name) not in (None, value):
             raise ValueError(
-                f"config.json says {name} {config[name]}, the weights need {value} ({what}); "
+                f"config.json says {name} {config[name]!r:.60}, the weights need {value} ({what}); "
                 f"take config.json and weights from the same checkpoint"
             )
-    tokens, multiple = number(config, "vocab_size", len(VOCABULARY)), number(config, "pad_vocab_size_multiple", 8)
+    tokens, multiple = whole(config, "vocab_size", len(VOCABULARY)), whole(config, "pad_vocab_size_multiple", 8)
     if tokens != len(VOCABULARY):
         raise ValueError(f"config.json says vocab_size {tokens}, HyenaDNA's is {len(VOCABULARY)}; not a model of DNA")
     rows = math.ceil(tokens / max(1, multiple)) * max(1, multiple)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from sparsify.stored import fingerprint
 
 from . import registry
 from .dna_tokenizer import DnaTokenizer
+from .layout import listed
 from .source import PLAN_TENSORS, Source, resolve
 from .tensors import read_config, read_tensors
 
 QUANT_METHOD = "sparsify"
+FORMAT = 1  # of quantization_config, see docs/format.md; what came before it has no number, and reads the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +67,31 @@ class Pretrained:
         """The plan the checkpoint was saved with, or the dense one."""
         if self.quantization is None:
             return Plan.dense(site.name for site in self.sites)
-        if not isinstance(saved := self.quantization.get("plan"), dict):
-            raise ValueError(
-                f"config.json of {self.source.name} has no plan in its quantization_config; convert it again"
-            )
-        return Plan.from_dict_beside(saved, self.source.folder / PLAN_TENSORS)
+        return saved_plan(self.quantization, self.source.folder)
 
 
-def ours(config: dict[str, Any]) -> dict[str, Any] | None:
+def ours(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The `quantization_config` of a config.json if it is ours, else None."""
     entry = config.get("quantization_config")
     return entry if isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD else None
+
+
+def entry_plan(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan in a `quantization_config` of ours, as JSON has it; refuses formats that this version does not know."""
+    if (version := entry.get("format_version", FORMAT)) != FORMAT:
+        newer = type(version) is int and version > FORMAT
+        remedy = "upgrade sparsify" if newer else "write it again with `sparsify convert SRC OUT --force`"
+        raise ValueError(
+            f"quantization_config has format_version {version!r:.60}, this sparsify reads {FORMAT}; {remedy}"
+        )
+    if not isinstance(saved := entry.get("plan"), dict):
+        raise ValueError("quantization_config has no plan; write it again with `sparsify convert SRC OUT --force`")
+    return saved
+
+
+def saved_plan(entry: Mapping[str, Any], folder: Path) -> Plan:
+    """The plan in a `quantization_config` of ours, its coefficients from `folder` if it has any."""
+    return Plan.from_dict_beside(entry_plan(entry), folder / PLAN_TENSORS)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -82,6 +100,28 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch says the same thing in many ways
         raise ValueError(f"there is no device {str(device)!r} here; leave --device out, or pass cpu") from error
+
+
+def build(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+) -> tuple[str, ModuleType, Any, tuple[str, ...]]:
+    """The model that stored tensors make, float32 and finite: name and module of its family, the model, its notes."""
+    name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    model, notes = family.build(tensors, config, shift)
+    if broken := [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{len(broken)} tensors hold infinite or undefined values: {listed(broken)}; the checkpoint is damaged, "
+            f"download it again or take another revision"
+        )
+    return name, family, model, notes
+
+
+def strangers(entry: Mapping[str, Any] | None, sha256: str) -> list[str]:
+    """A note if a plan lies with other weights than those it was made for."""
+    source = (entry or {}).get("source")
+    if not isinstance(source, dict) or source.get("sha256") in (None, sha256):
+        return []
+    return ["the weights are not those that the plan was made for, so what was measured with it may not hold"]
 
 
 def load(
@@ -100,9 +140,9 @@ def load(
     check_device(device)
     source = resolve(src, revision)
     tensors, config = read_tensors(source.folder), read_config(source.folder)
-    name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    model, notes = family.build(tensors, config, shift)
+    name, family, model, notes = build(tensors, config, shift)
     model.requires_grad_(False).eval().to(device)
+    sha256 = fingerprint(tensors)
     pretrained = Pretrained(
         model=model,
         sites=family.sites(model),
@@ -113,8 +153,8 @@ def load(
         source=source,
         config=config,
         choices=family.choices(model),
-        sha256=fingerprint(tensors),
-        notes=notes,
+        sha256=sha256,
+        notes=(*notes, *strangers(ours(config), sha256)),
     )
     swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan))
     return pretrained

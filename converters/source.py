@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
+import hashlib
 import re
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .hub_requests import TIMEOUT, About, Unanswered, ask, what_happened
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-TEXTS = ("*.json", "*.md", "vocab.txt", "merges.txt", "LICENSE*")  # never *.py: no code of a checkpoint is run
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 PLAN_TENSORS = "plan.safetensors"  # coefficients that belong to a plan, not to the model
+TEXTS = (  # what may lie beside the weights; never *.py: no code of a checkpoint is run
+    *("config.json", "generation_config.json", "*.index.json", "plan.json", PLAN_TENSORS),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("README.md", "LICENSE*"),
+)
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 NOT_WEIGHTS = ("*/*", "training_args*", "optimizer*", "scheduler*", "rng_state*")
+CARD_LENGTH = 1 << 20  # characters of a README.md that are read
+TRIES = 2  # for files whose content is not what the hub says
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,37 @@ class Source:
     def label(self) -> str:
         """The hub id, or the folder's own name: what may be published without telling where files lie here."""
         return self.repo or self.folder.name
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the hub lists it."""
+
+    size: int
+    git_oid: str | None  # sha1 that git calls the content by; of a pointer if the file lies outside git
+    sha256: str | None  # of the content, if it lies outside git
+
+    @property
+    def digest(self) -> str | None:
+        return self.sha256 or self.git_oid
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file on this machine has this content."""
+        if path.stat().st_size != self.size:
+            return False
+        if self.sha256:
+            return sha256_of(path) == self.sha256
+        return self.git_oid is None or git_oid_of(path) == self.git_oid
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One commit of a repository."""
+
+    repo: str
+    sha: str
+    files: Mapping[str, HubFile]
+    private: bool = False
 
 
 def resolve(src: str | Path, revision: str | None = None) -> Source:
@@ -48,45 +93,141 @@ def resolve(src: str | Path, revision: str | None = None) -> Source:
 
 
 def download(repo: str, revision: str | None) -> Path:
-    """Folder of one commit's files in the hub's cache: safetensors, or pickles where there are none."""
-    folder = snapshot(repo, revision, (*TEXTS, "*.safetensors"))
-    if any(path.name != PLAN_TENSORS for path in folder.glob("*.safetensors")):
+    """Folder of one commit's files in the hub's cache, complete and as the hub has them; only what a model needs."""
+    try:
+        listing = list_files(About(repo, revision))
+    except Unanswered as error:
+        if (folder := cached(repo, revision)) is None:
+            raise
+        if (why := error.__cause__) and not isinstance(
+            why, ConnectionError
+        ):  # that is HF_HUB_OFFLINE, so nobody wonders
+            told = f"{repo} is read from the hub's cache, commit {folder.name}: {what_happened(why)}"
+            warnings.warn(told, stacklevel=3)
         return folder
-    return snapshot(repo, folder.name, (*TEXTS, PLAN_TENSORS, *PICKLES))
+    names = needed(listing.files)
+    for _ in range(TRIES):
+        new = {name: listing.files[name] for name in names if not is_cached(listing, name)}
+        check_room(repo, sum(file.size for file in new.values()))
+        folder = snapshot(repo, revision, names)
+        if folder.name != listing.sha:
+            raise Unanswered(f"{repo} changed while it was downloaded; run the same command again")
+        wrong = [name for name, file in new.items() if not file.matches(folder / name)]
+        for name in wrong:  # or the cache would take them for good
+            (folder / name).resolve().unlink()
+            (folder / name).unlink(missing_ok=True)
+        if not wrong:
+            return folder
+    raise ValueError(f"{', '.join(wrong)} of {repo} came with another content than the hub lists; try again later")
 
 
-def snapshot(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """`huggingface_hub.snapshot_download`, each way it can fail told in one sentence."""
+def list_files(about: About) -> Listing:
+    """The commit that a revision stands for, and its files."""
     import huggingface_hub  # here, because a folder needs no hub
+
+    def question() -> Listing:
+        info = huggingface_hub.model_info(about.repo, revision=about.revision, timeout=TIMEOUT, files_metadata=True)
+        files = {
+            s.rfilename: HubFile(int(s.size or 0), s.blob_id, s.lfs.sha256 if s.lfs else None)
+            for s in info.siblings or ()
+        }
+        return Listing(about.repo, str(info.sha), files, bool(info.private))
+
+    return ask(about, question)
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """Those of a repository's files that a model is read from: at its top, texts by name, and one kind of weights."""
+    from .tensors import NAMES  # here, because it imports this
+
+    plain = sorted(name for name in names if not matches(name, NOT_WEIGHTS) and "\\" not in name)
+    texts = [name for name in plain if matches(name, TEXTS)]
+    for kind in (("*.safetensors",), PICKLES):
+        weights = [name for name in plain if matches(name, kind) and name != PLAN_TENSORS]
+        whole = next((name for name in NAMES if name in weights), None)
+        if weights:
+            return sorted({*texts, *([whole] if whole else weights)})
+    return texts
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_cached(listing: Listing, name: str) -> bool:
+    """Whether the hub's cache has a file already, for this commit or another with the same content."""
+    import huggingface_hub
+
+    repo, digest = listing.repo, listing.files[name].digest
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo, name, revision=listing.sha), str):
+        return True
+    return digest is not None and (cache() / f"models--{repo.replace('/', '--')}" / "blobs" / digest).exists()
+
+
+def cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def check_room(repo: str, size: int) -> None:
+    """Refuse to begin what the disk has no room for.  size: in bytes."""
+    folder = next(path for path in (cache(), *cache().absolute().parents) if path.exists())
+    if size > (free := shutil.disk_usage(folder).free):
+        raise OSError(
+            f"{repo} needs {size / 1e9:,.2f} GB and the disk of {folder} has {free / 1e9:,.2f} GB left; "
+            f"free some space, or set HF_HOME to a folder on another disk"
+        )
+
+
+def snapshot(repo: str, revision: str | None, names: Iterable[str], offline: bool = False) -> Path:
+    """Folder of these files in the hub's cache.  offline: do not ask, take what is there if it is complete."""
+    import huggingface_hub
+
+    exactly = [glob.escape(name) for name in names]
+
+    def question() -> Any:
+        return huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=exactly, local_files_only=offline
+        )
+
+    return Path(ask(About(repo, revision), question))
+
+
+def cached(repo: str, revision: str | None) -> Path | None:
+    """Folder of a complete download of `revision` in the hub's cache, or None."""
+    import huggingface_hub
     from huggingface_hub import errors
 
-    http_error: Any = errors.HfHubHTTPError.__bases__[0]  # httpx's, or httpx2's: whichever this hub uses
-    where = f"revision {revision} of {repo}" if revision else repo
     try:
-        path = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(NOT_WEIGHTS)
-        )
-    except errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{repo}"
-        raise ValueError(
-            f"{repo} is gated; ask for access at {page}, then set HF_TOKEN or run `hf auth login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise LookupError(f"{repo} has no revision {revision!r}; leave --revision out for its main branch") from error
-    except errors.RepositoryNotFoundError as error:  # the hub answers 401 for what it hides, so both are possible
-        raise FileNotFoundError(
-            f"there is neither a folder {repo} here nor a public repository of that name on the hub; "
-            f"check the spelling, or set HF_TOKEN if the repository is private"
-        ) from error
-    except (errors.LocalEntryNotFoundError, http_error) as error:
-        raise FileNotFoundError(f"{where} is not a folder here, and {why_not(error)}") from error
-    return Path(path)
+        listed = huggingface_hub.get_cached_repo_tree(repo, revision=revision)
+        names = needed(file.path for file in listed)
+    except errors.CachedRepoTreeNotFoundError:
+        names = []  # another program filled the cache: who reads it will say what is missing
+    try:
+        return snapshot(repo, revision, names, offline=True)
+    except OSError:
+        return None
 
 
-def why_not(error: Exception) -> str:
-    """What kept the hub from serving, and what to do."""
-    for e in (error, error.__cause__):
-        if status := getattr(getattr(e, "response", None), "status_code", None):
-            remedy = "set HF_TOKEN to a token that may read it" if status in (401, 403) else "try again later"
-            return f"the hub answered {status}; {remedy}"
-    return "the hub cannot be reached, nor is there a complete copy in its cache; connect, or pass a local folder"
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_oid_of(path: Path) -> str:
+    """What git calls a file of this content."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_card(folder: Path) -> str:
+    """README.md of a checkpoint, or "" where there is none that can be read."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            return file.read(CARD_LENGTH)
+    except OSError:
+        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.files import read_json
 from sparsify.stored import read_safetensors, refuse_pointer
 
 from . import unpickle
@@ -28,6 +28,7 @@ NAMES = (
     "model.pth",
 )
 INDEX = ".index.json"
+COPIES = 8  # names that may share one tensor in a pickle, which holds it once; they are written apart
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ class WeightFiles:
 def weight_files(folder: Path) -> WeightFiles:
     """The weights in `folder`: a well-known name, else the only *.safetensors, else the only pickle."""
     for name in NAMES:
-        if (folder / name).is_file():
-            return shards(folder / name) if name.endswith(INDEX) else WeightFiles((folder / name,))
+        if (path := folder / name).is_file():
+            return shards(path) if name.endswith(INDEX) else WeightFiles((kept_inside(path),))
     for patterns in (("*.safetensors",), PICKLES):
         found = sorted(path for pattern in patterns for path in folder.glob(pattern) if is_weights(path))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"{folder} holds several weight files and no index: {names}; keep one of them")
         if found:
-            return WeightFiles((found[0],))
+            return WeightFiles((kept_inside(found[0]),))
     raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(NAMES)}, or one *.safetensors or pickle")
 
 
@@ -65,15 +66,33 @@ def is_weights(path: Path) -> bool:
 
 def shards(index: Path) -> WeightFiles:
     """The files an index names, each of them there and beside it."""
-    names = sorted(set(weight_map(index).values()))
+    names = shard_names(index)
     for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{index} names the shard {name!r}; shards lie beside their index")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(
                 f"{index} names the shard {name}, which is not there; download the checkpoint again"
             )
-    return WeightFiles(tuple(index.parent / name for name in names), index)
+    return WeightFiles(tuple(kept_inside(index.parent / name) for name in names), index)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Names of the files an index names; refuses one that would lie elsewhere."""
+    names = sorted(set(weight_map(kept_inside(index)).values()))
+    if astray := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index} names the shard {astray[0]!r}; shards lie beside their index")
+    return names
+
+
+def kept_inside(path: Path) -> Path:
+    """`path`, unless it is a link out of its folder: no other file of this machine may pass for the checkpoint's.
+
+    The hub's cache keeps contents beside the snapshots that link to them, which is inside enough.
+    """
+    folder, target = path.parent.resolve(), path.resolve()
+    homes = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if not any(home in target.parents for home in homes):
+        raise ValueError(f"{path} is a link to {target}, outside its folder; put the file itself there")
+    return path
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -102,7 +121,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file, by name."""
+    """Tensors of one file, by name; on disk until somebody looks at them, where the format allows it."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     refuse_pointer(path)
@@ -110,15 +129,28 @@ def read_file(path: Path) -> dict[str, Tensor]:
     tensors = {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name; expected a state dict, or one inside a training checkpoint")
+    check_plain(path, tensors)
     return tensors
 
 
 def read_pickle(path: Path) -> Any:
     """What a pickle holds, by torch's own restricted reader, or by ours where foreign classes lie in it."""
+    unpickle.check_size(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises anything on what it does not know or what is damaged; ours says which it is
         return unpickle.load(path)
+
+
+def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors out of a pickle that are more than a view of the file's bytes: sparse, quantised, or inflated."""
+    claimed, room = 0, COPIES * path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"{path} holds {name} in a form that is no plain array; save it dense, on the CPU")
+        claimed += tensor.numel() * tensor.element_size()
+    if claimed > room:
+        raise ValueError(f"{path} claims {claimed:,} bytes of tensors, many times what it holds; do not trust it")
 
 
 def unwrap(data: Any) -> Mapping[str, Any]:
@@ -135,14 +167,4 @@ def unwrap(data: Any) -> Mapping[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json, or {} where there is none: sizes come from the tensors."""
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected an object of names and values")
-    return data
+    return read_json(kept_inside(path)) if path.is_file() else {}

@@ -7,6 +7,7 @@ needed to rebuild a tensor becomes an `Inert`; what could act on the machine is 
 from __future__ import annotations
 
 import collections
+import io
 import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparsify.files import first_line
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -85,8 +88,11 @@ REBUILD: dict[str, Callable[..., Any]] = {
 }
 
 
-class Unpickler(pickle.Unpickler):
-    """A pickle.Unpickler whose globals are the table above, stand-ins, or a refusal."""
+class Unpickler(pickle._Unpickler):
+    """An unpickler whose globals are the table above, stand-ins, or a refusal.
+
+    The one written in Python: that in C makes room for as many objects as a pickle says it will number.
+    """
 
     def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Tensor] | None = None) -> None:
         super().__init__(file)
@@ -128,10 +134,22 @@ def load(path: Path) -> Any:
     except RefusedError as error:
         raise ValueError(f"{path} asks for {error}, which no weights need; nothing was run, do not trust it") from error
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as a torch checkpoint ({reason}); if it was cut short, download it again"
+            f"{path} cannot be read as a torch checkpoint ({first_line(error)}); if it was cut short, download it again"
         ) from error
+
+
+def check_size(path: Path) -> None:
+    """Refuse an archive whose members unpack to more than the file holds: torch never packs, and a bomb does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no archive, or a damaged one, which its reader names
+        return
+    if claimed > (size := path.stat().st_size):
+        raise ValueError(
+            f"{path} unpacks to {claimed:,} bytes from {size:,}, which no checkpoint of torch does; do not trust it"
+        )
 
 
 def why_no_archive(path: Path) -> str:
@@ -159,5 +177,4 @@ def load_archive(archive: zipfile.ZipFile) -> Any:
             storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if data else torch.empty(0, dtype=dtype)
         return storages[key]
 
-    with archive.open(names[0]) as file:
-        return Unpickler(file, storage).load()
+    return Unpickler(io.BytesIO(archive.read(names[0])), storage).load()

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparsify import choosing, gpu, kernel, nvrtc
 from sparsify.cards import Card
 from sparsify.cpu import KERNEL, Prepared, Structure, good_size
-from sparsify.files import write_whole
+from sparsify.files import first_line, write_whole
 from sparsify.kernel import type_name
 from sparsify.monarch import BlockMask
 from sparsify.plan import Filter, FilterPlan
@@ -242,7 +242,7 @@ def error_of(run: Run, inputs: Inputs, kept: Filter, bar: float) -> float:
 
 def reason(error: BaseException) -> str:
     """Of a contender that dropped out."""
-    return f"{type(error).__name__}: {nvrtc.first_line(error)}" if isinstance(error, Exception) else repr(error)
+    return f"{type(error).__name__}: {first_line(error)}" if isinstance(error, Exception) else repr(error)
 
 
 # --- a case ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from sparsify import choosing, gpu, nvrtc, tiling, tuned
 from sparsify.cards import Card
 from sparsify.cpu import Prepared, Structure
+from sparsify.files import first_line
 from sparsify.plan import Filter, FilterPlan
 from sparsify.policies import HEAD
 from sparsify.ways import Build, SlowWay, Way
@@ -210,7 +211,7 @@ def compile_one(build: Build, arch: str) -> str | None:
     try:
         nvrtc.binary(gpu.kernel(gpu.unspilled(build, arch)), arch)
     except Exception as error:
-        return f"{build}: {nvrtc.first_line(error)}"
+        return f"{build}: {first_line(error)}"
     return None
 
 

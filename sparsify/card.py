@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from . import __version__, figures
+from .card_metadata import called, front_matter
 
 
 def card(result: Mapping[str, Any], picture: str | None = None) -> str:
     """Markdown from what `sparsify convert` found.  picture: file beside it that `sparsify.report.plots` drew."""
-    name = Path(result["out"]).name
-    return f"""---
-library_name: sparsify
-tags: [sparsify, long-convolution]
----
+    name = called(result)
+    return f"""{front_matter(result)}
 # {name}
 
 {result["source"]} with its long convolutions under the plan *{result["plan"]}*, made by sparsify {__version__}.
 The weights are those of the source, unchanged; without sparsify this folder holds the dense model.
 
 ```python
-from sparsify.converters import load
+import sparsify
 
-model = load("{name}").model
+model = sparsify.load("{result["repo"] or name}").model
 ```
-{promised(result["planned"]) if result.get("planned") else ""}{shown(result, picture) if picture else ""}\
-{measured(result["evaluation"]) if result["evaluation"] else ""}"""
+{promised(result["planned"]) if result.get("planned") else ""}{shown(result, picture) if picture else ""}
+## What is kept
+
+{kept(result["filters"])}
+
+{causality(result)}
+{measured(result["evaluation"], result["data"]) if result["evaluation"] else ""}"""
 
 
 def promised(planned: Mapping[str, Any]) -> str:
@@ -46,7 +48,26 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def measured(evaluation: Mapping[str, Any]) -> str:
+def kept(filters: Sequence[Mapping[str, Any]]) -> str:
+    """A row a convolution."""
+    rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in filters]
+    return "\n".join(markdown(("convolution", "kept", "density", "taps ahead / taps"), rows))
+
+
+def causality(result: Mapping[str, Any]) -> str:
+    """Whether this model reads the future, in words."""
+    if not result["causal"]:
+        return "The model reads both ways, so no plan changes what it may see."
+    ahead = max(f["leak"] for f in result["filters"])
+    if ahead == 0:
+        return "The model is causal, and stays so exactly: no filter has taps ahead."
+    return (
+        f"The model is causal, and under this plan not quite: up to {ahead:.1e} of a filter's norm lies ahead of "
+        "time.  The perplexity with negative lags cut is that of generating, which cannot read the future."
+    )
+
+
+def measured(evaluation: Mapping[str, Any], data: str) -> str:
     """Dense against sparse, the verdict and the conditions."""
     names, where = figures.variants(evaluation), evaluation["conditions"]
     rows = markdown(["", *names], figures.figure_rows(evaluation))
@@ -57,4 +78,4 @@ def measured(evaluation: Mapping[str, Any]) -> str:
         "speed is that of one window, paired rounds",
         f"{machine}, commit {where['commit']}, {where['date']}",
     ]
-    return "\n".join(["", *rows, "", *(f"- {note}" for note in notes), ""])
+    return "\n".join(["", f"## What it costs, on {data}", "", *rows, "", *(f"- {note}" for note in notes), ""])

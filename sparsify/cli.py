@@ -30,6 +30,7 @@ from .cli_common import (
     priced,
     say,
 )
+from .cli_hub import check_push, in_words, push, pushed
 from .cli_measure import bench, evaluate, measured, timed_parts, windows_of
 from .cpu import keep_freed_memory
 from .install_check import check_name_collision
@@ -75,6 +76,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(evaluate)
+main.add_command(push)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -189,6 +191,9 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
 @click.option("--allow-leak", is_flag=True, help="Accept a plan under which a causal model reads the future.")
 @click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--benchmark", metavar="ORG/DATASET:TASK",
+              help="The hub's data set that DATA is from; the figure goes into .eval_results, too.")  # fmt: skip
+@click.option("--push", "repo", metavar="USER/REPO", help="Push OUT to the hub, too; see `push` for more ways.")
 @DATA
 @LINEARS
 @SOURCE
@@ -197,19 +202,24 @@ def convert(
     src: str, out: Path, data: Path | None, force: bool, allow_leak: bool, context: int | None, stride: int | None,
     limit: int, upper: bool, linears: str, as_json: bool, taps: int | None, energy: float | None,
     split: tuple[int, float] | None, low_pass: float | None, plan: Path | None, budget: str | None,
-    calibration: Path | None, target: str | None, refit: bool, **where: Any,
+    calibration: Path | None, target: str | None, refit: bool, benchmark: str | None, repo: str | None, **where: Any,
 ) -> None:  # fmt: skip
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     from sparsify.converters import check_out, write_folder
+    from sparsify.converters.source import read_card
 
-    from .card import card
-    from .report import plots
-    from .report.page import page
+    from .card_metadata import of_source, parse_benchmark
 
     check_out(out, force)
     asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
     asked = only_one(asked | {"max_ppl_increase": budget})
     check_search(budget, calibration, target, refit, data)
+    measured_on = data or calibration
+    if benchmark and measured_on is None:
+        raise ValueError("--benchmark says where the data is from; add --data FILE, or leave --benchmark out")
+    offered = parse_benchmark(benchmark)
+    if repo:
+        check_push(repo)
     p = open_checkpoint(src, **where)
     windows = windows_of(p, data, context, stride, limit, upper) if data else None
     planned = None
@@ -228,22 +238,47 @@ def convert(
         "filters": filters,
         "planned": planned.to_dict() if planned else None,
         "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
-        "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or calibration or 'FILE')}"
-        + typed(context, stride, limit, upper, linears),
+        "causal": any(site.causal for site in p.sites),
+        "data": measured_on and measured_on.name,
+        "benchmark": offered,
+        "origin": of_source(read_card(p.source.folder)),
+        "repo": repo,
     }
+    options = typed(context, stride, limit, upper, linears)
+    result["next"] = next_step(out, measured_on, options)
+    named = Path(out.resolve().name)  # what is published does not tell where folders lie here
+    published = {**result, "out": str(named), "next": next_step(named, result["data"], options)}
+    write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
+    if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
+        journal.remove()
+    if repo:
+        result["pushed"] = pushed(out, repo)
+    emit(result, as_json, "converted")
+    if repo and not as_json:
+        click.echo(in_words(result["pushed"]))
+
+
+def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
+    """File name -> content, for what tells people and machines what was found."""
+    from .card import card
+    from .card_metadata import eval_results
+    from .report import plots
+    from .report.page import page
+
     if (picture := plots.picture(result)) is None:
         say(plots.HOW_TO_GET)
-    files: dict[str, str | bytes] = {
-        "plan.json": chosen.to_json(),
+    return {
         "report.json": as_text(result) + "\n",
         "report.html": page(result),
         "README.md": card(result, plots.NAME if picture else None),
         **({plots.NAME: picture} if picture else {}),
+        **eval_results(result),
     }
-    write_folder(out, p, chosen, files, force=force)
-    if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
-        journal.remove()
-    emit(result, as_json, "converted")
+
+
+def next_step(out: Path, data: Path | str | None, options: str) -> str:
+    """The command that measures what was written."""
+    return f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}{options}"
 
 
 def typed(context: int | None, stride: int | None, limit: int, upper: bool, linears: str) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 TILE = 16  # side of a tensor-core tile, and of a block unless told otherwise
+MOST_BLOCKS = 1 << 22  # in a mask read from a file: as many as the longest model has bins
 
 
 def factor(n: int, largest: int = 64) -> tuple[int, ...]:
@@ -218,8 +219,10 @@ class BlockMask:
         """Mask that `to_dict` described."""
         if set(data) != {"factors", "block", "keep"}:
             raise ValueError(f"a block mask has the keys factors, block and keep, got {', '.join(sorted(data))}")
-        if any(not isinstance(pair, list) or len(pair) != 2 for pair in data["keep"]):
+        if any(not isinstance(pair, list) or [type(end) for end in pair] != [int, int] for pair in data["keep"]):
             raise ValueError(f"keep lists ranges of blocks [start, stop], got {data['keep']!r:.60}")
+        if (blocks := sum(max(0, stop - start) for start, stop in data["keep"])) > MOST_BLOCKS:
+            raise ValueError(f"a mask has at most {MOST_BLOCKS} blocks, got {blocks!r:.60}")
         keep = tuple(index for start, stop in data["keep"] for index in range(start, stop))
         return cls(tuple(data["factors"]), tuple(data["block"]), keep)
 

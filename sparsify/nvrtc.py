@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from .files import write_whole
+from .files import first_line, write_whole
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")  # what the kernels are tested to compile for
 OLDEST = (8, 0)  # compute capability: before Ampere there is no bfloat16 and no m16n8k16
@@ -158,10 +158,6 @@ def ordinal(device: torch.device | int | None) -> int:
     """Index of a CUDA device; without one of its own, that of the current device."""
     index = device.index if isinstance(device, torch.device) else device
     return torch.cuda.current_device() if index is None else index
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def passed(result: Sequence[Any]) -> Any:

@@ -24,11 +24,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .coefficients import PARTS, Coefficients
+from .files import read_json
 from .monarch import BlockMask
 from .split import from_bins, kept_bins, split
 from .stored import read_safetensors
 
 SCHEMA = 3  # 2: heads and tails of split filters parted by a ramp alone
+LONGEST = 1 << 31  # taps, far beyond any model
+COARSEST = 8  # points of a mask a tap of the filter; more says no more, and only fills memory
 KINDS = {  # kind: (has taps, has a mask)
     "dense": (False, False),
     "partial": (True, False),
@@ -80,8 +83,10 @@ class FilterPlan:
         if has_taps != (self.taps is not None) or has_mask != (self.mask is not None):
             needs = [name for name, has in (("taps", has_taps), ("mask", has_mask)) if has]
             raise ValueError(f"a {self.kind} plan takes {' and '.join(needs) or 'neither taps nor mask'}, got {self}")
-        if self.taps is not None and self.taps < 1:
-            raise ValueError(f"a {self.kind} plan keeps at least 1 tap, got {self.taps}")
+        if self.taps is not None and type(self.taps) is not int:
+            raise ValueError(f"a plan keeps a whole number of taps, got {self.taps!r:.60}")
+        if self.taps is not None and not 1 <= self.taps <= LONGEST:
+            raise ValueError(f"a {self.kind} plan keeps at least 1 tap and at most {LONGEST}, got {self.taps!r:.60}")
         if self.values is not None:
             self.check_values(*self.values.sizes)
 
@@ -131,6 +136,8 @@ class FilterPlan:
 
     def apply(self, k: Tensor) -> Filter:
         """The filter that is convolved with under this plan.  k: (H, K) float32."""
+        if self.mask is not None and self.mask.n > COARSEST * max(k.shape[-1], 1 << 10):
+            raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.shape[-1]} taps")
         head, bins = self.kept(k)
         if self.mask is None or bins is None:
             return Filter(k if head is None else head)
@@ -216,11 +223,10 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Plan:
         """The plan that `to_dict` described.  tensors: its coefficients, as `stored` gave them."""
-        if data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"plan schema {data.get('schema')!r} is not {SCHEMA}, and filters are cut in another way since; "
-                f"rebuild it with `sparsify convert`"
-            )
+        if (schema := data.get("schema")) != SCHEMA:
+            newer = type(schema) is int and schema > SCHEMA
+            remedy = "upgrade sparsify" if newer else "rebuild it with `sparsify convert SRC OUT --force`"
+            raise ValueError(f"plan schema {schema!r:.60} is not {SCHEMA}; {remedy}")
         found = by_site(tensors or {})
         try:
             if strangers := sorted(found.keys() - data["filters"].keys()):
@@ -228,14 +234,15 @@ class Plan:
             filters = {name: FilterPlan.from_dict(f, found.get(name)) for name, f in data["filters"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
-        return cls(filters, data.get("policy", "file"), data.get("source", {}))
+        policy, source = data.get("policy", "file"), data.get("source", {})
+        if not isinstance(policy, str) or not isinstance(source, dict):
+            raise ValueError(f"the plan's policy is text and its source an object, got {policy!r:.60}, {source!r:.60}")
+        return cls(filters, policy, source)
 
     @classmethod
     def from_dict_beside(cls, data: Mapping[str, Any], path: Path) -> Plan:
         """The plan that `to_dict` described, its coefficients, if it has any, from the safetensors file `path`."""
-        filters = data.get("filters")
-        entries = filters.values() if isinstance(filters, dict) else ()
-        if not any(isinstance(entry, dict) and "refit" in entry for entry in entries):
+        if not has_coefficients(data):
             return cls.from_dict(data)
         if not path.is_file():
             raise FileNotFoundError(
@@ -269,11 +276,9 @@ class Plan:
         if not path.is_file():
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
-            data = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = read_json(path)
+        except ValueError as error:
             raise ValueError(f"{path} is no plan: {error}; see `sparsify convert`") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} is no plan but a {type(data).__name__}; see `sparsify convert`")
         return cls.from_dict_beside(data, path.with_suffix(".safetensors"))
 
     @property
@@ -281,6 +286,13 @@ class Plan:
         """Digest of the decision alone: equal plans for equal weights have equal digests, wherever they lie."""
         decision = {"filters": self.to_dict()["filters"], "weights": self.source.get("sha256")}
         return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
+
+
+def has_coefficients(data: Mapping[str, Any]) -> bool:
+    """Whether a plan as `to_dict` describes it is told by numbers in another file, too."""
+    filters = data.get("filters")
+    entries = filters.values() if isinstance(filters, dict) else ()
+    return any(isinstance(entry, dict) and "refit" in entry for entry in entries)
 
 
 def by_site(tensors: Mapping[str, Tensor]) -> dict[str, Coefficients]:

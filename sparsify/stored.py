@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from .files import first_line, once_each
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -34,9 +37,16 @@ def refuse_pointer(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, by name, on the CPU."""
+    """Every tensor of a safetensors file, by name, on the CPU; on disk until somebody looks at it.
+
+    The library checks every size against the file before it allocates.
+    """
     refuse_pointer(path)
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
+        tensors = load_file(path)
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            json.loads(file.read(length), object_pairs_hook=once_each)  # what the library does not mind
+    except Exception as error:  # the library raises its own, and torch's where a shape overflows
+        raise ValueError(f"{path} is damaged or cut short ({first_line(error)}); download it again") from error
+    return tensors

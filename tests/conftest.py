@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hub_server
 import pytest
 import torch
 
@@ -45,3 +46,10 @@ def test_data() -> Path:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"SPARSIFY_TEST_DATA is {folder!r}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.LocalHub]:
+    """A hub on this machine, without repositories."""
+    with hub_server.running(tmp_path_factory.mktemp("hub")) as running:
+        yield running

@@ -37,7 +37,7 @@ def tables(text):
 def test_card_says_what_was_measured(result):
     text, evaluation = card(result), result["evaluation"]
     assert text.startswith("---\nlibrary_name: sparsify\n") and "![" not in text
-    found = tables(text)
+    found = tables(text[text.index("## What it costs") :])
     assert found[0] == ["", "dense", "sparse"] and set(found[1]) == {"---"}
     assert all(len(line) == 3 for line in found)
     assert f"{evaluation['perplexity']:.4f} ± {evaluation['perplexity_stderr']:.4f}" in [line[2] for line in found]
@@ -57,7 +57,8 @@ def test_card_of_a_plan_within_a_budget(result):
 @pytest.mark.parametrize("planning", [True, False])
 def test_card_without_figures(result, planning):
     text = card(result | {"evaluation": None, "planned": planned(rows(2)) if planning else None})
-    assert "None" not in text and bool(tables(text)) == planning and text.endswith("\n")
+    steps = [line for line in tables(text) if len(line) == 7]
+    assert "None" not in text and bool(steps) == planning and text.endswith("\n")
 
 
 def size(png):

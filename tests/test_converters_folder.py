@@ -50,7 +50,14 @@ def test_weights_are_copied_byte_for_byte(source, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     config = json.loads(written["config.json"])
     entry = config.pop("quantization_config")
-    assert entry["quant_method"] == "sparsify" and config.pop("shift") == 0.0
+    assert entry == {
+        "quant_method": "sparsify",
+        "format_version": 1,
+        "source": {"repo": None, "revision": None, "sha256": p.sha256},
+        "plan": plan_for(p).to_dict(),
+        "files": sorted(written),
+    }
+    assert config.pop("shift") == 0.0
     assert config == json.loads((source / "config.json").read_text())
 
 
@@ -136,6 +143,28 @@ def test_remote_code_is_named_where_it_stays(source, tmp_path):
     assert tokens["auto_map"] == {"AutoTokenizer": ["ORG/NAME--tokenization_hyena.T", None]}
 
 
+def test_the_origin_stays_from_folder_to_folder_while_the_weights_do(source, tmp_path):
+    p = load(source)
+    p = replace(p, source=Source("ORG/NAME", p.source.folder, "ORG/NAME", "abc"))
+    first = load(write_folder(tmp_path / "first", p, plan_for(p), {}))
+    origin = {"repo": "ORG/NAME", "revision": "abc", "sha256": p.sha256}
+    assert first.quantization["source"] == origin
+    second = load(write_folder(tmp_path / "second", first, plan_for(first, 7), {}))
+    assert second.quantization["source"] == origin and second.notes == ()
+    tensors = {name: tensor + 1 for name, tensor in read_tensors(tmp_path / "second").items()}
+    folder.save_file(tensors, tmp_path / "second" / "model.safetensors")
+    changed = load(tmp_path / "second")
+    assert any("not those that the plan was made for" in note for note in changed.notes)
+    third = load(write_folder(tmp_path / "third", changed, changed.plan, {}))
+    assert third.quantization["source"] == {"repo": None, "revision": None, "sha256": changed.sha256}
+
+
+def test_a_raw_checkpoint_is_told_apart_by_its_config_afterwards(tmp_path):
+    p = load(layouts.write(tmp_path / "source", "raw"))
+    out = write_folder(tmp_path / "out", p, plan_for(p), {})
+    assert json.loads((out / "config.json").read_text())["model_type"] == "hyenadna"
+
+
 # --- refusals and accidents ------------------------------------------------------------------------------------------
 
 
@@ -217,5 +246,9 @@ def test_a_config_of_ours_without_a_plan(source):
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "sparsify"}}))
     with pytest.raises(ValueError, match="has no plan"):
         load(source)
+    hostile = {"quant_method": "sparsify", "files": {"a": ["b"]}, "plan": None, "source": [1]}
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": hostile}))
+    with pytest.raises(ValueError, match="also holds"):
+        check_out(source, force=True)
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     assert load(source).quantization is None

@@ -4,13 +4,15 @@ import json
 import pickle
 import sys
 import types
+import zipfile
+from pathlib import Path
 
 import layouts
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sparsify.converters import load
+from sparsify.converters import load, write_folder
 from sparsify.converters.tensors import read_config, read_tensors, weight_files
 from sparsify.stored import fingerprint
 
@@ -294,3 +296,194 @@ def test_the_fingerprint_is_of_the_weights_not_of_the_file(tmp_path):
 )
 def test_the_fingerprint_sees_every_change(change):
     assert fingerprint({**TENSORS, **change}) != fingerprint(TENSORS)
+
+
+# --- hostile folders -------------------------------------------------------------------------------------------------
+
+
+DEEP = '{"a":' * 10_000 + "0" + "}" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (DEEP, "nested too deep"),
+        ('{"d_model": 128, "d_model": 256}', "'d_model' twice"),
+        ('{"layer": {"a": 1, "a": 1}}', "'a' twice"),
+        ('{"d_model": ' + "9" * 5000 + "}", "is not JSON as it should be"),
+        ("\ud800", "is not JSON"),
+        ("[1]", "holds a list"),
+    ],
+)
+def test_a_hostile_config(tmp_path, text, says):
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=says):
+        read_config(tmp_path)
+
+
+def test_a_config_too_large_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsify.files.JSON_BYTES", 100)
+    (tmp_path / "config.json").write_text(json.dumps({"a": "b" * 100}))
+    with pytest.raises(ValueError, match=r"no JSON file here needs 100"):
+        read_config(tmp_path)
+
+
+F32 = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {**F32, "shape": [2**60]}},
+        {"a": {**F32, "shape": [2**40], "data_offsets": [0, 2**42]}},
+        {"a": {**F32, "shape": [2**62, 2**62]}},
+        {"a": {**F32, "shape": [0, 2**63], "data_offsets": [0, 0]}},
+        {"a": {**F32, "shape": [-16]}},
+        {"a": {**F32, "shape": ["16"]}},
+        {"a": {**F32, "dtype": "F31"}},
+        {"a": F32, "b": F32},
+        {"a": {**F32, "data_offsets": [8, 72]}},
+    ],
+)
+def test_a_safetensors_header_that_lies(tmp_path, header):
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut short \(.*\); download it again"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 10**8, 3])
+def test_a_safetensors_header_of_another_length(tmp_path, length):
+    text = json.dumps({"a": F32}).encode()
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        read_tensors(tmp_path)
+
+
+def test_a_safetensors_header_with_a_tensor_twice(tmp_path):
+    one = f'"a":{json.dumps(F32)}'
+    text = f"{{{one},{one}}}".encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    with pytest.raises(ValueError, match="says 'a' twice"):
+        read_tensors(tmp_path)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds(tmp_path):
+    torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "model.pt", "w") as bomb:
+        for member in plain.infolist():
+            bomb.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED)
+    (tmp_path / "plain.pt").unlink()
+    with pytest.raises(ValueError, match=r"model\.pt unpacks to 4,19.* bytes from .*do not trust it"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"w": torch.zeros(1).expand(1 << 40)}, "claims 4,398,046,511,104 bytes"),
+        ({f"w{i}": torch.zeros(4096).expand(9, 4096) for i in range(9)}, "many times what it holds"),
+        ({"w": torch.eye(3).to_sparse()}, "no plain array"),
+        ({"w": torch.empty(1 << 40, device="meta")}, "no plain array"),
+    ],
+)
+@pytest.mark.parametrize("odd", [True, False])
+def test_a_pickle_that_claims_more_than_it_holds(tmp_path, monkeypatch, tensors, says, odd):
+    if odd:  # our own reader instead of torch's; it knows no form but plain arrays
+        tensors = {**tensors, "odd": foreign(monkeypatch, "somebody_else").AnyNode()}
+        says = f"{says}|cannot be read|no tensors by name"
+    torch.save(tensors, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=says):
+        read_tensors(tmp_path)
+
+
+def test_a_pickle_that_numbers_more_than_it_holds(tmp_path):
+    """Two billion entries of a memo, by one instruction of five bytes: that is 16 GB to the reader written in C."""
+    torch.save({"w": torch.ones(1)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "model.pt", "w") as bomb:
+        for member in plain.infolist():
+            content = plain.read(member)
+            if member.filename.endswith("data.pkl"):
+                content = b"\x80\x02cnowhere\nWidget\nr" + (2**31 - 1).to_bytes(4, "little") + b"0" + content[2:]
+            bomb.writestr(member.filename, content)
+    (tmp_path / "plain.pt").unlink()
+    assert list(read_tensors(tmp_path)) == ["w"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00001-of-00002.safetensors", "LICENSE"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, name):
+    folder = layouts.write(tmp_path / "inside", "hf")
+    (folder / "LICENSE").write_text("free")
+    if "00001" in name:
+        (folder / "model.safetensors").unlink()
+        write_shards(folder)
+    outside = tmp_path / "outside"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*outside, outside its folder"):
+        p = load(folder)
+        write_folder(tmp_path / "out", p, p.plan, {})
+    (folder / name).unlink()
+    outside.rename(folder / f"{name}.there")
+    (folder / name).symlink_to(f"{name}.there")  # within the folder it is fine
+    if "00001" not in name:
+        assert load(folder).model is not None
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
+    folder = layouts.write(tmp_path / "models--ORG--NAME" / "snapshots" / "abc", "hf")
+    blobs = tmp_path / "models--ORG--NAME" / "blobs"
+    blobs.mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(Path("..") / ".." / "blobs" / path.name)
+    assert load(folder).model is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_no_numbers(tmp_path, value):
+    plain = {**layouts.weights(layouts.TINY)}
+    name = "backbone.layers.1.mlp.fc1.bias"
+    plain[name] = torch.full_like(plain[name], value, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"1 tensors hold infinite or undefined values: {name}; .* is damaged"):
+        load(layouts.write(tmp_path / "source", "hf", plain=plain))
+
+
+@pytest.mark.parametrize("dialect", ["hf", "raw"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pad_token_id": "4"},
+        {"pad_token_id": [4]},
+        {"pad_token_id": -1},
+        {"pad_token_id": 10**30},
+        {"layer_norm_epsilon": float("nan")},
+        {"layer_norm_epsilon": -1e-5},
+        {"layer_norm_epsilon": 10**400},
+        {"shift": "0"},
+        {"shift": float("nan")},
+        {"max_seq_len": 10**13},
+        {"max_seq_len": float("inf")},
+        {"vocab_size": 10**400},
+        {"pad_vocab_size_multiple": [8]},
+        {"pad_vocab_size_multiple": 0.1},
+        {"n_layer": "2"},
+        {"d_model": -12},
+    ],
+)
+def test_a_config_with_wrong_values(tmp_path, dialect, said):
+    folder = layouts.write(tmp_path / "source", dialect)
+    config = {**read_config(folder), **said}
+    (folder / "config.json").write_text(json.dumps(config))
+    if "max_seq_len" in said:  # believed where the positions are not stored
+        drop_positions(folder)
+    with pytest.raises(ValueError) as refusal:
+        load(folder)
+    assert len(str(refusal.value)) < 400
+    assert any(name in str(refusal.value) for name in (*said, "l_max"))
+
+
+def drop_positions(folder):
+    tensors = {name: t.clone() for name, t in read_tensors(folder).items() if "pos_emb" not in name}
+    weight_files(folder).files[0].unlink()
+    save_file(tensors, folder / "model.safetensors")
