@@ -18,6 +18,7 @@ from . import registry
 from .dna_tokenizer import DnaTokenizer
 from .source import Source, resolve
 from .tensors import fingerprint, read_config, read_tensors
+from .text_tokenizer import TextTokenizer
 
 QUANT_METHOD = "sparsify"
 
@@ -26,11 +27,11 @@ QUANT_METHOD = "sparsify"
 class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
-    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> logits (B, L, V), or scores (B, labels)
+    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> what its head gives
     sites: tuple[ConvSite, ...]
-    tokenizer: DnaTokenizer
+    tokenizer: DnaTokenizer | TextTokenizer
     family: str
-    head: str  # "lm" or "classifier"
+    head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
     context: int  # tokens of text that fit beside the special ones
     source: Source
     config: dict[str, Any]  # config.json as it lies in the source
@@ -105,7 +106,7 @@ def load(
     pretrained = Pretrained(
         model=model,
         sites=family.sites(model),
-        tokenizer=family.tokenizer(config),
+        tokenizer=family.tokenizer(model, source.folder),
         family=name,
         head=model.head,
         context=model.context,
@@ -115,5 +116,6 @@ def load(
         sha256=fingerprint(tensors),
         notes=notes,
     )
-    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan))
+    ahead = swap.ahead_of(pretrained.sites)
+    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan, ahead=ahead))
     return pretrained

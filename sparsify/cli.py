@@ -28,6 +28,7 @@ from .cli_common import (
     open_checkpoint,
     say,
 )
+from .cli_glue import finetune
 from .cli_measure import bench, evaluate, measured, timed_parts, windows_of
 from .cpu import keep_freed_memory
 from .install_check import check_name_collision
@@ -68,6 +69,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(evaluate)
+main.add_command(finetune)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ def inspect(src: str, length: int | None, as_json: bool, **where: Any) -> None:
 def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     """Show how few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy."""
     from . import policies, show, spectra
+    from .cpu import crop
     from .split import split
 
     p = open_checkpoint(src, **where)
@@ -125,11 +128,12 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
         raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
     n = policies.points(length)
     sites = []
-    for name, k in p.filters.items():
-        s = spectra.analyze(k[:, :length], n)
-        tail = spectra.analyze(split(k[:, :length], policies.HEAD)[1], n)
+    for place in p.sites:
+        k, ahead = crop(p.filters[place.name], place.ahead, length)
+        s = spectra.analyze(k, n, ahead)
+        tail = spectra.analyze(split(k, policies.HEAD, ahead)[1], n, ahead)
         site = {
-            "name": name,
+            "name": place.name,
             "taps": s.taps,
             "bins": s.bins,
             "bandwidth": s.bandwidth,
@@ -220,7 +224,9 @@ def convert(
         "planned": planned.to_dict() if planned else None,
         "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
         "next": f"{program()} eval ppl {quoted(out)} --data {quoted(data or calibration or 'FILE')}"
-        + typed(context, stride, limit, upper, linears),
+        + typed(context, stride, limit, upper, linears)
+        if p.head == "lm"
+        else f"{program()} bench {quoted(out)}",
     }
     texts = {
         "plan.json": chosen.to_json(),
@@ -346,11 +352,12 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     from . import policies, report
 
     rows = []
-    for name, k in p.filters.items():
-        kept = plan.filters[name]
-        figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
-        drawn = {"curves": report.curves(k, kept, policies.points(p.context))}
-        rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
+    for site in p.sites:
+        k, kept = p.filters[site.name], plan.filters[site.name]
+        leak = kept.apply(k).leak() if site.causal else 0.0
+        figures = {"density": kept.density(k.shape[-1], site.ahead), "leak": leak}
+        drawn = {"curves": report.curves(k, kept, policies.points(site.context), site.ahead)}
+        rows.append({"name": site.name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows
 
 

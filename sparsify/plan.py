@@ -5,6 +5,9 @@ dense              all taps                                      exact
 partial            first `taps` taps                             exact
 frequency-sparse   blocks of the spectrum                        reads the future
 split              `taps` taps + blocks of the tail's spectrum   reads a little of the future, see Filter.leak
+
+Of a filter that looks both ways, `taps` taps are the lags -taps < d < taps, and blocks are those of the one spectrum
+of all its lags.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .monarch import BlockMask
-from .split import band_limit, split
+from .split import band_limit, near, split
 
 SCHEMA = 2
 KINDS = {  # kind: (has taps, has a mask)
@@ -35,14 +38,15 @@ KINDS = {  # kind: (has taps, has a mask)
 class Filter:
     """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
 
-    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose
-    spectrum is zero off the mask.
+    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps), tap j at lag j - head_ahead, plus a
+    rest whose spectrum is zero off the mask.
     """
 
     k: Tensor
     ahead: int = 0
     mask: BlockMask | None = None
     head: Tensor | None = None
+    head_ahead: int = 0
 
     def leak(self) -> float:
         """Norm of the taps that read the future over the norm of all taps; the worst channel."""
@@ -77,26 +81,38 @@ class FilterPlan:
         """Whether a causal filter under this plan reads the future at all."""
         return self.mask is not None
 
-    def density(self, length: int) -> float:
-        """Kept taps plus bins, as a share of a filter of `length` taps; more than 1 costs more than dense."""
+    def density(self, length: int, ahead: int = 0) -> float:
+        """Kept taps plus bins, as a share of a filter of `length` taps, `ahead` of them at negative lags.
+
+        More than 1 costs more than dense.
+        """
         if self.kind == "dense":
             return 1.0
-        taps = min(self.taps or 0, length)
+        taps = self.near(length, ahead)
         if self.mask is None:
-            return taps / length
-        beyond = max(0, length - self.mask.n)  # taps that the mask does not reach stay
-        return (taps + beyond) / length + self.mask.density
+            return (taps.stop - taps.start) / length
+        # taps that the mask does not reach stay
+        beyond = max(0, length - ahead - self.mask.n) + max(0, ahead - self.mask.n)
+        return (taps.stop - taps.start + beyond) / length + self.mask.density
 
-    def apply(self, k: Tensor) -> Filter:
-        """The filter that is convolved with under this plan.  k: (H, K) float32."""
+    def near(self, length: int, ahead: int = 0) -> slice:
+        """The taps of a filter of `length` that are kept one by one; all where the plan names no number of them."""
+        if self.taps is None:
+            return slice(0, length if self.mask is None else 0)
+        return near(self.taps, length, ahead)
+
+    def apply(self, k: Tensor, ahead: int = 0) -> Filter:
+        """The filter that is convolved with under this plan.  k: (H, K) float32, tap j at lag j - ahead."""
+        own = self.near(k.shape[-1], ahead)
         if self.mask is None:
-            return Filter(k[:, : self.taps])
-        head, tail = split(k, self.taps) if self.taps else (None, k)
-        kept, ahead = band_limit(tail, self.mask)
+            return Filter(k[:, own], ahead - own.start)
+        head, tail = split(k, self.taps, ahead) if self.taps else (None, k)
+        kept, reach = band_limit(tail, self.mask, ahead)
         if head is not None:
-            kept[:, ahead : ahead + head.shape[-1]] += head
+            first = reach - (ahead - own.start)
+            kept[:, first : first + head.shape[-1]] += head
             head = head.to(k.dtype)
-        return Filter(kept.to(k.dtype), ahead, self.mask, head)
+        return Filter(kept.to(k.dtype), reach, self.mask, head, ahead - own.start if head is not None else 0)
 
     def __str__(self) -> str:
         parts = [f"{self.taps} taps"] if self.taps is not None else []

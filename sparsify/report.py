@@ -220,14 +220,17 @@ def curve(energy: Tensor, points: int = 160) -> list[list[float]]:
     return [[x, round(dB, 1)] for x, dB in zip((cells[1:] - 1).tolist(), level.tolist(), strict=True)]
 
 
-def curves(k: Tensor, kept: FilterPlan, n: int) -> dict[str, Any]:
-    """What `spectra` draws of one filter.  k: (H, K).  n: points of the spectrum where the plan has no mask."""
+def curves(k: Tensor, kept: FilterPlan, n: int, ahead: int = 0) -> dict[str, Any]:
+    """What `spectra` draws of one filter.
+
+    k: (H, K), tap j at lag j - ahead.  n: points of the spectrum where the plan has no mask.
+    """
     n = kept.mask.n if kept.mask else n
-    tail = split(k, kept.taps)[1] if kept.taps and kept.mask else None
+    tail = split(k, kept.taps, ahead)[1] if kept.taps and kept.mask else None
     return {
-        "taps": curve(energy_by_tap(k)),
-        "bins": curve(energy_by_bin(k, n)),
-        "tail": None if tail is None else curve(energy_by_bin(tail, n)),
+        "taps": curve(energy_by_tap(k, ahead)),
+        "bins": curve(energy_by_bin(k, n, ahead)),
+        "tail": None if tail is None else curve(energy_by_bin(tail, n, ahead)),
         "kept_taps": kept.taps,
         "kept_band": kept.mask and bands(kept.mask.bins()[rising(n)]),
     }

@@ -93,6 +93,11 @@ def gather(sites: Sequence[ConvSite], filters: Mapping[str, Tensor], run: Callab
 
     run: feeds windows of one length to the model, in batches.  Memory does not grow with their number.
     """
+    if two_sided := [site.name for site in sites if site.ahead]:
+        raise ValueError(
+            f"{two_sided[0]} looks both ways, and plans within a budget are found for causal filters only so far; "
+            f"choose what to keep with --taps, --energy, --split or --low-pass"
+        )
     recorders = {site.name: Recorder(filters[site.name], points(site.context)) for site in sites}
     before = swap.install(sites, recorders)
     try:

@@ -12,7 +12,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = {"sparsify": ROOT / "sparsify", "sparsify.converters": ROOT / "converters", "sparsify.evals": ROOT / "evals"}
 ALLOWED = {"sparsify": set(), "sparsify.converters": {"sparsify"}, "sparsify.evals": {"sparsify"}}
-JOINTS = {"cli.py", "cli_common.py", "cli_measure.py", "__main__.py"}  # where the layers meet
+JOINTS = {"cli.py", "cli_common.py", "cli_glue.py", "cli_measure.py", "__main__.py"}  # where the layers meet
 
 
 def layer_of(module: str) -> str | None:
