@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,10 @@ from sparsify.sites import Conv, ConvSite
 from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
-from .layout import assign, rename_all, strip_wrappers
+from .implicit import ImplicitFilter, complete
+from .layout import agree, assign, number, rename_all, shape_of, strip_wrappers, whole
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
-FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
 TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
 
 
@@ -68,107 +69,6 @@ class HyenaDNAConfig:
     def context(self) -> int:
         """Nucleotides that fit beside the two special tokens."""
         return self.max_seq_len - 2
-
-
-class PositionalEmbedding(nn.Module):
-    """z (1, K, E): time and its Fourier features; t (1, K, 1): time in [0, 1].  Never trained."""
-
-    z: Tensor
-    t: Tensor
-
-    def __init__(self, emb_dim: int, seqlen: int) -> None:
-        super().__init__()
-        self.register_buffer("z", torch.empty(1, seqlen, emb_dim))
-        self.register_buffer("t", torch.empty(1, seqlen, 1))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        seqlen, emb_dim = self.z.shape[1:]
-        bands = (emb_dim - 1) // 2
-        n = torch.arange(seqlen, dtype=torch.float64, device=self.z.device)
-        f = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=self.z.device)
-        angle = 2 * math.pi / seqlen * n[:, None] * f
-        t = (n / max(1, seqlen - 1))[:, None]
-        self.t.copy_(t)
-        self.z.copy_(torch.cat([t, angle.cos(), -angle.sin()], dim=-1))
-
-
-class Sine(nn.Module):
-    """x -> sin(freq * x), one trained frequency a unit, shared by every layer of the filter MLP."""
-
-    def __init__(self, width: int, freq: float = 10.0) -> None:
-        super().__init__()
-        self.freq = nn.Parameter(torch.full((1, width), freq))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(self.freq.to(x.dtype) * x)
-
-
-class Modulation(nn.Module):
-    """Decay window exp(-t |delta_c|) + shift of channel c, from slow (-3.07) to fast (-15.35)."""
-
-    deltas: Tensor
-
-    def __init__(self, channels: int, shift: float) -> None:
-        super().__init__()
-        self.shift = shift
-        self.register_buffer("deltas", torch.empty(1, 1, channels))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        slow, fast = math.log(0.01) / 1.5, math.log(0.01) / 0.3
-        self.deltas.copy_(torch.linspace(slow, fast, self.deltas.shape[-1], dtype=torch.float64))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return torch.exp(-t * self.deltas[0].to(t.dtype).abs()) + self.shift
-
-
-class HyenaFilter(nn.Module):
-    """The implicit filter: an MLP of sinusoids of time, times a decay window; and the skip coefficient `bias` (D)."""
-
-    def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        width, inner = config.filter_order, config.num_inner_mlps
-        self.modulate = config.modulate
-        self.bias = nn.Parameter(torch.empty(config.d_model))
-        self.pos_emb = PositionalEmbedding(config.emb_dim, config.max_seq_len)
-        # the names of the reference's nn.Sequential; its odd entries are one shared Sine
-        layers: dict[str, nn.Module] = {"0": nn.Linear(config.emb_dim, width), "1": Sine(width)}
-        layers |= {str(2 * i + 2): nn.Linear(width, width) for i in range(inner)}
-        layers[str(2 * inner + 2)] = nn.Linear(width, config.d_model, bias=False)
-        self.implicit_filter = nn.ModuleDict(layers)
-        self.modulation = Modulation(config.d_model, config.shift)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyenaFilter:
-        """Moves with the model, but keeps its dtype: half precision cannot tell the taps apart."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
-
-    def forward(self, seqlen: int) -> Tensor:
-        """First `seqlen` taps: (d_model, seqlen), float32, differentiable."""
-        with torch.autocast(self.pos_emb.z.device.type, enabled=False):  # half precision cannot tell the taps apart
-            return self.taps(0, seqlen, torch.float32)
-
-    @torch.no_grad()
-    def materialize(self) -> Tensor:
-        """The whole filter, computed in float64: (d_model, max_seq_len), float32, on the CPU."""
-        seqlen = self.pos_emb.t.shape[1]
-        starts = range(0, seqlen, FILTER_ROWS)
-        rows = [self.taps(i, min(i + FILTER_ROWS, seqlen), torch.float64).float().cpu() for i in starts]
-        return torch.cat(rows, dim=-1)
-
-    def taps(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        z, t = (x[0, start:stop].to(dtype) for x in (self.pos_emb.z, self.pos_emb.t))
-        sine = self.implicit_filter["1"]
-        *hidden, last = (layer for layer in self.implicit_filter.values() if isinstance(layer, nn.Linear))
-        for layer in hidden:
-            z = sine(F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
-        k = F.linear(z, last.weight.to(dtype))
-        return (k * self.modulation(t) if self.modulate else k).transpose(0, 1)
 
 
 Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
@@ -261,7 +161,15 @@ class HyenaOperator(nn.Module):
         width = 3 * config.d_model
         self.in_proj = Linear(config.d_model, width)
         self.short_filter = nn.Conv1d(width, width, config.short_filter_order, groups=width)
-        self.filter_fn = HyenaFilter(config)
+        self.filter_fn = ImplicitFilter(
+            config.d_model,
+            config.max_seq_len,
+            emb_dim=config.emb_dim,
+            width=config.filter_order,
+            inner=config.num_inner_mlps,
+            shift=config.shift,
+            modulate=config.modulate,
+        )
         self.out_proj = Linear(config.d_model, config.d_model)
         self.long_conv: Conv | None = None  # a prepared operator; None computes the filter anew in each forward
 
@@ -463,6 +371,7 @@ LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
 EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 HYENA_LM_ROWS = 50264  # same names, but English; its filters are another kind
 FILTER = "backbone.layers.0.mixer.filter_fn"
+BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained
 
 
 def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -497,7 +406,8 @@ def build(
     if sizes.num_labels is None and "lm_head.weight" not in found:
         found["lm_head.weight"] = found[EMBEDDING]
         notes.append("no lm_head is stored: tied to the embedding")
-    if recomputed := complete(found, sizes):
+    filters = [f"backbone.layers.{i}.mixer.filter_fn" for i in range(sizes.n_layer)]
+    if recomputed := complete(found, filters, BUFFERS, (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)):
         notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
     with torch.device("meta"):
         model = HyenaDNA(sizes)
@@ -533,31 +443,6 @@ def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: flo
     return sizes
 
 
-def shape_of(found: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """Shape of a tensor that sizes are read from."""
-    if name not in found:
-        raise ValueError(f"the checkpoint lacks {name}, from which the model's sizes are read")
-    if found[name].dim() != dims:
-        raise ValueError(f"{name} has shape {tuple(found[name].shape)}, expected {dims} dimensions")
-    return tuple(found[name].shape)
-
-
-def number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """A number in the config; `default` where it says nothing."""
-    value = default if config.get(name) is None else config[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:  # nor NaN
-        raise ValueError(f"config.json says {name} {value!r:.60}, expected a number")
-    return value
-
-
-def whole(config: Mapping[str, Any], name: str, default: int) -> int:
-    """A whole number in the config, not negative; `default` where it says nothing."""
-    value = number(config, name, default)
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"config.json says {name} {value!r:.60}, expected a whole number")
-    return value
-
-
 def filter_length(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
     """K, from the stored positions, or from the config where they are left out."""
     for name in (f"{FILTER}.pos_emb.z", f"{FILTER}.pos_emb.t"):
@@ -587,12 +472,7 @@ def check_config(config: Mapping[str, Any], sizes: HyenaDNAConfig) -> None:
         "order": (2, "the only order supported"),
         "normalized": (False, "normalised filters are not supported"),
     }
-    for name, (value, what) in truth.items():
-        if config.get(name) not in (None, value):
-            raise ValueError(
-                f"config.json says {name} {config[name]!r:.60}, the weights need {value} ({what}); "
-                f"take config.json and weights from the same checkpoint"
-            )
+    agree(config, truth)
     tokens, multiple = whole(config, "vocab_size", len(VOCABULARY)), whole(config, "pad_vocab_size_multiple", 8)
     if tokens != len(VOCABULARY):
         raise ValueError(f"config.json says vocab_size {tokens}, HyenaDNA's is {len(VOCABULARY)}; not a model of DNA")
@@ -602,24 +482,6 @@ def check_config(config: Mapping[str, Any], sizes: HyenaDNAConfig) -> None:
             f"the embedding has {sizes.vocab_rows} rows, a vocabulary of {tokens} tokens padded to a multiple of "
             f"{multiple} has {rows}; the checkpoint has another vocabulary, which is not supported"
         )
-
-
-def complete(found: dict[str, Tensor], sizes: HyenaDNAConfig) -> list[str]:
-    """Put the buffers that are missing or too coarse into `found`, computed in float64; returns which.
-
-    Half precision tells only some thousand of a million time steps apart, so the filter would become a staircase.
-    """
-    buffers = ("pos_emb.z", "pos_emb.t", "modulation.deltas")
-    names = {f"backbone.layers.{i}.mixer.filter_fn.{b}": b for i in range(sizes.n_layer) for b in buffers}
-    poor = {n: b for n, b in names.items() if n not in found or found[n].dtype in (torch.float16, torch.bfloat16)}
-    if poor:
-        with torch.device(found[EMBEDDING].device):
-            positions, window = PositionalEmbedding(sizes.emb_dim, sizes.max_seq_len), Modulation(sizes.d_model, 0.0)
-        positions.reset_parameters()
-        window.reset_parameters()
-        computed = dict(zip(buffers, (positions.z, positions.t, window.deltas), strict=True))
-        found.update({name: computed[buffer] for name, buffer in poor.items()})
-    return sorted(set(poor.values()))
 
 
 def sites(model: HyenaDNA) -> tuple[ConvSite, ...]:
@@ -639,8 +501,8 @@ def sites(model: HyenaDNA) -> tuple[ConvSite, ...]:
     )
 
 
-def tokenizer(config: Mapping[str, Any]) -> DnaTokenizer:
-    """The vocabulary is the same in every checkpoint; `config` is not needed to know it."""
+def tokenizer(model: HyenaDNA, folder: Path) -> DnaTokenizer:
+    """The vocabulary is the same in every checkpoint; nothing is read to know it."""
     return DnaTokenizer()
 
 

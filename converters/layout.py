@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,41 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     # copied, because safetensors maps its file into memory, and who overwrites the file would change the model
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(copies, strict=True, assign=True)
+
+
+def shape_of(found: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Shape of a tensor that sizes are read from."""
+    if name not in found:
+        raise ValueError(f"the checkpoint lacks {name}, from which the model's sizes are read")
+    if found[name].dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(found[name].shape)}, expected {dims} dimensions")
+    return tuple(found[name].shape)
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A number in the config; `default` where it says nothing."""
+    value = default if config.get(name) is None else config[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:  # nor NaN
+        raise ValueError(f"config.json says {name} {value!r:.60}, expected a number")
+    return value
+
+
+def whole(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number in the config, not negative; `default` where it says nothing."""
+    value = number(config, name, default)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"config.json says {name} {value!r:.60}, expected a whole number")
+    return value
+
+
+def agree(config: Mapping[str, Any], truth: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse a config.json that contradicts the weights.  truth: name -> what it must say, if anything, and why."""
+    for name, (value, what) in truth.items():
+        if config.get(name) not in (None, value):
+            raise ValueError(
+                f"config.json says {name} {config[name]!r:.60}, the weights need {value} ({what}); "
+                f"take config.json and weights from the same checkpoint"
+            )
 
 
 def listed(names: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from .dna_tokenizer import DnaTokenizer
 from .layout import listed
 from .source import PLAN_TENSORS, Source, resolve
 from .tensors import read_config, read_tensors
+from .text_tokenizer import TextTokenizer
 
 QUANT_METHOD = "sparsify"
 FORMAT = 1  # of quantization_config, see docs/format.md; what came before it has no number, and reads the same
@@ -31,11 +32,11 @@ FORMAT = 1  # of quantization_config, see docs/format.md; what came before it ha
 class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
-    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> logits (B, L, V), or scores (B, labels)
+    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> what its head gives
     sites: tuple[ConvSite, ...]
-    tokenizer: DnaTokenizer
+    tokenizer: DnaTokenizer | TextTokenizer
     family: str
-    head: str  # "lm" or "classifier"
+    head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
     context: int  # tokens of text that fit beside the special ones
     source: Source
     config: dict[str, Any]  # config.json as it lies in the source
@@ -146,7 +147,7 @@ def load(
     pretrained = Pretrained(
         model=model,
         sites=family.sites(model),
-        tokenizer=family.tokenizer(config),
+        tokenizer=family.tokenizer(model, source.folder),
         family=name,
         head=model.head,
         context=model.context,
@@ -156,5 +157,6 @@ def load(
         sha256=sha256,
         notes=(*notes, *strangers(ours(config), sha256)),
     )
-    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan))
+    ahead = swap.ahead_of(pretrained.sites)
+    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan, ahead=ahead))
     return pretrained

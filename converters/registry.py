@@ -4,9 +4,9 @@ A family is one file with these functions:
     matches(shapes) -> bool                              do these tensors look like mine?
     build(tensors, config, shift) -> (model, notes)      the module, filled; what the user should know
     sites(model) -> tuple[ConvSite, ...]                 its long convolutions
-    tokenizer(config) -> tokenizer                       text <-> ids
+    tokenizer(model, folder) -> tokenizer                text <-> ids; folder: where the checkpoint lies
     choices(model) -> dict                               what config.json must say so that it loads the same again
-and a model with the properties `context` (tokens of text it takes) and `head` ("lm" or "classifier").
+and a model with the properties `context` (tokens of text it takes) and `head` ("lm", "mlm", "classifier", "encoder").
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import ModuleType
 
 from .layout import listed
 
-FAMILIES = {"hyenadna": "hyena_dna"}  # name -> module here
+FAMILIES = {"hyenadna": "hyena_dna", "m2_bert": "m2_bert"}  # name -> module here
 Shapes = Mapping[str, tuple[int, ...]]
 
 RECOGNISED = {  # known long convolutions that have no file here yet; the first match counts
-    "M2-BERT": r"attention\.filter_fn2?\.implicit_filter",
+    "M2-BERT that looks one way only": r"attention\.filter_fn2?\.implicit_filter",
     "Hyena LM": r"backbone\.layers\.\d+\.mixer\.(layer\.)?filter_fn\.",
     "HyenaDNA in another dialect, such as multimolecule's": r"filter.*\.freq$",
     "savanna's training layout of Evo 2": r"mixer\.mixer\.filter\.(p|gamma|decay)$",

@@ -2,6 +2,8 @@
 
 data: documents and windows.  quality: perplexity, KL, agreement.  causality: does the model read the future?
 throughput: paired timings.  results: the numbers with their conditions, as JSON.
+glue_data, metrics, paired, glue: GLUE's tasks, their figures, tests on the same examples, and scores.  mlm: masked
+tokens.  retrieval: sentence embeddings.  finetune: a short training that survives interruptions.
 
 An eval sees a model as a function from token ids to logits and never learns its family.
 """

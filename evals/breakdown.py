@@ -35,6 +35,7 @@ MODULES: Mapping[type[nn.Module], str] = {
 }
 FUNCTIONS: Mapping[str, str] = {  # by their names, for torch has several functions of each
     "gelu": LINEAR,
+    "bmm": LINEAR,  # block-diagonal ones
     "_reorder_linear_weight": LINEAR,  # what oneDNN's layers are prepared by
     "conv1d": SHORT,
     "addcmul": SHORT,

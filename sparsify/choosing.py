@@ -65,8 +65,8 @@ def prepare(
     k: (H, K), tap j at lag j - ahead.  batch: what to expect; any other works, too.  Signals longer than any kernel
     takes go through torch.fft, and a warning says so, once.
     """
-    if structure is not None and seqlen > structure.mask.n:
-        structure = None  # such a signal feels taps that the mask did not touch
+    if structure is not None and (seqlen > structure.mask.n or structure.head_ahead):
+        structure = None  # such a signal feels taps that the mask did not touch; no kernel has a head on both sides
     layer = Layer(card or Card.of(k.device), dtype, seqlen, batch, k.shape[0])
     taps, own_ahead = felt(k, ahead, seqlen)
     found = ways(layer, taps, own_ahead, structure)

@@ -30,6 +30,7 @@ from .cli_common import (
     priced,
     say,
 )
+from .cli_glue import finetune
 from .cli_hub import check_push, in_words, push, pushed
 from .cli_measure import bench, evaluate, measured, timed_parts, windows_of
 from .cpu import keep_freed_memory
@@ -76,6 +77,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(evaluate)
+main.add_command(finetune)
 main.add_command(push)
 
 
@@ -126,6 +128,7 @@ def inspect(src: str, length: int | None, as_json: bool, **where: Any) -> None:
 def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
     """Show how few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy."""
     from . import policies, show, spectra
+    from .cpu import crop
     from .split import split
 
     p = open_checkpoint(src, **where)
@@ -134,11 +137,12 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
         raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
     n = policies.points(length)
     sites = []
-    for name, k in p.filters.items():
-        s = spectra.analyze(k[:, :length], n)
-        tail = spectra.analyze(split(k[:, :length], policies.HEAD)[1], n)
+    for place in p.sites:
+        k, ahead = crop(p.filters[place.name], place.ahead, length)
+        s = spectra.analyze(k, n, ahead)
+        tail = spectra.analyze(split(k, policies.HEAD, ahead=ahead)[1], n, ahead)
         site = {
-            "name": name,
+            "name": place.name,
             "taps": s.taps,
             "bins": s.bins,
             "bandwidth": s.bandwidth,
@@ -245,9 +249,9 @@ def convert(
         "repo": repo,
     }
     options = typed(context, stride, limit, upper, linears)
-    result["next"] = next_step(out, measured_on, options)
+    result["next"] = next_step(p, out, measured_on, options)
     named = Path(out.resolve().name)  # what is published does not tell where folders lie here
-    published = {**result, "out": str(named), "next": next_step(named, result["data"], options)}
+    published = {**result, "out": str(named), "next": next_step(p, named, result["data"], options)}
     write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
     if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
         journal.remove()
@@ -276,8 +280,10 @@ def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
     }
 
 
-def next_step(out: Path, data: Path | str | None, options: str) -> str:
+def next_step(p: Pretrained, out: Path, data: Path | str | None, options: str) -> str:
     """The command that measures what was written."""
+    if p.head != "lm":
+        return f"{program()} bench {quoted(out)}"
     return f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}{options}"
 
 
@@ -398,11 +404,12 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     from .report.curves import curves
 
     rows = []
-    for name, k in p.filters.items():
-        kept = plan.filters[name]
-        figures = {"density": kept.density(k.shape[-1]), "leak": kept.apply(k).leak()}
-        drawn = {"curves": curves(k, kept, policies.points(p.context))}
-        rows.append({"name": name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
+    for site in p.sites:
+        k, kept = p.filters[site.name], plan.filters[site.name]
+        leak = kept.apply(k).leak() if site.causal else 0.0
+        figures = {"density": kept.density(k.shape[-1], site.ahead), "leak": leak}
+        drawn = {"curves": curves(k, kept, policies.points(site.context), site.ahead)}
+        rows.append({"name": site.name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows
 
 

@@ -100,7 +100,7 @@ def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dic
     from . import swap
     from .plan import Plan
 
-    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut)
+    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
 
 
 def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Logits:

@@ -134,7 +134,7 @@ def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | Non
     from sparsify.evals.data import Document, read_documents, windows
 
     if p.head != "lm":
-        raise ValueError(f"{p.source.name} has a {p.head}'s head, and perplexity takes a language model's")
+        raise ValueError(f"{p.source.name} has the head {p.head!r}, and perplexity takes a language model's, 'lm'")
     if context is not None and context > p.context:
         raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
     documents = [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
@@ -231,7 +231,7 @@ class BatchChannelsLength(click.ParamType[tuple[int, int, int]]):
 
 
 OF_A_MODEL = {"baseline", "length", "batch", "linears", "revision", "shift"}
-OF_A_CONVOLUTION = {"shapes", "quick"}
+OF_A_CONVOLUTION = {"shapes", "quick", "both_ways"}
 
 
 @click.command()
@@ -242,6 +242,7 @@ OF_A_CONVOLUTION = {"shapes", "quick"}
 @click.option("--shape", "shapes", type=BatchChannelsLength(), multiple=True, help="Time the convolution at this shape "
               "only; may be repeated.  [default: six on a CPU, nine on a GPU]")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Time the convolution at two or three shapes only.")
+@click.option("--both-ways", is_flag=True, help="Time filters that look both ways, as M2-BERT's do; on a CPU.")
 @click.option(
     "--calibrate",
     is_flag=True,
@@ -254,8 +255,8 @@ OF_A_CONVOLUTION = {"shapes", "quick"}
 @AS_JSON
 def bench(
     model: str | None, baseline: str | None, length: int | None, batch: int,
-    shapes: Sequence[tuple[int, int, int]], quick: bool, calibrate: bool, rounds: int, save: Path | None, linears: str,
-    as_json: bool, **where: Any,
+    shapes: Sequence[tuple[int, int, int]], quick: bool, both_ways: bool, calibrate: bool, rounds: int,
+    save: Path | None, linears: str, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Time MODEL against the dense model in the same rounds: end to end, by part, and every convolution.
 
@@ -267,6 +268,8 @@ def bench(
     else:
         refuse_given(OF_A_CONVOLUTION, "the convolution alone; leave the MODEL out")
     gpu = model is None and on_gpu(where["device"])
+    if both_ways and (gpu or calibrate):
+        raise ValueError("--both-ways times the convolution on a CPU; add --device cpu, or leave it out")
     if calibrate:
         if model is not None or quick or (shapes and not gpu):
             raise ValueError("--calibrate times ways to convolve, nothing else; give it alone")
@@ -276,7 +279,8 @@ def bench(
     elif model is None:
         from sparsify.evals.kernels import QUICK, SHAPES
 
-        result, table = convolutions(shapes or (QUICK if quick else SHAPES), rounds), "convolved"
+        some = shapes or (QUICK if quick else SHAPES)
+        result, table = convolutions(some, rounds, both_ways), "convolved"
     else:
         p = open_checkpoint(model, **where)
         if length is not None and length > p.context:
@@ -332,16 +336,16 @@ def refuse_given(names: set[str], about: str) -> None:
             raise ValueError(f"{parameter.opts[0]} is about {about}, or leave {parameter.opts[0]} out")
 
 
-def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
-    """The convolution alone, at each of these shapes."""
+def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int, both_ways: bool = False) -> dict[str, Any]:
+    """The convolution alone, at each of these shapes, with filters that look back or `both_ways`."""
     from sparsify.evals import kernels, results
 
     timed = []
     for shape in shapes:
         label = " x ".join(f"{size:,}" for size in shape)
-        ways = kernels.compare(shape, rounds, partial(tell, label))
+        ways = kernels.compare(shape, rounds, partial(tell, label), both_ways)
         timed.append({"shape": list(shape), "ways": [asdict(way) for way in ways]})
-    return {"shapes": timed, "rounds": rounds, "conditions": asdict(results.conditions())}
+    return {"shapes": timed, "both_ways": both_ways, "rounds": rounds, "conditions": asdict(results.conditions())}
 
 
 def tell(what: str, step: str) -> None:
@@ -400,8 +404,8 @@ def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
     from sparsify.evals import kernels
 
     say("finding the best torch.fft")
-    filters = {name: k[:, :length].to(p.device) for name, k in p.filters.items()}
-    return {s.name: kernels.best_torch(some_signal(p, s, batch, length), filters[s.name]) for s in p.sites}
+    filters = {name: k.to(p.device) for name, k in p.filters.items()}
+    return {s.name: kernels.best_torch(some_signal(p, s, batch, length), filters[s.name], s.ahead) for s in p.sites}
 
 
 def some_signal(p: Pretrained, site: ConvSite, batch: int, length: int) -> Tensor:
@@ -421,16 +425,18 @@ def ways_alone(
     """
     from sparsify.evals import kernels
 
+    from .cpu import crop
+
     k, kept = p.filters[site.name], p.plan.filters[site.name]
     u = some_signal(p, site, batch, length)
     sparse, dense, through_torch = convs
-    kernels.check(site.name, sparse(u[:1]), u[:1], kept.apply(k), SITE_BAR)
-    upstream = partial(kernels.reference, u, k[:, :length].to(p.device))
+    kernels.check(site.name, sparse(u[:1]), u[:1], kept.apply(k, site.ahead), SITE_BAR)
+    felt, ahead = crop(k.to(p.device), site.ahead, length)
     return {
         "sparse": partial(sparse, u),
         "dense": partial(dense, u),
         "torch": partial(through_torch, u),
-        "upstream": upstream,
+        "upstream": partial(kernels.reference, u, felt, ahead),
     }
 
 

@@ -83,7 +83,8 @@ class Structure:
     """What is known of a filter besides its taps: it is head + a rest whose spectrum is zero off the mask."""
 
     mask: BlockMask
-    head: Tensor | None = None  # (H, taps) at lags 0 .. taps - 1
+    head: Tensor | None = None  # (H, taps), tap j at lag j - head_ahead
+    head_ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def masked_spectrum(k: Tensor, ahead: int, structure: Structure) -> Tensor:
     """Spectrum of what the mask left of a filter, without its head: (H, n) complex128."""
     n, head = structure.mask.n, structure.head
     k_f = spectra.spectrum(k, n, ahead)
-    return k_f if head is None else k_f - spectra.spectrum(head, n)
+    return k_f if head is None else k_f - spectra.spectrum(head, n, structure.head_ahead)
 
 
 SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
@@ -211,10 +212,10 @@ def prepare_slow(k: Tensor, ahead: int, seqlen: int, structure: Structure) -> Pr
     n = native.good_size(reach)
     low = torch.empty(k.shape[0], 2 * n)
     for h in range(0, k.shape[0], ROWS):
-        part = Structure(mask, None if head is None else head[h : h + ROWS])
+        part = Structure(mask, None if head is None else head[h : h + ROWS], structure.head_ahead)
         taps = multirate.slow_taps(masked_spectrum(k[h : h + ROWS], ahead, part), mask, rate, reach)
         low[h : h + ROWS] = native.spectra(taps, n, reach - 1)
-    first = Prepared((), ()) if head is None else prepare_few(head.to(k.dtype), 0, seqlen)
+    first = Prepared((), ()) if head is None else prepare_few(head.to(k.dtype), structure.head_ahead, seqlen)
     return Prepared((*first.tables, multirate.window(rate), low), (*first.layout, SLOW, rate, n))
 
 

@@ -80,7 +80,8 @@ class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
     k: (H, K) float32 or float64, tap j at lag j - ahead.  mask, head: what is known of it besides, for quicker ways to
-    the same numbers: k is `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose spectrum is zero off the mask.
+    the same numbers: k is `head` (H, taps), tap j at lag j - head_ahead, plus a rest with a spectrum of zeros off the
+    mask.
     spectra_bytes: spectra of whole rows beyond these are not kept but made in every call (half as slow again).
     forward: u (B, H, L) -> y (B, H, L), dtype of u.
     The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
@@ -95,13 +96,14 @@ class LongConv(nn.Module):
         *,
         mask: BlockMask | None = None,
         head: Tensor | None = None,
+        head_ahead: int = 0,
         spectra_bytes: int | None = None,
     ) -> None:
         super().__init__()
         check_filter(k, ahead)
         self.k = k.detach().contiguous()
         self.ahead = ahead
-        self.structure = None if mask is None else cpu.Structure(mask, head)
+        self.structure = None if mask is None else cpu.Structure(mask, head, head_ahead)
         self.spectra_bytes = spectra_bytes
         self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}
 

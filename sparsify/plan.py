@@ -8,6 +8,9 @@ split              `taps` taps + blocks of the tail's spectrum   reads a little 
 
 What is kept has the filter's own numbers, or others that do better in its place (`sparsify.refit`).  Those are tensors:
 the JSON says their digest, and a safetensors file of the same name beside it holds them, as SITE.taps and SITE.bins.
+
+Of a filter that looks both ways, `taps` taps are the lags -taps < d < taps, and blocks are those of the one spectrum
+of all its lags.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ from torch import Tensor
 from .coefficients import PARTS, Coefficients
 from .files import read_json
 from .monarch import BlockMask
-from .split import from_bins, kept_bins, split
+from .split import kept_bins, masked, near, split
 from .stored import read_safetensors
 
 SCHEMA = 3  # 2: heads and tails of split filters parted by a ramp alone
 LONGEST = 1 << 31  # taps, far beyond any model
-COARSEST = 8  # points of a mask a tap of the filter; more says no more, and only fills memory
+COARSEST = 32  # points of a mask a tap of the filter; more says no more, and only fills memory
 KINDS = {  # kind: (has taps, has a mask)
     "dense": (False, False),
     "partial": (True, False),
@@ -44,14 +47,15 @@ KINDS = {  # kind: (has taps, has a mask)
 class Filter:
     """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
 
-    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps) at lags 0 .. taps - 1 plus a rest whose
-    spectrum is zero off the mask.
+    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps), tap j at lag j - head_ahead, plus a
+    rest whose spectrum is zero off the mask.
     """
 
     k: Tensor
     ahead: int = 0
     mask: BlockMask | None = None
     head: Tensor | None = None
+    head_ahead: int = 0
 
     def leaks(self) -> Tensor:
         """Norm of the taps that read the future over the norm of all taps, by channel: (H,) float64."""
@@ -104,29 +108,43 @@ class FilterPlan:
         """Whether a causal filter under this plan reads the future at all."""
         return self.mask is not None
 
-    def density(self, length: int) -> float:
-        """Kept taps plus bins, as a share of a filter of `length` taps; more than 1 costs more than dense."""
+    def density(self, length: int, ahead: int = 0) -> float:
+        """Kept taps plus bins, as a share of a filter of `length` taps, `ahead` of them at negative lags.
+
+        More than 1 costs more than dense.
+        """
         if self.kind == "dense":
             return 1.0
-        taps = min(self.taps or 0, length)
+        taps = self.near(length, ahead)
         if self.mask is None:
-            return taps / length
-        beyond = max(0, length - self.mask.n)  # taps that the mask does not reach stay
-        return (taps + beyond) / length + self.mask.density
+            return (taps.stop - taps.start) / length
+        # taps that the mask does not reach stay
+        beyond = max(0, length - ahead - self.mask.n) + max(0, ahead - self.mask.n)
+        return (taps.stop - taps.start + beyond) / length + self.mask.density
 
-    def own(self, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both.  k: (H, K)."""
+    def near(self, length: int, ahead: int = 0) -> slice:
+        """The taps of a filter of `length` that are kept one by one; all where the plan names no number of them."""
+        if self.taps is None:
+            return slice(0, length if self.mask is None else 0)
+        return near(self.taps, length, ahead)
+
+    def own(self, k: Tensor, ahead: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both.
+
+        k: (H, K), tap j at lag j - ahead.
+        """
         if self.mask is None:
-            return k[:, : self.taps], None
-        head, tail = split(k, self.taps, self.mask) if self.taps else (None, k)
-        return head, kept_bins(tail, self.mask)
+            return k[:, self.near(k.shape[-1], ahead)], None
+        head, tail = split(k, self.taps, self.mask, ahead) if self.taps else (None, k)
+        return head, kept_bins(tail, self.mask, ahead)
 
-    def kept(self, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def kept(self, k: Tensor, ahead: int = 0) -> tuple[Tensor | None, Tensor | None]:
         """The taps and bins that are convolved with in place of k: the plan's, else k's own."""
         if self.values is None:
-            return self.own(k)
+            return self.own(k, ahead)
         channels, width, _ = self.values.sizes
-        if channels != len(k) or (width is not None and width != min(self.taps or 0, k.shape[-1])):
+        own = self.near(k.shape[-1], ahead)
+        if channels != len(k) or (width is not None and width != own.stop - own.start):
             raise ValueError(
                 f"the plan's coefficients are for {channels} channels and {width or 'no'} taps, the filter has "
                 f"{len(k)} channels and {k.shape[-1]} taps; plan for this checkpoint again"
@@ -134,20 +152,21 @@ class FilterPlan:
         taps, bins = self.values.taps, self.values.bins
         return None if taps is None else taps.to(k.device), None if bins is None else bins.to(k.device)
 
-    def apply(self, k: Tensor) -> Filter:
-        """The filter that is convolved with under this plan.  k: (H, K) float32."""
+    def apply(self, k: Tensor, ahead: int = 0) -> Filter:
+        """The filter that is convolved with under this plan.  k: (H, K) float32, tap j at lag j - ahead."""
         if self.mask is not None and self.mask.n > COARSEST * max(k.shape[-1], 1 << 10):
             raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.shape[-1]} taps")
-        head, bins = self.kept(k)
+        own = self.near(k.shape[-1], ahead)
+        head, bins = self.kept(k, ahead)
         if self.mask is None or bins is None:
-            return Filter(k if head is None else head)
-        n = self.mask.n
-        beyond = (k if self.taps is None else split(k, self.taps)[1])[:, n:]  # the mask does not reach these
-        whole = torch.cat([from_bins(bins, self.mask), beyond.double()], dim=-1)
-        if head is not None:
-            whole[:, n : n + head.shape[-1]] += head
-            head = head.to(k.dtype)
-        return Filter(whole.to(k.dtype), n, self.mask, head)
+            return Filter(k if head is None else head, ahead - own.start)
+        rest = k if self.taps is None else split(k, self.taps, ahead=ahead)[1]
+        whole, reach = masked(rest, bins, self.mask, ahead)
+        if head is None:
+            return Filter(whole.to(k.dtype), reach, self.mask)
+        first = reach - (ahead - own.start)
+        whole[:, first : first + head.shape[-1]] += head
+        return Filter(whole.to(k.dtype), reach, self.mask, head.to(k.dtype), ahead - own.start)
 
     def of(self, rows: slice) -> FilterPlan:
         """The plan for some of a filter's channels."""

@@ -46,12 +46,14 @@ def dense() -> Policy:
 
 
 def taps(count: int) -> Policy:
-    """Keep the first `count` taps: a partial convolution."""
+    """Keep the first `count` taps, in either direction where there are two: a partial convolution."""
     if count < 1:
         raise ValueError(f"a partial convolution keeps at least 1 tap, got {count}")
-    return Policy(
-        f"taps {count}", lambda k, site: FilterPlan("partial", count) if count < k.shape[-1] else FilterPlan("dense")
-    )
+
+    def choose(k: Tensor, site: ConvSite) -> FilterPlan:
+        return FilterPlan("partial", count) if count < k.shape[-1] - site.ahead else FilterPlan("dense")
+
+    return Policy(f"taps {count}", choose)
 
 
 def low_pass(share: float) -> Policy:
@@ -71,11 +73,12 @@ def energy(share: float) -> Policy:
     check_share(share)
 
     def choose(k: Tensor, site: ConvSite) -> FilterPlan:
-        candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(energy_by_tap(k), share))]
+        by_tap = energy_by_tap(k, site.ahead)
+        candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(by_tap, share))]
         n = points(site.context)
         head, tail = (HEAD, split_filter(k, HEAD)[1]) if site.causal else (None, k)
-        by_bin, order = energy_by_bin(tail, n), rising(n)
-        lost = (1 - share) * energy_by_tap(k).sum()
+        by_bin, order = energy_by_bin(tail, n, site.ahead), rising(n)
+        lost = (1 - share) * by_tap.sum()
         for kept in MASK_SHARES:
             mask = band(site, kept)
             if by_bin[~mask.bins()[order]].sum() > lost:
@@ -84,7 +87,7 @@ def energy(share: float) -> Policy:
             if site.causal and plan.apply(k).leak() > AHEAD_GOAL:
                 break
             candidates.append(plan)
-        return min(candidates, key=lambda plan: plan.density(k.shape[-1]))
+        return min(candidates, key=lambda plan: plan.density(k.shape[-1], site.ahead))
 
     return Policy(f"energy {share:g}", choose)
 

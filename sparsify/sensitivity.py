@@ -108,6 +108,11 @@ def recording(
     Run the dense model on windows of one length, in batches; memory does not grow with their number.  The sites have
     the convolutions that they came with back afterwards.  before: what other windows left, to go on from.
     """
+    if two_sided := [site.name for site in sites if site.ahead]:
+        raise ValueError(
+            f"{two_sided[0]} looks both ways, and plans within a budget are found for causal filters only so far; "
+            f"choose what to keep with --taps, --energy, --split or --low-pass"
+        )
     known = before or {}
     recorders = {site.name: Recorder(filters[site.name], points(site.context), known.get(site.name)) for site in sites}
 

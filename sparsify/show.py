@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,8 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
 
 def inspected(console: Console, result: Mapping[str, Any]) -> None:
     console.print(f"[bold]{result['source']}[/bold]  {result['family']}, {result['parameters']:,} parameters")
-    console.print(
-        f"context {result['context']:,} tokens, filters with shift {result['shift']:g}, plan: {result['plan']}"
-    )
+    shift = "" if result["shift"] is None else f"filters with shift {result['shift']:g}, "
+    console.print(f"context {result['context']:,} tokens, {shift}plan: {result['plan']}")
     sites = [(s["name"], s["channels"], f"{s['taps']:,}", "causal" if s["causal"] else "both ways", s["plan"])
              for s in result["sites"]]  # fmt: skip
     table(console, "Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites)
@@ -261,3 +260,81 @@ def fronts(console: Console, found: Mapping[str, Any]) -> None:
 def checked(console: Console, result: Mapping[str, Any]) -> None:
     rows = [("yes" if c["ok"] else "no", c["name"], c["detail"]) for c in result["checks"]]
     table(console, "sparsify doctor", ("ok", "what", "found"), rows)
+
+
+def glue(console: Console, result: Mapping[str, Any]) -> None:
+    """A row a metric of a task; differences are of the same examples."""
+    names = list(result["figures"][0]["values"])
+    paired = ("difference, paired", "95 % interval", "p", "test") if len(names) > 1 else ()
+    rows = []
+    for f in result["figures"]:
+        row = [f["task"], f["split"], f["metric"], f"{f['n']:,}", *(figures.number(f["values"][n]) for n in names)]
+        if paired:
+            low, high = f["interval"]
+            interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
+            row += [f"{100 * f['difference']:+.2f} points", interval, f"{f['p_value']:.2g}", f["test"]]
+        rows.append(row)
+    table(console, "GLUE", ("task", "split", "metric", "examples", *names, *paired), rows)
+    console.print()
+    for average in (result["average"], result["m2_bert_average"]):
+        if average:
+            values = ", ".join(f"{name} {value:.4f}" for name, value in average["values"].items())
+            console.print(f"{values}: {average['convention']}", soft_wrap=True)
+    for scored in result["scored"]:
+        if scored["cut"]:
+            console.print(f"{scored['cut']:,} texts of {scored['task']} {scored['split']} were too long and cut")
+    for sentence in (*result["missing"], *result["verdict"]):
+        console.print(f"[bold]{escape(sentence[0].upper() + sentence[1:])}.[/bold]", soft_wrap=True)
+    console.print(f"[dim]{result['convention']}[/dim]", soft_wrap=True)
+
+
+def by_variant(
+    console: Console, title: str, result: Mapping[str, Any], cells: Mapping[str, Callable[[Row], str]]
+) -> None:
+    """A row a figure, a column a variant; figures that no variant has are left out."""
+    variants = result["variants"]
+    rows = [(label, *(cell(row) for row in variants)) for label, cell in cells.items()]
+    table(console, title, ("", *(row["name"] for row in variants)), [row for row in rows if any(row[1:])])
+    console.print(f"\n[dim]{result['convention']}[/dim]", soft_wrap=True)
+
+
+def filled_in(console: Console, result: Mapping[str, Any]) -> None:
+    cells: dict[str, Callable[[Row], str]] = {
+        "pseudo-perplexity": lambda r: figures.spread(r["pseudo_perplexity"], r["pseudo_perplexity_stderr"]),
+        "against dense, paired": lambda r: figures.ratio(r, "pseudo_perplexity_ratio") if "kl" in r else "",
+        "masked tokens guessed": lambda r: f"{r['accuracy']:.2%}",
+        "KL from dense, nats": lambda r: figures.power(r.get("kl"), 2),
+        "top-1 agreement": lambda r: f"{r['top1_agreement']:.2%}" if "kl" in r else "",
+    }
+    by_variant(console, "Masked tokens", result, cells)
+
+
+def retrieved(console: Console, result: Mapping[str, Any]) -> None:
+    cells: dict[str, Callable[[Row], str]] = {
+        "MRR": lambda r: figures.number(r["mrr"]),
+        "against dense, paired": lambda r: figures.spread(r["mrr_difference"], r["mrr_difference_stderr"]),
+        "cosine to dense, mean": lambda r: figures.number(r["cosine"], 6),
+        "cosine to dense, worst": lambda r: figures.number(r["cosine_worst"], 6),
+        "rank agreement (Spearman)": lambda r: figures.number(r["rank_agreement"], 6),
+        "top 10 in common": lambda r: "" if r["top_overlap"] is None else f"{r['top_overlap']:.2%}",
+    }
+    by_variant(console, "Embeddings", result, cells)
+
+
+def fine_tuned(console: Console, result: Mapping[str, Any]) -> None:
+    rows = [
+        (f"{e['step']:,}" + (" (kept)" if e == result["best"] else ""), f"{e['loss']:.4f}", f"{e['value']:.4f}")
+        for e in result["evaluations"]
+    ]
+    title = f"{result['task']}: {result['n']:,} examples, {result['steps']:,} of {result['planned_steps']:,} steps"
+    table(console, title, ("after step", "training loss", f"dev {result['metric']}"), rows)
+    if result["resumed_at"]:
+        console.print(f"went on from step {result['resumed_at']:,} of an interrupted run")
+    console.print(
+        f"\nwrote [bold]{result['out']}[/bold], under the plan {result['plan']}; to score it, type", soft_wrap=True
+    )
+    console.print(f"[bold]{result['next']}[/bold]", soft_wrap=True)
+    console.print(
+        f"[dim]seed {result['seed']}; {result['convention']}; the dev set chose which weights were kept[/dim]",
+        soft_wrap=True,
+    )

@@ -19,10 +19,11 @@ class ConvSite:
 
     name: str  # dotted module path, e.g. "backbone.layers.3.mixer"
     channels: int  # H
-    length: int  # K, taps of the longest filter that the site can materialise
+    length: int  # K, taps of the longest filter that the site can materialise, those ahead included
     context: int  # the longest input people give it, a little less than `length` where special tokens take room
     causal: bool
-    materialize: Callable[[], Tensor]  # -> k (H, length), float32, on the CPU
+    materialize: Callable[[], Tensor]  # -> k (H, length), float32, on the CPU, tap j at lag j - ahead
     install: Callable[
         [Conv | None], Conv | None
     ]  # puts an operator in place, returns the one before; None is the model's own
+    ahead: int = 0  # taps at negative lags, of a filter that looks both ways

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .monarch import check_share, roots, wrap
 
@@ -40,14 +41,25 @@ def rising(n: int) -> Tensor:
     return torch.where(j % 2 == 0, j // 2, n - (j + 1) // 2)
 
 
-def energy_by_tap(k: Tensor) -> Tensor:
-    """k: (H, K) -> sum over channels of |k|^2: (K,) float64."""
-    return k.double().square().sum(0)
+def energy_by_tap(k: Tensor, ahead: int = 0) -> Tensor:
+    """Sum over channels of |k|^2, of the lags d and -d together: (K,) float64, or (max(K - ahead, ahead + 1),).
+
+    k: (H, K), tap j at lag j - ahead.
+    """
+    energy = k.double().square().sum(0)
+    if not ahead:
+        return energy
+    past, future = energy[ahead:], energy[:ahead].flip(0)
+    length = max(len(past), ahead + 1)
+    return pad(past, (0, length - len(past))) + pad(future, (1, length - 1 - ahead))
 
 
-def energy_by_bin(k: Tensor, n: int) -> Tensor:
-    """Sum over channels of |k_f|^2 / n, lowest frequency first: (n,) float64.  k: (H, K), of which n taps count."""
-    return (spectrum(k, n).abs().square().sum(0) / n)[rising(n)]
+def energy_by_bin(k: Tensor, n: int, ahead: int = 0) -> Tensor:
+    """Sum over channels of |k_f|^2 / n, lowest frequency first: (n,) float64.
+
+    k: (H, K), tap j at lag j - ahead, of which the lags -n .. n - 1 count.
+    """
+    return (spectrum(k, n, ahead).abs().square().sum(0) / n)[rising(n)]
 
 
 def first_holding(energy: Tensor, share: float) -> int:
@@ -66,16 +78,16 @@ def fewest_holding(energy: Tensor, share: float) -> int:
 class Spectra:
     """Time and frequency concentration of one filter; every tuple runs along SHARES."""
 
-    taps: tuple[int, ...]  # leading taps that hold each share
+    taps: tuple[int, ...]  # leading taps that hold each share: the lags |d| < taps
     bins: tuple[int, ...]  # largest bins that hold each share
     bandwidth: tuple[float, ...]  # low-pass band that holds each share, as a share of the band
     by_tap: Tensor  # (K,) energy
     by_bin: Tensor  # (n,) energy
 
 
-def analyze(k: Tensor, n: int, shares: Sequence[float] = SHARES) -> Spectra:
-    """How few taps and bins hold the energy of k: (H, K), K <= n."""
-    by_tap, by_bin = energy_by_tap(k), energy_by_bin(k, n)
+def analyze(k: Tensor, n: int, ahead: int = 0, shares: Sequence[float] = SHARES) -> Spectra:
+    """How few taps and bins hold the energy of k: (H, K), tap j at lag j - ahead, all within -n .. n - 1."""
+    by_tap, by_bin = energy_by_tap(k, ahead), energy_by_bin(k, n, ahead)
     return Spectra(
         taps=tuple(first_holding(by_tap, share) for share in shares),
         bins=tuple(fewest_holding(by_bin, share) for share in shares),

@@ -8,6 +8,7 @@ jump away: the tail's spectrum falls fast, and what a mask still makes it ring r
     y = head * u + masked(tail) * u
 
 m is what makes the mask lose least: least squares, closed, and the same equations for every channel.
+A filter that looks both ways has its head on both sides of lag 0, and w depends on |t|.
 """
 
 from __future__ import annotations
@@ -30,28 +31,35 @@ def ramp(taps: int) -> Tensor:
     return t - torch.sin(2 * math.pi * t) / (2 * math.pi)
 
 
-def split(k: Tensor, taps: int, mask: BlockMask | None = None) -> tuple[Tensor, Tensor]:
-    """Head (H, taps) and tail (H, K) that add up to k: (H, K), in float64.
+def near(taps: int, length: int, ahead: int = 0) -> slice:
+    """The lags |d| < taps of a filter of `length` taps, tap j at lag j - ahead."""
+    return slice(max(0, ahead - taps + 1), min(length, ahead + taps))
 
+
+def split(k: Tensor, taps: int, mask: BlockMask | None = None, ahead: int = 0) -> tuple[Tensor, Tensor]:
+    """Head and tail (H, K) that add up to k: (H, K), tap j at lag j - ahead, in float64.
+
+    The head is (H, taps), or (H, 2 taps - 1) where k looks both ways; fewer where k ends before.
     mask: what the tail will be cut to; the head then takes what would be lost of the tail, as far as its taps reach.
     """
-    taps = min(taps, k.shape[-1])
-    k = k.double()
-    rising = k[:, :taps] * ramp(taps).to(k.device)
-    head, tail = k[:, :taps] - rising, torch.cat([rising, k[:, taps:]], dim=-1)
+    length = k.shape[-1]
+    own = near(taps, length, ahead)
+    k, lags = k.double(), torch.arange(own.start - ahead, own.stop - ahead)
+    rising = k[:, own] * ramp(min(taps, int(lags.abs().max()) + 1))[lags.abs()].to(k.device)
+    head, tail = k[:, own] - rising, torch.cat([k[:, : own.start], rising, k[:, own.stop :]], dim=-1)
     if mask is not None:
-        reach = min(taps, mask.n, REACH)
-        lost = spectrum(tail, mask.n) * ~mask.bins().to(k.device)
-        moved = moves(taps_at(lost, torch.arange(reach, device=k.device)), mask)
-        head[:, :reach] += moved
-        tail[:, :reach] -= moved
+        fitted = near(min(taps, mask.n, REACH), length, ahead)
+        lost = spectrum(tail, mask.n, ahead) * ~mask.bins().to(k.device)
+        moved = moves(taps_at(lost, torch.arange(fitted.start - ahead, fitted.stop - ahead, device=k.device)), mask)
+        head[:, fitted.start - own.start : fitted.stop - own.start] += moved
+        tail[:, fitted] -= moved
     return head, tail
 
 
 def moves(lost: Tensor, mask: BlockMask) -> Tensor:
-    """What to move from tail to head so that a mask loses least: (H, taps) float64.
+    """What to move from tail to head so that a mask loses least: (H, lags) float64.
 
-    lost: (H, taps), what it takes away from the tail as it is, at the head's lags.  With Q the projection onto the
+    lost: (H, lags), what it takes away from the tail as it is, at the head's lags.  With Q the projection onto the
     dropped bins, E the head's taps and m what is moved, |Q (tail - E m)|^2 + STIFFNESS |m|^2 is least where
     (E' Q E + STIFFNESS) m = E' Q tail.  E' Q E is Toeplitz, and the same for all channels.
     """
@@ -63,12 +71,12 @@ def moves(lost: Tensor, mask: BlockMask) -> Tensor:
     return torch.linalg.solve(toeplitz, lost.double().mT).mT
 
 
-def kept_bins(k: Tensor, mask: BlockMask) -> Tensor:
+def kept_bins(k: Tensor, mask: BlockMask, ahead: int = 0) -> Tensor:
     """Spectrum of a filter where a mask of n points keeps it, in the mask's order: (H, count) complex128.
 
-    k: (H, K), of which n taps count.
+    k: (H, K), tap j at lag j - ahead, of which the lags -n .. n - 1 count.
     """
-    return spectrum(k, mask.n)[:, mask.frequencies().flatten().to(k.device)]
+    return spectrum(k, mask.n, ahead)[:, mask.frequencies().flatten().to(k.device)]
 
 
 def from_bins(bins: Tensor, mask: BlockMask) -> Tensor:
@@ -83,12 +91,19 @@ def from_bins(bins: Tensor, mask: BlockMask) -> Tensor:
     return taps_at(k_f, torch.arange(-mask.n, mask.n, device=bins.device))
 
 
-def band_limit(k: Tensor, mask: BlockMask) -> tuple[Tensor, int]:
-    """Filter that a masked spectrum of n points really applies, and how many of its taps lie ahead.
+def masked(k: Tensor, bins: Tensor, mask: BlockMask, ahead: int = 0) -> tuple[Tensor, int]:
+    """A filter that has these bins at the lags that a mask of n points reaches, and how many of its taps lie ahead.
 
-    k: (H, K).  The mask acts on the first n taps; later ones, if any, stay as they are.  Zeroed bins make the filter
-    ring, so half of the result lies at negative lags.  Lag -n, which no signal of n samples feels, is there to make the
-    result say all of its own spectrum.
-    Returns k': (H, n + max(K, n)) float64, and ahead = n, the taps at lags -n .. -1.
+    k: (H, K), tap j at lag j - ahead; of it the lags beyond -n .. n - 1 stay as they are, if there are any.  Zeroed
+    bins make a filter ring, so half of these lags are negative, whatever k does.  Lag -n, which no signal of n samples
+    feels, is there to make the result say all of its own spectrum.
+    Returns k': (H, ahead' + max(K - ahead, n)) float64, and ahead' = max(ahead, n), its taps at negative lags.
     """
-    return torch.cat([from_bins(kept_bins(k, mask), mask), k[:, mask.n :].double()], dim=-1), mask.n
+    n = mask.n
+    before, behind = k[:, : max(0, ahead - n)].double(), k[:, ahead + n :].double()
+    return torch.cat([before, from_bins(bins, mask), behind], dim=-1), max(ahead, n)
+
+
+def band_limit(k: Tensor, mask: BlockMask, ahead: int = 0) -> tuple[Tensor, int]:
+    """Filter that a masked spectrum really applies, and how many of its taps lie ahead: `masked` with its own bins."""
+    return masked(k, kept_bins(k, mask, ahead), mask, ahead)

@@ -12,6 +12,7 @@ from .plan import Plan
 from .sites import Conv, ConvSite
 
 SPECTRA_BYTES = 1 << 28  # of a model's filters together; more are made in every call rather than kept
+ONE_SIDED: Mapping[str, int] = {}
 
 
 def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
@@ -22,18 +23,31 @@ def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
     return filters
 
 
-def operators(filters: Mapping[str, Tensor], plan: Plan, cut: bool = False) -> dict[str, Conv]:
-    """The convolution of every site under `plan`; `cut` sets taps at negative lags to zero."""
+def ahead_of(sites: Sequence[ConvSite]) -> dict[str, int]:
+    """Taps at negative lags of every filter that has some: name -> ahead."""
+    return {site.name: site.ahead for site in sites if site.ahead}
+
+
+def operators(
+    filters: Mapping[str, Tensor], plan: Plan, cut: bool = False, ahead: Mapping[str, int] = ONE_SIDED
+) -> dict[str, Conv]:
+    """The convolution of every site under `plan`.
+
+    cut: set taps at negative lags to zero where the filter itself has none.  ahead: as of `ahead_of`.
+    """
     plan.check(list(filters))
     convs: dict[str, Conv] = {}
     room = SPECTRA_BYTES // max(1, len(filters))
     for name, k in filters.items():
+        own = ahead.get(name, 0)
         try:
-            kept = plan.filters[name].apply(k)
+            kept = plan.filters[name].apply(k, own)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        kept = kept.cut() if cut else kept
-        convs[name] = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, spectra_bytes=room)
+        kept = kept.cut() if cut and not own else kept
+        convs[name] = LongConv(
+            kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead, spectra_bytes=room
+        )
     return convs
 
 
@@ -47,7 +61,7 @@ def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
 
     The operators hold the filters as they are now: changes of the weights behind them need another swap.
     """
-    before = install(sites, operators(materialize(sites), plan))
+    before = install(sites, operators(materialize(sites), plan, ahead=ahead_of(sites)))
 
     def undo() -> None:
         install(sites, before)
@@ -55,13 +69,21 @@ def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
     return undo
 
 
-def variant(model: nn.Module, sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> Conv:
-    """`model` with these operators in place, as a function of ids on any device; other variants may run in between."""
+def variant(
+    model: nn.Module,
+    sites: Sequence[ConvSite],
+    convs: Mapping[str, Conv | None],
+    call: Callable[..., Tensor] | None = None,
+) -> Callable[..., Tensor]:
+    """`model` with these operators in place, as a function of tensors on any device; other variants may run in between.
+
+    call: what of the model to run, such as its `embed`; None runs the model itself.
+    """
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def run(input_ids: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Tensor:
         install(sites, convs)
-        return model(input_ids.to(device))
+        return (call or model)(*(x.to(device) for x in inputs))
 
     return run

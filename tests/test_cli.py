@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layouts_m2
 import pytest
 import torch
 from click.testing import CliRunner
@@ -223,7 +224,7 @@ def test_bench_of_the_convolution(tmp_path):
 
 def test_quick_is_a_subset(monkeypatch):
     shapes = []
-    monkeypatch.setattr(cli_measure, "convolutions", lambda some, rounds: shapes.append(some) or {})
+    monkeypatch.setattr(cli_measure, "convolutions", lambda some, *_: shapes.append(some) or {})
     for options in ([], ["--quick"]):
         answer("bench", *options)
     assert shapes == [kernels.SHAPES, kernels.QUICK] and set(kernels.QUICK) < set(kernels.SHAPES)
@@ -392,3 +393,48 @@ def test_out_survives_without_force_and_is_replaced_with_it(checkpoint, tmp_path
     answer("convert", checkpoint, out, "--taps", 7, "--force")
     assert (out / "plan.json").read_text() != before
     assert load(str(out)).quantization["plan"]["policy"] == "taps 7"
+
+
+# --- a model that looks both ways ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small M2-BERT, random weights."""
+    return layouts_m2.write(tmp_path_factory.mktemp("source") / "m2")
+
+
+def test_a_model_that_looks_both_ways_is_shown(encoder):
+    result = answer("inspect", encoder)
+    assert result["family"] == "m2_bert" and [site["causal"] for site in result["sites"]] == [False] * 4
+    assert result["shift"] is None and "shift" not in run("inspect", encoder).stdout
+    for site in answer("analyze", encoder)["sites"]:
+        assert site["taps"] == sorted(site["taps"]) and site["taps"][-1] <= layouts_m2.TINY.k
+
+
+def test_a_model_that_looks_both_ways_is_converted_and_timed(encoder, tmp_path):
+    result = answer("convert", encoder, tmp_path / "out", "--low-pass", 0.25)  # there is no future to leak from
+    assert {row["kind"] for row in result["filters"]} == {"frequency-sparse"}
+    assert {row["leak"] for row in result["filters"]} == {0.0} and " bench " in result["next"]
+    timed = answer("bench", tmp_path / "out", "--rounds", 3)
+    assert len(timed["sites"]) == 4 and timed["plan"] == "low-pass 0.25"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("inspect", "{encoder}", "--shift", "0.05"), "the filters of M2-BERT have none"),
+        (
+            ("eval", "ppl", "{encoder}", "--data", "{dna}"),
+            "has the head 'mlm', and perplexity takes a language model's",
+        ),
+        (("convert", "{encoder}", "{out}", *BUDGET), "has the head 'mlm'"),
+        (("generate", "{encoder}", "--prompt", "a film"), "cannot be fed in pieces yet"),
+        (("bench", "--both-ways", "--calibrate"), "--both-ways times the convolution on a CPU"),
+        (("bench", "{encoder}", "--both-ways"), "--both-ways is about the convolution alone"),
+    ],
+)
+def test_what_makes_no_sense_of_it_is_said(args, says, encoder, dna, tmp_path):
+    done = run(*(str(arg).format(encoder=encoder, dna=dna, out=tmp_path / "out") for arg in args))
+    assert done.exit_code == 1 and says in done.output, done.output
+    assert not (tmp_path / "out").exists()

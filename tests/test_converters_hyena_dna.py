@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify import fftconv_ref, linear, native
-from sparsify.converters import hyena_dna, load
-from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, PositionalEmbedding, State
+from sparsify.converters import hyena_dna, implicit, load
+from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, State
 
 FLOAT32, FLOAT64 = 1e-5, 1e-6  # relative L2; in float64 what remains is that stored filters are float32
 
@@ -174,7 +174,7 @@ def test_materialized_filters_are_the_formulas():
 def test_filters_are_made_in_pieces_that_fit_together(monkeypatch):
     site = hyena_dna.sites(build(weights(TINY))[0])[0]
     whole = site.materialize()
-    monkeypatch.setattr(hyena_dna, "FILTER_ROWS", 17)
+    monkeypatch.setattr(implicit, "FILTER_ROWS", 17)
     assert torch.equal(site.materialize(), whole)
 
 
@@ -237,7 +237,7 @@ def test_no_config_is_needed():
 def test_a_training_run_reaches_every_parameter():
     model = HyenaDNA(HyenaDNAConfig(d_model=12, d_inner=20, n_layer=2, vocab_rows=16, max_seq_len=66))
     for module in model.modules():
-        if isinstance(module, PositionalEmbedding | hyena_dna.Modulation):
+        if isinstance(module, implicit.PositionalEmbedding | implicit.Modulation):
             module.reset_parameters()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -21,11 +21,19 @@ def test_hyenadna_under_every_prefix(prefix, wrapper):
     assert name == "hyenadna" and family.__name__ == "sparsify.converters.hyena_dna"
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("trunk", ["bert.", ""])
+def test_m2_bert_under_every_prefix(prefix, trunk):
+    name, family = registry.find(
+        {f"{prefix}{trunk}encoder.layer.0.attention.filter_fn.implicit_filter_rev.0.weight": ()}
+    )
+    assert name == "m2_bert" and family.__name__ == "sparsify.converters.m2_bert"
+
+
 @pytest.mark.parametrize(
     ("names", "family"),
     [
-        ("bert.encoder.layer.0.attention.filter_fn.implicit_filter_rev.0.weight", "M2-BERT"),
-        ("model.bert.encoder.layer.3.attention.filter_fn2.implicit_filter_rev.1.freq", "M2-BERT"),
+        ("bert.encoder.layer.0.attention.filter_fn.implicit_filter.0.weight", "M2-BERT that looks one way only"),
         ("backbone.blocks.0.filter.poles", "StripedHyena 1 / Evo 1"),
         ("blocks.2.filter.log_poles blocks.1.filter.h", "StripedHyena 2 / Evo 2"),
         ("sequential.2.mixer.mixer.filter.p", "savanna"),

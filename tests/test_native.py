@@ -101,6 +101,24 @@ def test_the_quicker_ways_are_taken_and_hold():
         assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
 
 
+def test_filters_that_look_both_ways_take_the_quicker_ways_too():
+    n = 1 << 16
+    decay = torch.exp(-torch.arange(n) / 9000)
+    k, u = torch.randn(2, 2 * n) * torch.cat([decay.flip(0), decay]), torch.randn(1, 2, n)
+    low, comb = BlockMask.low_pass(n, 1 / 16), BlockMask.comb(n, 1 / 16)
+    for plan, kind in (
+        (FilterPlan("dense"), cpu.WHOLE),
+        (FilterPlan("partial", 128), cpu.HEAD),
+        (FilterPlan("frequency-sparse", mask=low), cpu.SLOW),
+        (FilterPlan("frequency-sparse", mask=comb), cpu.COMB),
+        (FilterPlan("split", 32, low), cpu.HEAD),
+    ):
+        kept = plan.apply(k, n)
+        conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+        assert conv.prepare(u).layout[0] == kind, plan
+        assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+
+
 def test_a_sequence_longer_than_the_mask_takes_the_whole_filter():
     """It feels taps that the mask did not touch."""
     kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 5000))

@@ -247,3 +247,30 @@ def test_coefficients_that_are_not_there_or_not_whole(saved):
 def test_refused_coefficients(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_of_both_directions(kind):
+    k, ahead = torch.randn(3, 2048), 1024
+    plan = ONE_EACH[kind]
+    kept, lags = plan.apply(k, ahead), torch.arange(2048) - ahead
+    if kind == "dense":
+        assert torch.equal(kept.k, k) and kept.ahead == ahead and plan.density(2048, ahead) == 1
+    if kind == "partial":
+        assert torch.equal(kept.k, k[:, lags.abs() < 64]) and kept.ahead == 63
+        assert plan.density(2048, ahead) == 127 / 2048
+    if kept.mask:
+        rest = kept.k.double()
+        assert (kept.k.shape[-1], kept.ahead) == (2048, 1024)
+        if kept.head is not None:
+            assert kept.head.shape[-1] == 127 and kept.head_ahead == 63
+            rest[:, lags.abs() < 64] -= kept.head
+            assert plan.density(2048, ahead) == pytest.approx(127 / 2048 + MASK.density)
+        k_f = spectrum(rest, MASK.n, kept.ahead)
+        assert (k_f * ~MASK.bins()).norm() < 1e-6 * k_f.norm()
+
+
+def test_density_of_both_directions():
+    assert FilterPlan("partial", 5000).density(2048, 1024) == 1
+    assert FilterPlan("partial", 1).density(64, 32) == 1 / 64
+    assert FilterPlan("frequency-sparse", mask=MASK).density(4096, 2048) == pytest.approx(2048 / 4096 + 0.125)

@@ -13,6 +13,31 @@ def site(k, causal=True):
     return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
 
 
+def both_ways(k, ahead):
+    return ConvSite("site", k.shape[0], k.shape[1], ahead, False, lambda: k, lambda conv: None, ahead)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_energy_keeps_its_share_of_both_directions(share):
+    smooth, fast = smooth_filter(), torch.randn(4, 1024) * torch.exp(-torch.arange(1024) / 30.0)
+    kinds = set()
+    for half in (smooth, fast):
+        k = torch.cat([0.7 * half.flip(-1), half], dim=-1)
+        plan = policies.energy(share).choose(k, both_ways(k, 1024))
+        kept, lost = plan.apply(k, 1024), k.clone().double()
+        lost[:, 1024 - kept.ahead : 1024 - kept.ahead + kept.k.shape[-1]] -= kept.k.double()
+        assert lost.square().sum() <= (1 - share) * k.double().square().sum() * (1 + 1e-6)
+        assert plan.density(2048, 1024) <= 1
+        kinds.add(plan.kind)
+    assert "partial" in kinds
+
+
+def test_taps_of_both_directions():
+    k = torch.randn(2, 64)
+    assert policies.taps(31).choose(k, both_ways(k, 32)).taps == 31
+    assert policies.taps(32).choose(k, both_ways(k, 32)).kind == "dense"  # lags -31 .. 31, all that is felt
+
+
 def test_taps():
     k = smooth_filter()
     assert policies.taps(100).choose(k, site(k)).taps == 100

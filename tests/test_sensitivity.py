@@ -288,3 +288,10 @@ def test_moments_that_do_not_fit_are_refused():
         Moments(torch.ones(2, 8), torch.ones(3), 8, 1)
     with pytest.raises(ValueError, match=r"got .* 9 and 1"):
         Moments(torch.ones(2, 8), torch.ones(2), 9, 1)
+
+
+def test_filters_that_look_both_ways_are_not_planned_for_yet():
+    k = torch.randn(2, 16)
+    one = ConvSite("site", 2, 16, 8, False, lambda: k, lambda conv: None, ahead=8)
+    with pytest.raises(ValueError, match="site looks both ways"), sensitivity.recording([one], {"site": k}):
+        pass

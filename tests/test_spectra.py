@@ -54,6 +54,18 @@ def test_parseval(n):
     assert torch.isclose(energy_by_bin(k, n).sum(), energy_by_tap(k).sum(), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("ahead", "n"), [(1, 100), (50, 64), (99, 128), (64, 64)])
+def test_parseval_both_ways(ahead, n):
+    k = torch.randn(3, 100 if ahead != 64 else 128)
+    energy = energy_by_tap(k, ahead)
+    assert torch.isclose(energy_by_bin(k, n, ahead).sum(), energy.sum(), rtol=1e-12)
+    assert torch.isclose(energy.sum(), k.double().square().sum(), rtol=1e-12)
+    lags = torch.arange(k.shape[-1]) - ahead
+    assert len(energy) == lags.abs().max() + 1
+    for d in (0, 1, len(energy) - 1):
+        assert torch.isclose(energy[d], k.double()[:, lags.abs() == d].square().sum(), rtol=1e-12)
+
+
 def test_counts():
     energy = torch.tensor([4.0, 1.0, 3.0, 2.0], dtype=torch.float64)
     assert first_holding(energy, 0.8) == 3 and fewest_holding(energy, 0.7) == 2

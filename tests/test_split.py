@@ -101,3 +101,48 @@ def test_split_leaks_far_less_than_a_low_pass():
     assert low_pass.leak() > 0.05
     assert halves.leak() < 0.02 * low_pass.leak()
     assert halves.cut().ahead == 0 and halves.cut().leak() == 0
+
+
+# --- both ways -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ahead", "length"), [(64, 128), (63, 127), (5, 100), (90, 100)])
+@pytest.mark.parametrize("taps", [1, 4, 16, 300])
+def test_a_head_lies_on_both_sides_of_lag_0(taps, ahead, length):
+    k, lags = torch.ones(2, length), torch.arange(length) - ahead
+    head, tail = split(k, taps, ahead=ahead)
+    inside = lags.abs() < taps
+    assert head.shape == (2, int(inside.sum()))
+    assert torch.equal(head, k[:, inside] - tail[:, inside]) and torch.equal(tail[:, ~inside], k[:, ~inside].double())
+    reach = min(taps, max(length - ahead, ahead + 1))
+    assert torch.equal(tail[0, inside], ramp(reach)[lags[inside].abs()])  # as far from lag 0 on either side
+
+
+@pytest.mark.parametrize("mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25)])
+@pytest.mark.parametrize("ahead", [7, 63, 64])
+def test_a_mask_acts_on_both_directions_jointly(mask, ahead):
+    """Sums over the kept waves of all lags, one tap at a time."""
+    n, k = mask.n, torch.randn(3, ahead + 60, dtype=torch.float64)
+    f = mask.bins().nonzero().flatten().double() + 0.25
+    kept, reach = band_limit(k, mask, ahead)
+    assert (kept.shape[-1], reach) == (2 * n, n)
+    lags = torch.arange(k.shape[-1]) - ahead
+    k_f = k.to(torch.complex128) @ torch.exp(-2j * torch.pi * (lags[:, None] * f / n))
+    for d in range(-n, n):
+        expected = (k_f @ torch.exp(2j * torch.pi * (f * d / n))).real / n
+        assert (kept[:, reach + d] - expected).norm() < 1e-12 * k.norm(), d
+
+
+def test_a_full_mask_says_all_lags_of_both_directions():
+    k = torch.randn(2, 128)
+    kept, ahead = band_limit(k, BlockMask.full(64), 64)
+    assert ahead == 64
+    assert_close(kept, k, 1e-12)
+
+
+def test_taps_beyond_the_mask_stay_on_both_sides():
+    k = torch.randn(2, 150)
+    kept, ahead = band_limit(k, BlockMask.low_pass(64, 0.25), 70)
+    assert ahead == 70 and kept.shape == k.shape
+    for outside in (slice(0, 6), slice(70 + 64, None)):
+        assert torch.equal(kept[:, outside], k[:, outside].double())

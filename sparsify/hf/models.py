@@ -25,7 +25,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsify import swap
-from sparsify.converters import hyena_dna
+from sparsify.converters import hyena_dna, implicit
 from sparsify.converters.load import build, entry_plan, ours, saved_plan
 from sparsify.converters.tensors import INDEX, kept_inside, read_config, read_tensors, shard_names, weight_files
 from sparsify.plan import Plan, has_coefficients
@@ -150,9 +150,9 @@ class HyenaDNAPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, hyena_dna.PositionalEmbedding | hyena_dna.Modulation):
+        if isinstance(module, implicit.PositionalEmbedding | implicit.Modulation):
             module.reset_parameters()
-        if isinstance(module, hyena_dna.HyenaFilter):
+        if isinstance(module, implicit.ImplicitFilter):
             nn.init.normal_(module.bias)
 
     # --- convolutions ------------------------------------------------------------------------------------------------

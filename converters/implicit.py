@@ -1,0 +1,187 @@
+"""Filters as the Hyena family stores them: a small network of sinusoids of time, times a decay window.
+
+    z[n] = time and its Fourier features          a = sin(freq * (W z + b)), layer by layer
+    k[n] = (W_last a) * (exp(-t[n] |delta|) + shift)
+
+A two-sided filter has a second network, which shares the frequencies, for the lags -1, -2, ... .
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
+COARSE = (torch.float16, torch.bfloat16)  # tell only some thousand of a million time steps apart
+
+
+class PositionalEmbedding(nn.Module):
+    """z (1, K, E): time and its Fourier features, a parameter if trained; t (1, K, 1): time in [0, 1]."""
+
+    z: Tensor
+    t: Tensor
+
+    def __init__(self, emb_dim: int, seqlen: int, trained: bool = False) -> None:
+        super().__init__()
+        z = torch.empty(1, seqlen, emb_dim)
+        if trained:
+            self.z = nn.Parameter(z)
+        else:
+            self.register_buffer("z", z)
+        self.register_buffer("t", torch.empty(1, seqlen, 1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        seqlen, emb_dim = self.z.shape[1:]
+        bands = (emb_dim - 1) // 2
+        n = torch.arange(seqlen, dtype=torch.float64, device=self.z.device)
+        f = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=self.z.device)
+        angle = 2 * math.pi / seqlen * n[:, None] * f
+        t = (n / max(1, seqlen - 1))[:, None]
+        self.t.copy_(t)
+        self.z.copy_(torch.cat([t, angle.cos(), -angle.sin()], dim=-1))
+
+
+class Sine(nn.Module):
+    """x -> sin(freq * x), one trained frequency a unit, shared by every layer of the filter MLP."""
+
+    def __init__(self, width: int, freq: float = 10.0) -> None:
+        super().__init__()
+        self.freq = nn.Parameter(torch.full((1, width), freq))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.freq.to(x.dtype) * x)
+
+
+class Modulation(nn.Module):
+    """Decay window exp(-t |delta_c|) + shift of channel c, from slow (-3.07) to fast (-15.35)."""
+
+    deltas: Tensor
+
+    def __init__(self, channels: int, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+        self.register_buffer("deltas", torch.empty(1, 1, channels))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        slow, fast = math.log(0.01) / 1.5, math.log(0.01) / 0.3
+        self.deltas.copy_(torch.linspace(slow, fast, self.deltas.shape[-1], dtype=torch.float64))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.exp(-t * self.deltas[0].to(t.dtype).abs()) + self.shift
+
+
+class ImplicitFilter(nn.Module):
+    """The filter of every channel, and the skip coefficient `bias` (H) that goes with it.
+
+    forward: seqlen -> k (H, seqlen), tap j at lag j; two-sided (H, 2 seqlen), tap j at lag j - seqlen.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        seqlen: int,
+        *,
+        emb_dim: int = 5,
+        width: int = 64,
+        inner: int = 2,
+        shift: float = 0.0,
+        modulate: bool = True,
+        two_sided: bool = False,
+        trained_positions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.modulate = modulate
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.pos_emb = PositionalEmbedding(emb_dim, seqlen, trained_positions)
+        self.implicit_filter = network(emb_dim, width, inner, channels, Sine(width))
+        self.implicit_filter_rev = network(emb_dim, width, inner, channels) if two_sided else None
+        self.modulation = Modulation(channels, shift)
+
+    def reset_parameters(self) -> None:
+        """Positions and window as defined, a random skip; the networks keep torch's own initialisation."""
+        self.pos_emb.reset_parameters()
+        self.modulation.reset_parameters()
+        nn.init.normal_(self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImplicitFilter:
+        """Moves with the model, but keeps its dtype: half precision cannot tell the taps apart."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype not in COARSE else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def forward(self, seqlen: int) -> Tensor:
+        """The lags that `seqlen` samples feel, differentiable; float32, or float64 in a model of that."""
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)  # half precision cannot tell the taps apart
+        with torch.autocast(self.pos_emb.z.device.type, enabled=False):
+            return both_sides([self.taps(side, 0, seqlen, dtype) for side in self.sides()])
+
+    @torch.no_grad()
+    def materialize(self) -> Tensor:
+        """The whole filter, computed in float64: (H, K), two-sided (H, 2 K), float32, on the CPU."""
+        seqlen = self.pos_emb.t.shape[1]
+        pieces = [(i, min(i + FILTER_ROWS, seqlen)) for i in range(0, seqlen, FILTER_ROWS)]
+        return both_sides(
+            [
+                torch.cat([self.taps(side, *piece, torch.float64).float().cpu() for piece in pieces], dim=-1)
+                for side in self.sides()
+            ]
+        )
+
+    def sides(self) -> list[nn.ModuleDict]:
+        """The networks: that of the lags from 0 on, and that of the lags -1, -2, ... if there is one."""
+        return [self.implicit_filter] + ([] if self.implicit_filter_rev is None else [self.implicit_filter_rev])
+
+    def taps(self, side: nn.ModuleDict, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Taps start .. stop - 1 of one side, counted from lag 0 or -1: (H, stop - start)."""
+        z, t = (x[0, start:stop].to(dtype) for x in (self.pos_emb.z, self.pos_emb.t))
+        sine = self.implicit_filter["1"]
+        *hidden, last = (layer for layer in side.values() if isinstance(layer, nn.Linear))
+        for layer in hidden:
+            z = sine(F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
+        k = F.linear(z, last.weight.to(dtype))
+        return (k * self.modulation(t) if self.modulate else k).transpose(0, 1)
+
+
+def network(emb_dim: int, width: int, inner: int, channels: int, sine: Sine | None = None) -> nn.ModuleDict:
+    """Layers under the names of the reference's nn.Sequential, whose odd entries are one shared Sine."""
+    layers: dict[str, nn.Module] = {"0": nn.Linear(emb_dim, width)}
+    layers |= {} if sine is None else {"1": sine}
+    layers |= {str(2 * i + 2): nn.Linear(width, width) for i in range(inner)}
+    layers[str(2 * inner + 2)] = nn.Linear(width, channels, bias=False)
+    return nn.ModuleDict(layers)
+
+
+def both_sides(sides: list[Tensor]) -> Tensor:
+    """One filter of one or two sides (H, K): lags 0, 1, ... alone, or behind the lags ..., -2, -1."""
+    forward, *reverse = sides
+    return torch.cat([reverse[0].flip(-1), forward], dim=-1) if reverse else forward
+
+
+def complete(
+    found: dict[str, Tensor], filters: Iterable[str], buffers: Iterable[str], sizes: tuple[int, int, int]
+) -> list[str]:
+    """Put what is missing or too coarse of never trained buffers into `found`, computed in float64; returns which.
+
+    filters: names of the modules that hold a filter.  buffers: of pos_emb.z, pos_emb.t and modulation.deltas.
+    sizes: features, positions and channels.
+    """
+    names = {f"{name}.{buffer}": buffer for name in filters for buffer in buffers}
+    poor = {name: buffer for name, buffer in names.items() if name not in found or found[name].dtype in COARSE}
+    if poor:
+        features, seqlen, channels = sizes
+        with torch.device(next(iter(found.values())).device):
+            positions, window = PositionalEmbedding(features, seqlen), Modulation(channels, 0.0)
+        positions.reset_parameters()
+        window.reset_parameters()
+        computed = {"pos_emb.z": positions.z, "pos_emb.t": positions.t, "modulation.deltas": window.deltas}
+        found.update({name: computed[buffer] for name, buffer in poor.items()})
+    return sorted(set(poor.values()))

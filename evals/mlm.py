@@ -1,0 +1,139 @@
+"""How well a model fills in masked tokens: one pass, the same masks for every variant.
+
+The figure is a pseudo-perplexity: exp of the mean loss of masked tokens given all the others.  It is no probability of
+a text, and two figures compare only under the same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .quality import Versus, exponential, refuse_not_finite, score, standard_error
+
+FillIn = Callable[[Tensor, Tensor], Tensor]
+"""ids (B, L) int64 and which were masked (B, L) bool -> logits (n, V) of the masked ones, row by row."""
+
+SHARE = 0.15  # of a window's tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """Windows with some of their tokens hidden."""
+
+    ids: Tensor  # (W, L) int64 as the model reads them, hidden tokens replaced
+    hidden: Tensor  # (W, L) bool
+    targets: Tensor  # (n,) int64, what was hidden, row by row
+    convention: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def per_window(self) -> Tensor:
+        """Hidden tokens of every window: (W,) int64."""
+        return self.hidden.sum(1)
+
+
+@dataclass(frozen=True)
+class FilledIn:
+    """How well one variant fills in.  Standard errors are None where there is just one independent sample."""
+
+    name: str
+    nll_per_token: float  # nats
+    nll_stderr: float | None
+    pseudo_perplexity: float
+    pseudo_perplexity_stderr: float | None
+    accuracy: float  # share of hidden tokens that are the first guess
+    versus: Versus | None  # None for the baseline
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plainly named numbers, JSON types only; differences, ratio, kl and agreement are against `baseline`."""
+        versus = {} if self.versus is None else asdict(self.versus)
+        own = {name: value for name, value in asdict(self).items() if name != "versus"}
+        return own | {name.replace("perplexity", "pseudo_perplexity"): value for name, value in versus.items()}
+
+
+def mask(ids: Tensor, special: Sequence[int], mask_id: int, share: float = SHARE, seed: int = 0) -> Masked:
+    """The same windows with `share` of their ordinary tokens, at least one, replaced by `mask_id`.
+
+    ids: (W, L) int64.  special: ids that are never hidden, such as [CLS] and padding.  Which tokens are hidden follows
+    from the seed, their number and the windows' order alone.  Every hidden token becomes the mask, none stays or
+    becomes another one as in training.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie in (0, 1), got {share}; try {SHARE}")
+    ordinary = ~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))
+    counts = ordinary.sum(1)
+    if not counts.all():
+        raise ValueError(f"window {int((counts == 0).nonzero()[0])} holds special tokens alone; leave it out")
+    wanted = (counts * share).round().clamp_min(1)
+    draw = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    place = draw.masked_fill(~ordinary, torch.inf).argsort(1).argsort(1)  # of every token in the order of the draw
+    hidden = place < wanted[:, None]
+    convention = (
+        f"pseudo-perplexity = exp(mean NLL over masked tokens), {share:.0%} of the tokens of every window masked (seed "
+        f"{seed}), all replaced by the mask; {int(hidden.sum())} tokens in {len(ids)} windows of {ids.shape[1]}, "
+        f"softmax over all logit columns in float64"
+    )
+    return Masked(ids.masked_fill(hidden, mask_id), hidden, ids[hidden], convention)
+
+
+def compare(
+    variants: Mapping[str, FillIn],
+    masked: Masked,
+    sample: Tensor | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, FilledIn]:
+    """Every variant on the same masks, and its distance from the first, the baseline: name -> FilledIn.
+
+    sample: (W,) int64, windows of the same number are not independent of each other; without it all are.
+    progress(done, total) is called in windows.
+    """
+    if not variants:
+        raise ValueError("no variants were given; pass at least the dense model")
+    per_window = masked.per_window
+    sums = {name: torch.zeros(4, len(masked), dtype=torch.float64) for name in variants}  # nll, kl, agreement, hits
+    seen = 0
+    for start in range(0, len(masked), batch_size):
+        rows = slice(start, start + batch_size)
+        count = int(per_window[rows].sum())
+        window = torch.arange(len(masked))[rows].repeat_interleave(per_window[rows])
+        targets, seen = masked.targets[seen : seen + count], seen + count
+        baseline: Tensor | None = None
+        for name, fill_in in variants.items():
+            with torch.no_grad():
+                logits = fill_in(masked.ids[rows], masked.hidden[rows])
+            if logits.dim() != 2 or len(logits) != count:
+                raise ValueError(
+                    f"variant {name!r} gave {tuple(logits.shape)}, expected a row for each of {count} masks"
+                )
+            baseline = logits if baseline is None else baseline
+            nll, kl, agree = score(logits, targets, baseline, name)
+            hits = (logits.argmax(-1).cpu() == targets).double()
+            sums[name].index_add_(1, window, torch.stack([nll, kl, agree, hits]))
+            refuse_not_finite(name, sums[name][0, rows], start)
+        if progress is not None:
+            progress(min(start + batch_size, len(masked)), len(masked))
+    return summarise(sums, per_window.double(), torch.arange(len(masked)) if sample is None else sample)
+
+
+def summarise(sums: Mapping[str, Tensor], tokens: Tensor, sample: Tensor) -> dict[str, FilledIn]:
+    """Totals by window, (4, W) a variant, as means with standard errors."""
+    first, *_ = sums
+
+    def mean(x: Tensor) -> tuple[float, float | None]:
+        return float(x.sum() / tokens.sum()), standard_error(x, tokens, sample)
+
+    found = {}
+    for name, (nll, kl, agree, hits) in sums.items():
+        difference = mean(nll - sums[first][0])
+        versus = Versus(first, *difference, *exponential(*difference), mean(kl)[0], mean(agree)[0])
+        own = mean(nll)
+        found[name] = FilledIn(name, *own, *exponential(*own), mean(hits)[0], None if name == first else versus)
+    return found

@@ -1,0 +1,466 @@
+"""The verbs for models of text that read both ways: GLUE, masked tokens, retrieval, and a short fine-tune."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_common import AS_JSON, SOURCE, described, emit, open_baseline, open_checkpoint, operators, options, say
+from .cli_measure import TOKENS_A_BATCH, evaluate
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
+    from torch import Tensor, nn
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals.finetune import Recipe, Tokens
+    from sparsify.evals.glue_data import Examples, Task
+
+GLUE_LENGTH = 128  # tokens that GLUE's examples are padded to, as M2-BERT was fine-tuned
+SAVE_EVERY = 200  # steps of a fine-tune
+
+PAD_TO = click.option(
+    "--pad-to", type=click.IntRange(0), help="Tokens that every text is padded to, which changes its numbers; 0 runs "
+    "each at its own length.  [default: 128 for GLUE, the model's longest input for retrieval]",
+)  # fmt: skip
+BASELINE = click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
+TEXT = click.option("--data", type=click.Path(path_type=Path), required=True, help="Text file, gzipped or not.")
+EXAMPLES = options(
+    click.option("--data", required=True, help="Folder or file with examples (JSONL, TSV, parquet), or a data set on "
+                 "the hub as nyu-mll/glue."),
+    PAD_TO,
+)  # fmt: skip
+
+
+# --- GLUE ----------------------------------------------------------------------------------------------------------
+
+
+@evaluate.command()
+@click.argument("model")
+@click.option("--task", "tasks", required=True, help="Tasks with commas between them, or all; {task} in MODEL becomes "
+              "each in turn.")  # fmt: skip
+@click.option("--split", help="Score another split than the dev set, if its labels are known.")
+@click.option("--limit", type=click.IntRange(0), default=0, help="Examples of a split, evenly spaced.  [default: all]")
+@EXAMPLES
+@BASELINE
+@SOURCE
+@AS_JSON
+def glue(
+    model: str, tasks: str, data: str, split: str | None, limit: int, pad_to: int | None, baseline: str | None,
+    as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Score MODEL, fine-tuned on a task of GLUE, paired with the dense model on the same examples."""
+    from sparsify.evals import glue as scoring
+    from sparsify.evals import results
+    from sparsify.evals.glue_data import find_tasks
+
+    found, missing = read_all(find_tasks(tasks), data, split, limit, may_miss=tasks == "all")
+    figures, scored, opened = [], [], {}
+    for examples in found:
+        name = model.replace("{task}", examples.task.name)
+        dense = baseline and baseline.replace("{task}", examples.task.name)
+        if (name, dense) not in opened:
+            opened = {(name, dense): pair_of(name, dense, where)}
+        p, base = opened[name, dense]
+        own, row = score_split(p, base, examples, pad_to)
+        figures += own
+        scored.append({**described(p), **row})
+    if len({tuple(figure.values) for figure in figures}) > 1:
+        raise ValueError("some of these models are under a plan and some are not; score the two kinds apart")
+    whole, theirs = scoring.average(figures), scoring.m2_bert_average(figures)
+    result = {
+        "scored": scored,
+        "figures": [figure.to_dict() for figure in figures],
+        "average": whole and asdict(whole),
+        "m2_bert_average": theirs and asdict(theirs),
+        "missing": missing,
+        "convention": f"{scored[0]['convention']}; p-values: McNemar's exact test for an accuracy, else a bootstrap of "
+        f"the examples, which the 95 % intervals are of, too",
+        "conditions": asdict(results.conditions(p.device)),
+        "verdict": scoring.verdict(figures),
+    }
+    emit(result, as_json, "glue")
+
+
+def read_all(
+    tasks: Sequence[Task], data: str, split: str | None, limit: int, may_miss: bool
+) -> tuple[list[Examples], list[str]]:
+    """The examples of every task's splits, and the files that were not there, a sentence each."""
+    from sparsify.evals.glue_data import read_examples
+
+    found, missing = [], []
+    for task in tasks:
+        for name in [split] if split else task.dev:
+            try:
+                examples = read_examples(data, task, name)
+            except FileNotFoundError as error:
+                if not may_miss:
+                    raise
+                missing.append(str(error))
+                say(f"note: {error}")
+                continue
+            found.append(examples.spread(limit) if limit else examples)
+    if not found:
+        raise FileNotFoundError(f"{data} holds no examples of GLUE, such as sst2.dev.jsonl; pass the folder that does")
+    return found, missing
+
+
+def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
+    """A checkpoint, and the dense one to compare it with."""
+    p = open_checkpoint(model, **where)
+    return p, open_baseline(baseline, p, where) if baseline else p
+
+
+def score_split(
+    p: Pretrained, base: Pretrained, examples: Examples, pad_to: int | None
+) -> tuple[list[Any], dict[str, Any]]:
+    """The figures of one split, and what there is to say of it besides."""
+    from sparsify.evals import glue as scoring
+
+    check_head(p, "classifier", "`sparsify finetune` makes a classifier")
+    length = padded(p, pad_to, GLUE_LENGTH)
+    variants = {name: on_texts(q, run, length) for name, (q, run) in compared(p, base).items()}
+    title = f"{examples.task.title} {examples.split}"
+    with counting(title, len(examples), "example") as progress:
+        said = scoring.answers(variants, examples, batch_of(p, length), progress)
+    cut = too_long(p, examples.texts, examples.pairs, length)
+    row = {
+        "task": examples.task.name,
+        "split": examples.split,
+        "source_of_data": examples.source,
+        "n": len(examples),
+        "available": examples.available,
+        "cut": cut,
+        "agreement": scoring.agreement(said),
+        "convention": convention(p, length),
+    }
+    return scoring.figures(examples, said), row
+
+
+# --- masked tokens and retrieval -----------------------------------------------------------------------------------
+
+
+@evaluate.command()
+@click.argument("model")
+@TEXT
+@click.option("--context", type=click.IntRange(1), help="Tokens of text in a window.  [default: the model's context]")
+@click.option("--limit", type=click.IntRange(0), default=500, show_default=True, help="Windows, evenly spaced; 0: all.")
+@click.option("--share", type=float, default=0.15, show_default=True, help="Share of the tokens that is masked.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the masks.")
+@BASELINE
+@SOURCE
+@AS_JSON
+def mlm(
+    model: str, data: Path, context: int | None, limit: int, share: float, seed: int, baseline: str | None,
+    as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Pseudo-perplexity of MODEL on masked tokens of a text, paired with the dense model under the same masks."""
+    import torch.nn.functional as F
+
+    from sparsify.evals import mlm as filling
+    from sparsify.evals import results
+    from sparsify.evals.data import read_documents, windows
+
+    p, base = pair_of(model, baseline, where)
+    check_head(p, "mlm", "pass the masked language model that it was made from")
+    if context is not None and context > p.context:
+        raise ValueError(f"--context {context} is longer than the {p.context} tokens this model takes; choose less")
+    tokenizer: Any = p.tokenizer
+    cut = windows(
+        read_documents(data), lambda text: tokenizer.pieces([text])[0], context or p.context, limit=limit or None
+    )
+    ids = F.pad(F.pad(cut.ids, (1, 0), value=tokenizer.cls_id), (0, 1), value=tokenizer.sep_id)
+    masked = filling.mask(ids, sorted(tokenizer.special_ids), tokenizer.mask_id, share, seed)
+    variants = {name: run for name, (_, run) in compared(p, base, fill_in).items()}
+    with counting("masked tokens", len(masked), "window") as progress:
+        by_document = cut.document if cut.n_documents > 1 else None
+        found = filling.compare(variants, masked, by_document, batch_of(p, ids.shape[1]), progress)
+    result = {
+        **described(p),
+        "variants": [row.to_dict() for row in found.values()],
+        "convention": f"{masked.convention}; {len(cut.names)} documents, [CLS] before and [SEP] behind every window",
+        "conditions": asdict(results.conditions(p.device)),
+    }
+    emit(result, as_json, "filled_in")
+
+
+def fill_in(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logits of masked tokens alone, which spares the product with the whole vocabulary elsewhere."""
+    return lambda ids, hidden: model.predict(model.hidden(ids)[hidden])
+
+
+def embed_with(model: Any) -> Callable[..., Tensor]:
+    return model.embed
+
+
+@evaluate.command()
+@click.argument("model")
+@TEXT
+@click.option("--limit", type=click.IntRange(2), default=200, show_default=True, help="Paragraphs, evenly spaced.")
+@PAD_TO
+@BASELINE
+@SOURCE
+@AS_JSON
+def retrieval(
+    model: str, data: Path, limit: int, pad_to: int | None, baseline: str | None, as_json: bool, **where: Any
+) -> None:
+    """Whether MODEL's sentence embeddings find the other halves of a text's paragraphs as the dense model's do."""
+    from sparsify.evals import results
+    from sparsify.evals import retrieval as searching
+    from sparsify.evals.data import read_documents
+
+    p, base = pair_of(model, baseline, where)
+    if not callable(getattr(p.model, "embed", None)):
+        raise ValueError(f"models of the family {p.family} have no sentence embeddings; pass an M2-BERT")
+    pairs = searching.halves(read_documents(data), limit)
+    length = padded(p, pad_to, p.context + 2)
+    embedding = compared(p, base, embed_with)
+    variants = {name: on_texts(q, run, length) for name, (q, run) in embedding.items()}
+    with counting("embeddings", 2 * len(pairs), "text") as progress:
+        found = searching.compare(variants, pairs, batch_of(p, length), progress)
+    result = {
+        **described(p),
+        "variants": [row.to_dict() for row in found.values()],
+        "convention": f"{pairs.convention()}; {convention(p, length)}",
+        "conditions": asdict(results.conditions(p.device)),
+    }
+    emit(result, as_json, "retrieved")
+
+
+# --- fine-tuning ---------------------------------------------------------------------------------------------------
+
+
+CHANGES = ("lr", "weight_decay", "epochs", "batch", "patience")  # of a recipe, fields and options alike
+
+
+@click.command()
+@click.argument("model")
+@click.option("--task", required=True, help="A task of GLUE.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the classifier.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=19, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Examples to train on, evenly spaced.  [default: all]")
+@click.option("--lr", type=float, help="Learning rate at its peak.  [default: of M2-BERT's recipe for the task]")
+@click.option("--weight-decay", type=float, help="[default: the recipe's]")
+@click.option("--epochs", type=int, help="[default: the recipe's]")
+@click.option("--batch", type=int, help="Examples a step.  [default: the recipe's]")
+@click.option("--patience", type=int, help="Evaluations without a better one before it stops.  [default: 3]")
+@EXAMPLES
+@SOURCE
+@AS_JSON
+def finetune(
+    model: str, task: str, out: Path, seed: int, limit: int | None, data: str, pad_to: int | None, as_json: bool,
+    **where: Any,
+) -> None:  # fmt: skip
+    """Fine-tune MODEL on a task of GLUE and write the classifier to OUT.
+
+    If MODEL was sparsified its convolutions stay as planned, and all else learns.  Interrupted, the same command goes
+    on where it was.
+    """
+    from sparsify.evals.finetune import RECIPES
+    from sparsify.evals.glue_data import find_tasks, read_examples
+
+    from .cli import program, quoted
+
+    changes = {name: value for name in CHANGES if (value := where.pop(name)) is not None}
+    asked, *others = find_tasks(task)
+    if others:
+        raise ValueError(f"a model is fine-tuned on one task, got {task}; run this once for each")
+    if out.exists():
+        raise ValueError(f"{out} is there already; name a new folder")
+    recipe = replace(RECIPES[asked.name], **changes)
+    train, dev = read_examples(data, asked, "train"), read_examples(data, asked, asked.dev[0])
+    p = open_checkpoint(model, **where)
+    length = padded(p, pad_to, GLUE_LENGTH)
+    result = trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out)
+    score = f"{program()} eval glue {quoted(out)} --task {asked.name} --data {quoted(data)} --pad-to {length}"
+    emit(result | {"next": score}, as_json, "fine_tuned")
+
+
+def trained(
+    p: Pretrained, train: Examples, dev: Examples, recipe: Recipe, seed: int, length: int, out: Path
+) -> dict[str, Any]:
+    """What the verb says of a classifier that it has trained and written to `out`."""
+    import torch
+
+    from sparsify.evals import results
+    from sparsify.evals.finetune import finetune
+
+    task = train.task
+    torch.manual_seed(seed)  # of the fresh head
+    classifier = fresh_classifier(p, task, recipe)
+    state = out.with_name(f"{out.name}.training")
+    if state.exists():
+        say(f"going on from {state}")
+    learnt, scored = (tokens_of(p, examples, length) for examples in (train, dev))
+    about = {"model": p.sha256, "plan": p.plan.sha256}
+    with training(task) as progress:
+        outcome = finetune(classifier, task, learnt, scored, recipe, seed, state, SAVE_EVERY, about, progress)
+    write_classifier(classifier, out, p)
+    state.unlink(missing_ok=True)
+    return {
+        **described(p),
+        "task": task.name,
+        "out": str(out),
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "n": len(train),
+        "available": train.available,
+        "parameters": sum(w.numel() for w in classifier.parameters()),
+        "metric": task.metrics[0],
+        **asdict(outcome),
+        "convention": convention(p, length),
+        "conditions": asdict(results.conditions(p.device)),
+    }
+
+
+def fresh_classifier(p: Pretrained, task: Task, recipe: Recipe) -> nn.Module:
+    """The checkpoint's model with a new head for a task, ready to train; its convolutions as planned, if they are."""
+    from sparsify.converters import m2_bert
+
+    from . import swap
+
+    if not callable(make := getattr(p.model, "with_head", None)):
+        raise ValueError(f"models of the family {p.family} cannot be fine-tuned here; pass an M2-BERT")
+    model = make("classifier", num_labels=task.outputs, pool_all=True if recipe.pool_all else None)
+    if not p.plan.is_dense:
+        swap.install(m2_bert.sites(model), operators(p, p.plan))
+    return model.requires_grad_(True)
+
+
+def tokens_of(p: Pretrained, examples: Examples, length: int) -> Tokens:
+    """Examples as the trainer takes them, in small integers.  length: as of `padded`."""
+    import torch
+
+    from sparsify.evals.finetune import Tokens
+
+    tokenizer: Any = p.tokenizer
+    limit = length or p.context + 2
+    batch = tokenizer.batch(examples.texts, examples.pairs, pad_to=length or None, limit=limit)
+    lengths = torch.full((len(examples),), length) if length else batch.attention_mask.sum(1)
+    small = batch.input_ids.int(), batch.attention_mask.to(torch.int8), batch.token_type_ids.to(torch.int8)
+    labels = torch.from_numpy(examples.labels)
+    return Tokens(small, lengths, labels if examples.task.classes else labels.float())
+
+
+@contextmanager
+def training(task: Task) -> Iterator[Callable[[int, int, float, float], None]]:
+    """A bar on stderr with the loss and the best score."""
+    from tqdm import tqdm
+
+    with tqdm(desc=f"fine-tuning on {task.title}", unit="step", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int, loss: float, best: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"loss {loss:.3f}, best {task.metrics[0]} {best:.4f}", refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def write_classifier(model: Any, out: Path, p: Pretrained) -> None:
+    """The folder OUT with a classifier, under the plan that it was trained under."""
+    from sparsify.converters import load, m2_bert, write_folder
+
+    tokenizer: Any = p.tokenizer
+    if p.plan.is_dense:
+        m2_bert.save(model, out, tokenizer)
+        return
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as room:
+        dense = m2_bert.save(model, Path(room) / "dense", tokenizer)
+        write_folder(out, load(dense), p.plan, {"plan.json": p.plan.to_json()})
+
+
+# --- models of text ------------------------------------------------------------------------------------------------
+
+
+def check_head(p: Pretrained, head: str, otherwise: str) -> None:
+    if p.head != head:
+        raise ValueError(f"{p.source.name} has the head {p.head!r}, and this takes {head!r}; {otherwise}")
+
+
+def padded(p: Pretrained, pad_to: int | None, default: int) -> int:
+    """Tokens that every text is padded to, 0 for its own length; the default is cut to what the model takes."""
+    if not hasattr(p.tokenizer, "batch"):
+        raise ValueError(f"models of the family {p.family} read no text; pass an M2-BERT")
+    longest = p.context + 2
+    if pad_to is not None and pad_to > longest:
+        raise ValueError(f"--pad-to {pad_to} is longer than the {longest} tokens this model takes; choose at most that")
+    return min(default, longest) if pad_to is None else pad_to
+
+
+def convention(p: Pretrained, length: int) -> str:
+    """How texts were made equally long, in words that travel with the numbers."""
+    if length:
+        return f"every text padded to {length} tokens, longer ones cut; padding is data to this model"
+    return f"every text at its own length, without padding, cut to {p.context + 2} tokens"
+
+
+def too_long(p: Pretrained, texts: Sequence[str], pairs: Sequence[str] | None, length: int) -> int:
+    """How many texts are cut."""
+    tokenizer: Any = p.tokenizer
+    counts = [len(row) + 2 for row in tokenizer.pieces(texts)]
+    if pairs is not None:
+        counts = [n + len(row) + 1 for n, row in zip(counts, tokenizer.pieces(pairs), strict=True)]
+    return sum(n > (length or p.context + 2) for n in counts)
+
+
+def compared(
+    p: Pretrained, base: Pretrained, call: Callable[[nn.Module], Callable[..., Tensor]] | None = None
+) -> dict[str, tuple[Pretrained, Callable[..., Tensor]]]:
+    """The dense model, and the one under its plan if it has one or weights of its own: name -> checkpoint, function.
+
+    call: model -> what of it to run; None runs it itself.
+    """
+    from . import swap
+    from .plan import Plan
+
+    plans = {"dense": (base, Plan.dense(base.filters))}
+    if base is not p or not p.plan.is_dense:
+        plans["sparse"] = (p, p.plan)
+    return {name: (q, swap.variant(q.model, q.sites, operators(q, plan), call and call(q.model)))
+            for name, (q, plan) in plans.items()}  # fmt: skip
+
+
+def on_texts(p: Pretrained, run: Callable[..., Tensor], length: int) -> Callable[..., Tensor]:
+    """`run` as a function of texts, and of second texts if there are any -> (B, columns).  length: as of `padded`."""
+    import torch
+
+    tokenizer: Any = p.tokenizer
+
+    def of(texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+        batch = tokenizer.batch(texts, pairs, pad_to=length or None, limit=length or p.context + 2)
+        inputs = batch.input_ids, batch.attention_mask, batch.token_type_ids
+        if length:
+            return run(*inputs)
+        lengths, rows, parts = batch.attention_mask.sum(1), [], []
+        for own in lengths.unique().tolist():  # texts of one length together: none of them is padded
+            rows.append((lengths == own).nonzero()[:, 0])
+            parts.append(run(*(x[rows[-1], :own] for x in inputs)))
+        found = torch.cat(parts)
+        return found[torch.cat(rows).argsort().to(found.device)]
+
+    return of
+
+
+def batch_of(p: Pretrained, length: int) -> int:
+    """Texts at a time; many where each has a length of its own, so that some share one."""
+    return max(1, TOKENS_A_BATCH // length) if length else max(1, (1 << 16) // (p.context + 2))
+
+
+@contextmanager
+def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for work that tells how much of it is done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield progress

@@ -1,0 +1,229 @@
+"""The verbs for models of text: fine-tune, score, fill in and retrieve, on a tiny M2-BERT."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import layouts_m2
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from sparsify.cli import main
+from sparsify.converters import load, m2_bert
+from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
+from sparsify.converters.text_tokenizer import TextTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+LENGTH = 24
+GOOD, BAD, REST = ("good", "able"), ("bad", "not"), ("film", "we", "saw", "it", "is", "was", "and", "the")
+TUNE = ("--lr", 5e-3, "--epochs", 3, "--batch", 16, "--seed", 1, "--pad-to", LENGTH)
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def answer(*args):
+    """The one JSON object on stdout."""
+    done = run(*args, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def refusal(*args):
+    done = run(*args)
+    assert done.exit_code == 1 and len(done.stderr.strip().splitlines()[-1]) > 20, done.output
+    return done.stderr.strip().splitlines()[-1]
+
+
+def sentences(count, seed):
+    """Texts that are positive where they hold a good word."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = rng.randrange(2)
+        words = rng.choices(REST, k=rng.randint(3, 12))
+        words.insert(rng.randrange(len(words)), rng.choice((BAD, GOOD)[label]))
+        rows.append({"sentence": " ".join(words), "label": label})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """SST-2 and CoLA in a made-up language; RTE's dev set."""
+    folder = tmp_path_factory.mktemp("glue")
+    pairs = [dict(sentence1=row["sentence"], sentence2="we saw it", label=row["label"]) for row in sentences(20, 5)]
+    for name, rows in (
+        ("sst2.train", sentences(160, 0)), ("sst2.dev", sentences(60, 1)), ("cola.train", sentences(80, 2)),
+        ("cola.dev", sentences(40, 3)), ("rte.dev", pairs),
+    ):  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A masked language model that learnt nothing."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "vocab.txt").write_text("\n".join(layouts_m2.WORDS) + "\n")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": len(layouts_m2.WORDS)}
+    config = M2BertConfig(**sizes, max_position_embeddings=LENGTH, hyena_filter_order=8, pool_all=True)
+    return m2_bert.save(M2Bert(config), folder / "tiny", TextTokenizer(folder))
+
+
+@pytest.fixture(scope="module")
+def classifier(pretrained, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned") / "sst2"
+    result = answer("finetune", pretrained, "--task", "sst2", "--data", data, "--out", out, *TUNE)
+    assert result["best"]["value"] > 0.8 > result["evaluations"][0]["value"] and result["resumed_at"] == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def sparse(classifier, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sparse") / "sst2"
+    answer("convert", classifier, out, "--low-pass", 0.125)
+    return out
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Paragraphs of words the model knows."""
+    rng = random.Random(7)
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    halves = [" ".join(rng.choices(GOOD + BAD + REST, k=22)) + "." for _ in range(24)]
+    path.write_text("\n\n".join(f"{a} {b}" for a, b in zip(halves[::2], halves[1::2], strict=True)))
+    return path
+
+
+def test_a_classifier_scores_as_it_did_in_training(classifier, data):
+    result = answer("eval", "glue", classifier, "--task", "sst2", "--data", data, "--pad-to", LENGTH)
+    figure = result["figures"][0]
+    assert list(figure["values"]) == ["dense"] and figure["n"] == 60 and figure["p_value"] is None
+    assert figure["values"]["dense"] > 0.8 and result["average"] is None and result["verdict"] == []
+    assert "padded to 24 tokens" in result["convention"] and result["scored"][0]["cut"] == 0
+
+
+def test_sparse_against_dense(sparse, classifier, data):
+    """A plan is compared with the model itself, or with a checkpoint of the same weights: the same figures."""
+    ask = ("eval", "glue", sparse, "--task", "sst2", "--data", data, "--pad-to", LENGTH)
+    result = answer(*ask)
+    figure = result["figures"][0]
+    assert list(figure["values"]) == ["dense", "sparse"] and figure["test"] == "McNemar"
+    assert figure["difference"] == figure["values"]["sparse"] - figure["values"]["dense"]
+    assert figure["interval"][0] <= figure["difference"] <= figure["interval"][1] and 0 < figure["p_value"] <= 1
+    assert 0 < result["scored"][0]["agreement"] <= 1 and len(result["verdict"]) == 1
+    assert answer(*ask, "--baseline", classifier)["figures"] == result["figures"]
+    said = run(*ask).stdout
+    assert "difference, paired" in said and "McNemar" in said and "SST-2 accuracy: sparse" in said
+
+
+def test_length_is_part_of_the_input(classifier, data):
+    """Padding is data; at their own lengths all texts are as if alone."""
+    ask = ("eval", "glue", classifier, "--task", "sst2", "--data", data)
+    own = answer(*ask, "--pad-to", 0)
+    assert "own length, without padding" in own["convention"]
+    p = load(classifier)
+    rows = [json.loads(line) for line in (data / "sst2.dev.jsonl").read_text().splitlines()]
+    alone = [p.model(torch.tensor([p.tokenizer.encode(row["sentence"])])).argmax().item() for row in rows]
+    right = sum(said == row["label"] for said, row in zip(alone, rows, strict=True))
+    assert own["figures"][0]["values"]["dense"] == right / 60
+    assert answer(*ask, "--pad-to", 8)["scored"][0]["cut"] > 10
+
+
+def test_all_tasks_say_what_is_missing(classifier, data, tmp_path):
+    for name in ("sst2", "cola", "rte"):
+        shutil.copytree(classifier, tmp_path / name)
+    result = answer("eval", "glue", tmp_path / "{task}", "--task", "all", "--data", data, "--pad-to", LENGTH)
+    assert [figure["task"] for figure in result["figures"]] == ["cola", "sst2", "rte"]
+    assert "mean over 3 of 9 tasks, no GLUE average: mrpc, stsb" in result["average"]["convention"]
+    assert len(result["missing"]) == 7 and "no dev_matched split of MNLI" in " ".join(result["missing"])
+    one = refusal("eval", "glue", classifier, "--task", "sst2,mrpc", "--data", data, "--pad-to", LENGTH)
+    assert "holds no dev split of MRPC" in one
+
+
+def test_masked_tokens(pretrained, text, tmp_path):
+    answer("convert", pretrained, tmp_path / "sparse", "--low-pass", 0.125)
+    ask = ("eval", "mlm", tmp_path / "sparse", "--data", text, "--context", 10)
+    dense, sparse = answer(*ask)["variants"]
+    assert dense["name"] == "dense" and sparse["baseline"] == "dense" and sparse["kl"] > 0
+    assert dense["pseudo_perplexity"] > 5 and sparse["nll_difference_stderr"] > 0
+    assert answer(*ask)["variants"] == [dense, sparse] != answer(*ask, "--seed", 1)["variants"]
+    assert "pseudo-perplexity" in run(*ask).stdout
+    itself = answer("eval", "mlm", pretrained, "--data", text, "--context", 10)["variants"]
+    assert itself == [dense]
+
+
+def test_retrieval(sparse, text):
+    ask = ("eval", "retrieval", sparse, "--data", text)
+    dense, own = answer(*ask)["variants"]
+    assert 0 < dense["mrr"] <= 1 and dense["cosine"] is None
+    assert 0.5 < own["cosine"] < 1 and own["cosine_worst"] <= own["cosine"] and 0 < own["top_overlap"] <= 1
+    assert "rank agreement" in run(*ask).stdout
+
+
+def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
+    answer("convert", pretrained, tmp_path / "sparse", "--low-pass", 0.25)
+    where = ("--task", "sst2", "--data", data)
+    result = answer("finetune", tmp_path / "sparse", *where, "--out", tmp_path / "out", *TUNE)
+    assert result["best"]["value"] > 0.8
+    before, after = load_file(pretrained / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert changed and not [name for name in changed if "filter_fn" in name and not name.endswith("filter_fn.bias")
+                            and not name.endswith("filter_fn2.bias")]  # fmt: skip
+    assert load(tmp_path / "out").plan.to_dict()["filters"] == load(tmp_path / "sparse").plan.to_dict()["filters"]
+    figures = answer("eval", "glue", tmp_path / "out", *where, "--pad-to", LENGTH)["figures"]
+    assert figures[0]["values"]["sparse"] == result["best"]["value"]
+
+
+def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
+    """The process dies between two steps; the same command goes on, and the folder has the same bytes."""
+    script = (
+        "import os, signal, sys\nfrom sparsify import cli_glue\nfrom sparsify.evals import finetune\n"
+        "cli_glue.SAVE_EVERY, step = 4, finetune.train_step\ncalls = []\n"
+        "def mortal(*a):\n    calls.append(1)\n"
+        "    if len(calls) == 18: os.kill(os.getpid(), signal.SIGKILL)\n    return step(*a)\n"
+        "finetune.train_step = mortal\nfrom sparsify.cli import main\nmain(sys.argv[1:])\n"
+    )
+    out = tmp_path / "out"
+    args = [str(a) for a in ("finetune", pretrained, "--task", "sst2", "--data", data, "--out", out, *TUNE)]
+    killed = subprocess.run([sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    result = answer(*args)
+    assert result["resumed_at"] == 16 and not (tmp_path / "out.training").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    for path in classifier.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_refusals(pretrained, classifier, data, text, tmp_path):
+    where = ("--task", "sst2", "--data", data)
+    for sentence, args in (
+        ("has the head 'mlm', and this takes 'classifier'; `sparsify finetune`", ("eval", "glue", pretrained, *where)),
+        ("has the head 'classifier', and this takes 'mlm'", ("eval", "mlm", classifier, "--data", text)),
+        ("--pad-to 99 is longer than the 24 tokens", ("eval", "glue", classifier, *where, "--pad-to", 99)),
+        ("--context 99 is longer than the 22 tokens", ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
+        ("is there already", ("finetune", pretrained, *where, "--out", data)),
+        ("fine-tuned on one task, got sst2,cola",
+         ("finetune", pretrained, "--task", "sst2,cola", "--data", data, "--out", tmp_path / "x")),
+        ("holds no train split of RTE",
+         ("finetune", pretrained, "--task", "rte", "--data", data, "--out", tmp_path / "x")),
+        ("learning rate must be above 0", ("finetune", pretrained, *where, "--out", tmp_path / "x", "--lr", 0)),
+    ):  # fmt: skip
+        assert sentence in refusal(*args)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_of_dna_reads_no_text(data, tmp_path):
+    from layouts import write_tiny
+
+    dna = write_tiny(tmp_path / "dna")
+    assert "with_head" not in refusal("finetune", dna, "--task", "sst2", "--data", data, "--out", tmp_path / "x")
+    assert "has the head 'lm'" in refusal("eval", "glue", dna, "--task", "sst2", "--data", data)

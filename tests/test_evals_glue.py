@@ -1,0 +1,253 @@
+"""GLUE: reading every kind of file, scoring two models on the same examples, and what is never said silently."""
+
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from sparsify.evals.glue import agreement, answers, average, figures, m2_bert_average, verdict
+from sparsify.evals.glue_data import TASKS, find_tasks, read_examples
+from sparsify.evals.metrics import METRICS
+from sparsify.evals.paired import mcnemar
+
+SST2 = [
+    {"sentence": "a fine film", "label": 1},
+    {"sentence": 'a "dull" one', "label": 0},
+    {"sentence": "good", "label": 1},
+]
+ROWS = {  # as the hub has them: a row, and one that says the same in GLUE's own TSV
+    "cola": ({"sentence": "Kim left.", "label": 1}, "gj04\t1\t\tKim left."),
+    "sst2": ({"sentence": "dull", "label": 0}, "sentence\tlabel\ndull\t0"),
+    "mrpc": ({"sentence1": "a", "sentence2": 'b"', "label": 1},
+             'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta\tb"'),
+    "stsb": ({"sentence1": "a", "sentence2": "b", "label": 3.75},
+             "index\tgenre\tsentence1\tsentence2\tscore\n0\tnews\ta\tb\t3.750"),
+    "qqp": ({"question1": "a", "question2": "b", "label": 0},
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n5\t6\t7\ta\tb\t0"),
+    "mnli": ({"premise": "a", "hypothesis": "b", "label": 2},
+             "index\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tcontradiction"),
+    "qnli": ({"question": "a", "sentence": "b", "label": 1},
+             "index\tquestion\tsentence\tlabel\n0\ta\tb\tnot_entailment"),
+    "rte": ({"sentence1": "a", "sentence2": "b", "label": 0},
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment"),
+    "wnli": ({"sentence1": "a", "sentence2": "b", "label": 1},
+             "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1"),
+}  # fmt: skip
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_there_are_nine_tasks():
+    assert list(ROWS) == list(TASKS) and [t.name for t in find_tasks("all")] == list(TASKS)
+    assert [t.name for t in find_tasks("SST-2, cola,sst2")] == ["sst2", "cola"]
+    with pytest.raises(ValueError, match="no task 'sst3'; the tasks are cola, sst2"):
+        find_tasks("cola,sst3")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_same_example_from_every_kind_of_file(name, tmp_path):
+    task, (row, tsv) = TASKS[name], ROWS[name]
+    split = task.dev[0]
+    write_jsonl(tmp_path / "a" / f"{name}.{split}.jsonl", [row])
+    (tmp_path / "b" / task.title).mkdir(parents=True)
+    (tmp_path / "b" / task.title / f"{split}.tsv").write_text(tsv + "\n")
+    for folder in ("a", "b"):
+        found = read_examples(tmp_path / folder, task, split)
+        assert found.texts == (row[task.fields[0]],) and found.labels.tolist() == [row["label"]]
+        assert found.pairs == (None if len(task.fields) == 1 else (row[task.fields[1]],))
+
+
+def test_parquet_as_the_hub_names_it(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "sst2").mkdir()
+    path = tmp_path / "sst2" / "validation-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(SST2), path)
+    for src in (tmp_path, path):
+        assert read_examples(src, TASKS["sst2"]).texts == tuple(row["sentence"] for row in SST2)
+
+
+@pytest.mark.parametrize(("module", "src"), [("pyarrow", "sst2.dev.parquet"), ("datasets", "nyu-mll/glue")])
+def test_what_is_not_installed_is_named(module, src, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sst2.dev.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=f"pip install {module}"):
+        read_examples(src, TASKS["sst2"])
+
+
+def test_datasets_of_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(*names, split):
+        asked.append((*names, split))
+        return SST2
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read_examples("nyu-mll/glue", TASKS["sst2"]).labels.tolist() == [1, 0, 1]
+    assert asked == [("nyu-mll/glue", "sst2", "validation")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([{"sentence": "a", "label": -1}] * 3, r"3 of 3 labels in .* are hidden \(-1\).*dev split"),
+        ([{"sentence": "a"}], "1 of 1 labels .* hidden"),
+        ([{"sentence": "a", "label": 2}], "example 1 of .* label 2, expected one of negative, positive, or 0 to 1"),
+        ([{"sentence": "a", "label": "good"}], "label 'good'"),
+        ([{"text": "a", "label": 1}], "has no text 'sentence', it has text, label; is it SST-2?"),
+        ([], "empty"),
+    ],
+)
+def test_rows_that_do_not_fit(rows, sentence, tmp_path):
+    path = write_jsonl(tmp_path / "sst2.dev.jsonl", rows)
+    with pytest.raises(ValueError, match=sentence):
+        read_examples(path, TASKS["sst2"])
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no dev split of SST-2: no sst2.dev.jsonl, SST-2/dev.tsv"):
+        read_examples(tmp_path, TASKS["sst2"])
+    with pytest.raises(FileNotFoundError, match="neither file nor folder"):
+        read_examples(tmp_path / "nowhere", TASKS["sst2"])
+    (tmp_path / "sst2.dev.jsonl").write_text('{"sentence": "a", "label": 1}\n{"sent')
+    with pytest.raises(ValueError, match=r"line 2 of .* is not JSON"):
+        read_examples(tmp_path, TASKS["sst2"])
+    (tmp_path / "sst2.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"no file of examples; pass one of .jsonl"):
+        read_examples(tmp_path / "sst2.txt", TASKS["sst2"])
+
+
+def test_real_files(test_data):
+    """Sizes of GLUE's dev sets, and the share of their labels that everyone knows."""
+    folder = test_data / "glue"
+    for name, count, metric in (("sst2", 872, 0.509), ("cola", 1043, 0.691), ("rte", 277, 0.473), ("wnli", 71, 0.437)):
+        found = read_examples(folder, TASKS[name])
+        assert len(found) == count and found.labels.mean() == pytest.approx(metric, abs=1e-3)
+    assert read_examples(folder, TASKS["sst2"]).spread(10).texts[0] == "it 's a charming and often affecting journey . "
+
+
+# --- scoring -------------------------------------------------------------------------------------------------------
+
+
+def drawn(name, n=60, seed=0):
+    """Examples of a task with texts that are their numbers."""
+    rng = np.random.default_rng(seed)
+    task = TASKS[name]
+    labels = rng.integers(len(task.classes), size=n) if task.classes else rng.random(n) * 5
+    rows = [dict.fromkeys(task.fields, str(i)) | {"label": label} for i, label in enumerate(labels.tolist())]
+    return rows, labels
+
+
+def read_drawn(name, tmp_path, n=60):
+    rows, labels = drawn(name, n)
+    split = TASKS[name].dev[0]
+    return read_examples(write_jsonl(tmp_path / f"{name}.jsonl", rows), TASKS[name], split), labels
+
+
+def knowing(task, labels, wrong):
+    """A model that knows the labels, but is wrong about these examples."""
+
+    def scores(texts, pairs):
+        assert (pairs is None) == (len(task.fields) == 1)
+        rows = [int(text) for text in texts]
+        off = torch.tensor([row in wrong for row in rows])
+        if not task.classes:
+            return torch.where(off, 0.0, torch.from_numpy(labels[rows]).float())[:, None]
+        said = (torch.from_numpy(labels[rows]) + off) % len(task.classes)
+        return torch.nn.functional.one_hot(said, len(task.classes)).float()
+
+    return scores
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_models_on_the_same_examples(name, tmp_path):
+    examples, labels = read_drawn(name, tmp_path)
+    task = TASKS[name]
+    models = {"dense": knowing(task, labels, wrong={3}), "sparse": knowing(task, labels, wrong=set(range(3, 60, 3)))}
+    seen = []
+    said = answers(models, examples, batch_size=7, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (60, 60) and len(said["dense"]) == 60
+    found = figures(examples, said)
+    assert tuple(figure.metric for figure in found) == task.metrics
+    for figure in found:
+        assert figure.values["dense"] == METRICS[figure.metric](said["dense"], labels) > figure.values["sparse"]
+        assert figure.versus.difference == figure.values["sparse"] - figure.values["dense"]
+        assert figure.versus.p_value < 0.05 and figure.versus.high < 0
+        assert json.loads(json.dumps(figure.to_dict()))["values"] == dict(figure.values)
+    accuracy = next((figure for figure in found if figure.metric == "accuracy"), None)
+    if accuracy is not None:
+        exact = mcnemar(said["dense"] == labels, said["sparse"] == labels)
+        assert accuracy.test == "McNemar" and accuracy.versus.p_value == exact.p_value == 2 / 2**18
+    assert agreement(said) == 42 / 60
+
+
+def test_one_model_is_compared_with_nothing(tmp_path):
+    examples, labels = read_drawn("cola", tmp_path)
+    found = figures(examples, answers({"dense": knowing(TASKS["cola"], labels, {1})}, examples))
+    assert found[0].versus is None and found[0].to_dict()["p_value"] is None
+
+
+def test_a_model_of_another_task_is_refused(tmp_path):
+    examples, _ = read_drawn("mnli", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"gave \(32, 2\) for 32 examples of MNLI, which asks for 3 classes; .*fine-tuned"
+    ):
+        answers({"dense": lambda texts, pairs: torch.zeros(len(texts), 2)}, examples)
+    with pytest.raises(ValueError, match="infinite or undefined"):
+        answers({"dense": lambda texts, pairs: torch.full((len(texts), 3), torch.nan)}, examples)
+
+
+def scored(names, tmp_path):
+    found = []
+    for name in names:
+        examples, labels = read_drawn(name, tmp_path)
+        found += figures(examples, answers({"dense": knowing(TASKS[name], labels, {0, 1})}, examples))
+    return found
+
+
+def test_averages_say_what_is_missing(tmp_path):
+    assert average(scored(["sst2"], tmp_path)) is None
+    two = average(scored(["sst2", "mrpc"], tmp_path))
+    assert two.tasks == ("sst2", "mrpc") and "mean over 2 of 9 tasks, no GLUE average: cola, stsb" in two.convention
+    found = scored(list(TASKS), tmp_path)
+    whole = average(found)
+    assert not whole.missing and "all nine tasks, mnli with one of its two dev sets" in whole.convention
+    by_task = [np.mean([f.values["dense"] for f in found if f.task == task]) for task in TASKS]
+    assert whole.values["dense"] == pytest.approx(np.mean(by_task), abs=1e-12)
+
+
+def test_m2_bert_averages_other_figures(tmp_path):
+    """F1 alone of MRPC, Spearman alone of STS-B, and no WNLI."""
+    found = scored(list(TASKS), tmp_path)
+    theirs = m2_bert_average(found)
+    left_out = {("mrpc", "accuracy"), ("stsb", "pearson"), ("wnli", "accuracy")}
+    kept = [f for f in found if (f.task, f.metric) not in left_out]
+    assert len(kept) == len(found) - 3 and theirs.values == average(kept).values != average(found).values
+    assert "without wnli" in theirs.convention and "M2-BERT's own code reports" in theirs.convention
+    assert m2_bert_average([f for f in found if f.task in ("sst2", "cola")]) is None
+
+
+def test_verdicts_say_what_the_examples_can_tell(tmp_path):
+    examples, labels = read_drawn("mnli", tmp_path)
+    task = TASKS["mnli"]
+    for wrong, sentence in (
+        (set(), r"MNLI dev_matched accuracy: sparse 1.0000 against dense 1.0000, the same"),
+        (
+            {1, 2},
+            r"sparse 0.9667 against dense 1.0000, -3.33 points, which 60 examples cannot tell from 0 \(p = 0.5, McN",
+        ),
+        (set(range(0, 60, 5)), r"-20.00 points, more than chance explains \(p = 0.00049, McNemar\)"),
+    ):
+        models = {"dense": knowing(task, labels, set()), "sparse": knowing(task, labels, wrong)}
+        (said,) = verdict(figures(examples, answers(models, examples)))
+        assert re.search(sentence, said), said
+    assert verdict(figures(examples, answers({"dense": knowing(task, labels, set())}, examples))) == []
