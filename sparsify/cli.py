@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shlex
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import __version__
-from .cli_common import (
-    AS_JSON,
-    DATA,
-    DEFAULT_WINDOWS,
-    FLOAT32,
-    LINEARS,
-    SOURCE,
-    UPPER,
-    as_text,
-    bar,
-    described,
-    emit,
-    open_checkpoint,
-    priced,
-    say,
-)
+from .cli_common import AS_JSON, JOURNAL, SOURCE, UPPER, as_text, described, emit, open_checkpoint, say
+from .cli_convert import convert
 from .cli_glue import finetune
-from .cli_hub import check_push, in_words, push, pushed
-from .cli_measure import bench, evaluate, measured, timed_parts, windows_of
+from .cli_hub import push
+from .cli_measure import bench, evaluate, timed_parts
 from .cpu import keep_freed_memory
 from .install_check import check_name_collision
 
-if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
-    from sparsify.converters import Pretrained
-    from sparsify.evals.data import Windows
-    from sparsify.evals.planning import Planned
-
-    from .plan import Plan
-
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
-DEFAULT_ENERGY = 0.999
-JOURNAL = f"{__package__}.journal"  # in a click context: the measurements that this command keeps until it is done
 
 
 class Verbs(click.Group):
@@ -75,10 +49,8 @@ def main() -> None:
     keep_freed_memory()
 
 
-main.add_command(bench)
-main.add_command(evaluate)
-main.add_command(finetune)
-main.add_command(push)
+for verb in (convert, push, evaluate, bench, finetune):
+    main.add_command(verb)
 
 
 # --- looking -------------------------------------------------------------------------------------------------------
@@ -159,258 +131,6 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
         "sites": sites,
     }
     emit(result, as_json, "analyzed")
-
-
-# --- converting ----------------------------------------------------------------------------------------------------
-
-
-class HeadAndBand(click.ParamType[tuple[int, float]]):
-    """TAPS:SHARE, e.g. 64:0.125."""
-
-    name = "taps:share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
-        try:
-            head, band = value.split(":")
-            return int(head), float(band)
-        except ValueError:
-            self.fail(f"{value!r} is not TAPS:SHARE, e.g. 64:0.125", param, ctx)
-
-
-@main.command()
-@click.argument("src")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--taps", type=click.IntRange(1), help="Keep the first TAPS taps of every filter.")
-@click.option("--energy", type=float, help="Keep this share of every filter's energy.  [default: 0.999]")
-@click.option("--split", type=HeadAndBand(), help="Keep TAPS taps and the lowest SHARE of the tail's spectrum.")
-@click.option("--low-pass", type=float, help="Keep the lowest share of every spectrum; a causal model then leaks.")
-@click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), help="Use the plan in this file.")
-@click.option("--max-ppl-increase", "budget", metavar="SHARE",
-              help="Find the fastest plan that adds at most this to the perplexity, as 0.1% or 0.001.")  # fmt: skip
-@click.option("--calibration", type=click.Path(path_type=Path), help="Text or FASTA file to find that plan on; without "
-              "--data its last 3/10 are held out, and prove it.")  # fmt: skip
-@click.option("--target", help="What that plan is to be fast on: cpu, cuda, sm_90, h100, ...; kept counts taps plus "
-              "bins instead of time.  [default: the device]")  # fmt: skip
-@click.option("--refit", is_flag=True, help="Look for better numbers in what that plan keeps; takes minutes.")
-@click.option("--allow-leak", is_flag=True, help="Accept a plan under which a causal model reads the future.")
-@click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
-@click.option("--benchmark", metavar="ORG/DATASET:TASK",
-              help="The hub's data set that DATA is from; the figure goes into .eval_results, too.")  # fmt: skip
-@click.option("--push", "repo", metavar="USER/REPO", help="Push OUT to the hub, too; see `push` for more ways.")
-@DATA
-@LINEARS
-@SOURCE
-@AS_JSON
-def convert(
-    src: str, out: Path, data: Path | None, force: bool, allow_leak: bool, context: int | None, stride: int | None,
-    limit: int, upper: bool, linears: str, as_json: bool, taps: int | None, energy: float | None,
-    split: tuple[int, float] | None, low_pass: float | None, plan: Path | None, budget: str | None,
-    calibration: Path | None, target: str | None, refit: bool, benchmark: str | None, repo: str | None, **where: Any,
-) -> None:  # fmt: skip
-    """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
-    from sparsify.converters import check_out, write_folder
-    from sparsify.converters.source import read_card
-
-    from .card_metadata import of_source, parse_benchmark
-
-    check_out(out, force)
-    asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
-    asked = only_one(asked | {"max_ppl_increase": budget})
-    check_search(budget, calibration, target, refit, data)
-    measured_on = data or calibration
-    if benchmark and measured_on is None:
-        raise ValueError("--benchmark says where the data is from; add --data FILE, or leave --benchmark out")
-    offered = parse_benchmark(benchmark)
-    if repo:
-        check_push(repo)
-    p = open_checkpoint(src, **where)
-    windows = windows_of(p, data, context, stride, limit, upper) if data else None
-    planned = None
-    if calibration is not None:
-        known = windows_of(p, calibration, context, stride, limit, upper)
-        planned, windows = planned_within(p, out, str(budget), known, windows, target, allow_leak, refit)
-    chosen = planned.plan if planned else chosen_plan(p, asked)
-    filters = filter_report(p, chosen)
-    if not allow_leak:
-        refuse_leaks(p, filters)
-    result = {
-        **described(p),
-        "out": str(out),
-        "plan": chosen.policy,
-        "plan_sha256": chosen.sha256,
-        "filters": filters,
-        "planned": planned.to_dict() if planned else None,
-        "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
-        "causal": any(site.causal for site in p.sites),
-        "data": measured_on and measured_on.name,
-        "benchmark": offered,
-        "origin": of_source(read_card(p.source.folder)),
-        "repo": repo,
-    }
-    options = typed(context, stride, limit, upper, linears)
-    result["next"] = next_step(p, out, measured_on, options)
-    named = Path(out.resolve().name)  # what is published does not tell where folders lie here
-    published = {**result, "out": str(named), "next": next_step(p, named, result["data"], options)}
-    write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
-    if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
-        journal.remove()
-    if repo:
-        result["pushed"] = pushed(out, repo)
-    emit(result, as_json, "converted")
-    if repo and not as_json:
-        click.echo(in_words(result["pushed"]))
-
-
-def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
-    """File name -> content, for what tells people and machines what was found."""
-    from .card import card
-    from .card_metadata import eval_results
-    from .report import plots
-    from .report.page import page
-
-    if (picture := plots.picture(result)) is None:
-        say(plots.HOW_TO_GET)
-    return {
-        "report.json": as_text(result) + "\n",
-        "report.html": page(result),
-        "README.md": card(result, plots.NAME if picture else None),
-        **({plots.NAME: picture} if picture else {}),
-        **eval_results(result),
-    }
-
-
-def next_step(p: Pretrained, out: Path, data: Path | str | None, options: str) -> str:
-    """The command that measures what was written."""
-    if p.head != "lm":
-        return f"{program()} bench {quoted(out)}"
-    return f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}{options}"
-
-
-def typed(context: int | None, stride: int | None, limit: int, upper: bool, linears: str) -> str:
-    """The options of `DATA` and `LINEARS` that differ from their defaults, as one would type them."""
-    options = {
-        "context": context,
-        "stride": stride,
-        "limit": None if limit == DEFAULT_WINDOWS else limit,
-        "linears": None if linears == FLOAT32 else linears,
-    }
-    named = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
-    return named + (" --upper" if upper else "")
-
-
-def quoted(path: Path | str) -> str:
-    return shlex.quote(str(path))
-
-
-def program() -> str:
-    """How to call this program again from the same shell."""
-    if shutil.which("sparsify"):
-        return "sparsify"
-    return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else quoted(sys.argv[0])
-
-
-def only_one(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """The option that was given, if any, of those that say what to keep."""
-    given = {name: value for name, value in policy.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"got {' and '.join('--' + n.replace('_', '-') for n in given)}; give one of them")
-    return given
-
-
-def check_search(
-    budget: str | None, calibration: Path | None, target: str | None, refit: bool, data: Path | None
-) -> None:
-    """Refuse what a search for a plan cannot work with, before anything is loaded."""
-    from sparsify.evals.planning import parse_budget
-
-    if budget is None:
-        given = {"--calibration": calibration, "--target": target, "--refit": refit}
-        if name := next((name for name, value in given.items() if value), None):
-            raise ValueError(f"{name} is for a plan within a budget; add --max-ppl-increase, or leave {name} out")
-        return
-    parse_budget(budget)
-    priced(target)
-    if calibration is None:
-        raise ValueError("a plan within a budget is found on data like what the model will see; add --calibration FILE")
-    if data is not None and data.resolve() == calibration.resolve():
-        raise ValueError(f"{data} cannot prove a plan that was found on it; leave --data out, and a part is held out")
-
-
-def planned_within(
-    p: Pretrained, out: Path, budget: str, calibration: Windows, held_out: Windows | None, target: str | None,
-    allow_leak: bool, refit: bool,
-) -> tuple[Planned, Windows]:  # fmt: skip
-    """The plan that a budget asks for, and the windows that prove it.  Measurements are kept beside `out` till then."""
-    from sparsify.evals import planning
-    from sparsify.evals.journal import Journal
-
-    if held_out is None:
-        calibration, held_out = planning.divide(calibration)
-    out = out.expanduser().resolve()
-    journal = click.get_current_context().meta[JOURNAL] = Journal(out.with_name(f".{out.name}.planning"))
-    try:
-        planned = planning.plan_within(
-            p.model, p.sites, p.filters, calibration, held_out, planning.parse_budget(budget),
-            priced(target or p.device.type), allow_leak, refit, made_for(p), say, bar, journal,
-        )  # fmt: skip
-    except RuntimeError:
-        say(f"for another budget or target there are {journal}")
-        raise
-    return planned, held_out
-
-
-def made_for(p: Pretrained) -> dict[str, str | None]:
-    """What a plan says of the checkpoint that it is for."""
-    return {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
-
-
-def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
-    """The plan that one of the options asks for.  asked: its name and value, or nothing for the default."""
-    from . import policies
-    from .plan import Plan
-
-    found: tuple[str, Any] = next(iter(asked.items()), ("energy", DEFAULT_ENERGY))
-    name, value = found
-    if name == "plan":
-        plan = Plan.read(Path(value))
-        plan.check(list(p.filters))
-        if plan.source.get("sha256") not in (None, p.sha256):
-            raise ValueError(
-                f"{value} was made for the weights of {plan.source.get('name')}, which are not these; "
-                f"make a plan from this checkpoint, or take the sha256 out of the file"
-            )
-        return plan
-    arguments = value if isinstance(value, tuple) else (value,)
-    return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), made_for(p))
-
-
-def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a plan under which too much of a causal filter lies ahead.  filters: rows of `filter_report`."""
-    from .policies import AHEAD_LIMIT
-
-    causal = {site.name for site in p.sites if site.causal}
-    leak, worst = max(((row["leak"], row["name"]) for row in filters if row["name"] in causal), default=(0.0, ""))
-    if leak > AHEAD_LIMIT:
-        raise ValueError(
-            f"under this plan a causal model reads the future: {leak:.0%} of the filter of {worst} lies ahead, "
-            f"and {AHEAD_LIMIT:.0%} may; use --split with more taps or a wider band, or say --allow-leak"
-        )
-
-
-def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
-    """What is kept of every filter, how much of it lies ahead, and where its energy lies."""
-    from . import policies
-    from .report.curves import curves
-
-    rows = []
-    for site in p.sites:
-        k, kept = p.filters[site.name], plan.filters[site.name]
-        leak = kept.apply(k).leak() if site.causal else 0.0
-        figures = {"density": kept.density(k.shape[-1], site.ahead), "leak": leak}
-        drawn = {"curves": curves(k, kept, policies.points(site.context), site.ahead)}
-        rows.append({"name": site.name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
-    return rows
 
 
 # --- generating ----------------------------------------------------------------------------------------------------

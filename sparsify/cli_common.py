@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
 DEFAULT_WINDOWS = 500
 SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
+JOURNAL = f"{__package__}.journal"  # in a click context: the measurements that this command keeps until it is done
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
 
 
@@ -175,6 +179,17 @@ def bar(what: str, windows: int) -> Iterator[Callable[[int], Any]]:
             say(f"{what}: {done:,} of {windows:,} windows")
 
     yield advance
+
+
+def quoted(path: Path | str) -> str:
+    return shlex.quote(str(path))
+
+
+def program() -> str:
+    """How to call this program again from the same shell."""
+    if shutil.which("sparsify"):
+        return "sparsify"
+    return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else quoted(sys.argv[0])
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_common import AS_JSON, SOURCE, described, emit, open_baseline, open_checkpoint, operators, options, say
+from .cli_common import (
+    AS_JSON,
+    SOURCE,
+    described,
+    emit,
+    open_baseline,
+    open_checkpoint,
+    operators,
+    options,
+    program,
+    quoted,
+    say,
+)
 from .cli_measure import TOKENS_A_BATCH, evaluate
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
@@ -264,8 +276,6 @@ def finetune(
     """
     from sparsify.evals.finetune import RECIPES
     from sparsify.evals.glue_data import find_tasks, read_examples
-
-    from .cli import program, quoted
 
     changes = {name: value for name in CHANGES if (value := where.pop(name)) is not None}
     asked, *others = find_tasks(task)

@@ -22,14 +22,7 @@ ALLOWED = {
     "sparsify.evals": {"sparsify"},
     "sparsify.hf": {"sparsify", "sparsify.converters"},
 }
-JOINTS = {
-    "cli.py",
-    "cli_common.py",
-    "cli_glue.py",
-    "cli_hub.py",
-    "cli_measure.py",
-    "__main__.py",
-}  # where the layers meet
+JOINTS = {path.name for path in (ROOT / "sparsify").glob("cli*.py")} | {"__main__.py"}  # where the layers meet
 FRONT = ROOT / "sparsify" / "__init__.py"  # names what lies further out, imported when it is asked for
 
 
