@@ -87,19 +87,23 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def benched(console: Console, result: Mapping[str, Any]) -> None:
-    rows = [
+    rows = (result, result["convolutions"], *result["sites"])
+    sizes = f"{result['batch']} x {result['length']:,} tokens"
+    ways = {"upstream": "as upstream", "torch": "torch.fft", "dense": "dense"}
+    times = [
         (
             r["name"],
-            *(figures.milliseconds(r[f"{key}seconds"]) for key in ("upstream_", "torch_", "dense_", "")),
-            *(figures.faster(r[f"{key}speedup"], r[f"{key}speedup_quartiles"]) for key in ("upstream_", "torch_", "")),
+            *(figures.milliseconds(r[f"{way}_seconds"]) for way in ways),
+            figures.milliseconds(r["seconds"]),
             r["plan"],
         )
-        for r in (result, result["convolutions"], *result["sites"])
+        for r in rows
     ]
-    sizes = f"{result['batch']} x {result['length']:,} tokens"
-    columns = ("", "as upstream", "torch.fft", "dense", "this plan", "against upstream", "against torch.fft",
-               "against dense", "plan")  # fmt: skip
-    table(console, f"{sizes}; ratios are paired, with quartiles", columns, rows)
+    table(console, sizes, ("", *ways.values(), "this plan", "plan"), times)
+    keys = {way: "speedup" if way == "dense" else f"{way}_speedup" for way in ways}
+    ratios = [(r["name"], *(figures.faster(r[key], r[f"{key}_quartiles"]) for key in keys.values())) for r in rows]
+    columns = ("", *(f"against {name.removeprefix('as ')}" for name in ways.values()))
+    table(console, "How many times as fast, in the same rounds, with quartiles", columns, ratios)
     split_time(console, sizes, result["parts"]["before"], result["parts"]["after"])
     console.print(
         "[dim]as upstream: filter and spectrum computed anew in every forward pass (one convolution: its spectrum); "
