@@ -6,7 +6,7 @@ measured beside the plan that is predicted to lose least among those that cost n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,10 +25,9 @@ from .data import Windows
 from .journal import Journal
 from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
 
-KINDS = {"low-pass": "of every spectrum, the lowest", "comb": "of every spectrum, evenly", "taps": "of every filter"}
+KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
 NO_BUDGET = 0.5  # a task has one; here it binds nothing
-LOSES_ALL = 1.0  # nats a token; what loses more is measured no further
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,16 @@ def uniform(sites: Sequence[ConvSite], kind: str, share: float) -> dict[str, Fil
     return {site.name: kept(site) for site in sites}
 
 
+def choices(sites: Sequence[ConvSite]) -> Iterator[tuple[str, float, dict[str, FilterPlan]]]:
+    """Kind, share and what every site keeps, of all that differ: masks get no finer than their blocks."""
+    for kind in KINDS:
+        before: dict[str, FilterPlan] = {}
+        for share in SHARES:
+            if (picks := uniform(sites, kind, share)) != before:
+                yield kind, share, picks
+            before = picks
+
+
 def within(offered: Options, cost: float) -> dict[str, FilterPlan] | None:
     """The least predicted loss at no more than a cost, None if nothing costs so little: the knapsack, sides swapped."""
     swapped = {name: [Option(o.seconds, o.loss, o.plan) for o in some] for name, some in offered.items()}
@@ -131,19 +140,13 @@ def compared(
         offered = options(some, kl, dict.fromkeys(some, most_ahead(runs, task)))
         most, dense = sum(few[0].seconds for few in some.values()), Remembered(runs.under({}))
         pairs, dear = [], []
-        for kind in KINDS:
-            for share in SHARES:
-                name, same = f"{kind} {share:g}", uniform(sites, kind, share)
-                if (cost := price(runs, task, same)) >= most:
-                    dear.append(name)
-                    continue
-                if (chosen := nearest(runs, task, dense, offered, kl.get(ALL, {}), cost)) is None:
-                    break
+        for kind, share, same in choices(sites):
+            if (cost := price(runs, task, same)) >= most:
+                dear.append(f"{kind} {share:g}")
+            elif (chosen := nearest(runs, task, dense, offered, kl.get(ALL, {}), cost)) is not None:
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
                 say(told(pair, most))
-                if pair.uniform.kl > LOSES_ALL:
-                    break
     finally:
         swap.install(sites, before)
     windows = len(task.calibration), len(task.held_out)

@@ -8,7 +8,7 @@ from test_evals_planning import Flat, data
 from sparsify import swap
 from sparsify.budget import Option
 from sparsify.evals.candidates import LEAK_GOAL, Kept
-from sparsify.evals.fronts import KINDS, compared, uniform, within
+from sparsify.evals.fronts import KINDS, SHARES, choices, compared, uniform, within
 from sparsify.evals.planning import divide
 from sparsify.plan import FilterPlan, Plan
 
@@ -47,6 +47,11 @@ def test_uniform_masks_are_the_same_everywhere(tiny):
         assert set(picks) == set(filters) and len(set(picks.values())) == 1
         Plan(picks, kind).check(list(filters))
     assert uniform(sites, "taps", 1e-9)[sites[0].name] == FilterPlan("partial", 1)
+
+
+def test_the_same_choice_is_not_made_twice(tiny):
+    found = [(kind, tuple(picks.values())) for kind, _, picks in choices(tiny[1])]
+    assert len(set(found)) == len(found) < len(KINDS) * len(SHARES)
 
 
 def test_within_a_cost():
