@@ -16,7 +16,7 @@ from .sites import ConvSite
 from .spectra import energy_by_bin, energy_by_tap, first_holding, rising
 from .split import split as split_filter
 
-HEAD = 64  # taps of a split's head where nobody says otherwise: leak 1.6e-3 at 1/8 of the tail's bins, measured
+HEAD = 64  # taps of a split's head where nobody says otherwise
 AHEAD_LIMIT = 0.1  # share of a filter's norm ahead, in its worst channel, that a causal model gets only if asked for
 AHEAD_GOAL = 0.05  # and that `energy` stays below
 MASK_SHARES = tuple(2.0**-i for i in range(1, 11))  # bands worth a mask, 1/2 to 1/1024
