@@ -4,12 +4,16 @@
 # TORCH_INDEX  where from; on Linux without a GPU, https://download.pytorch.org/whl/cpu saves some gigabytes
 # PYTHON       the Python (3.11 or newer) that makes the environment
 # DEMO_ARGS    what `make demo` converts, and to what quality
+# GLUE         folder with SST-2 and CoLA that `make demo-m2` trains on
+# TEXT         text files that it learns from besides
+# VOCAB        vocab.txt of bert-base-uncased; without it, from the hub
 # PYTEST_ARGS  more for pytest, e.g. PYTEST_ARGS="-k plan"
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= out/hyenadna-chr20-8k
+M2_OUT ?= out/m2-bert-small
 DEMO_ARGS ?= demo/hyenadna-chr20-8k $(OUT) --taps 256 --data demo/chr20-held-out.fa.gz --force
 PYTEST_ARGS ?=
 
@@ -19,11 +23,13 @@ BIN := $(VENV)/bin
 KERNELS := sparsify/native/_kernels.so
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo demo-m2 test lint types clean
 .NOTPARALLEL: # two pips at work in one environment would trip over each other
 
 help:
 	@echo "make demo   convert the demo checkpoint: dense and sparse, side by side"
+	@echo "make demo-m2 GLUE=DIR TEXT='FILE ...' VOCAB=FILE"
+	@echo "            train a small M2-BERT, SST-2 and CoLA in out/, goes on if stopped; a quarter of an hour"
 	@echo "make test   run the tests; SPARSIFY_TEST_DATA=FOLDER adds those that need real weights and texts"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
@@ -31,6 +37,12 @@ help:
 
 demo: $(KERNELS) $(VENV)/.core
 	$(BIN)/sparsify convert $(DEMO_ARGS)
+
+# One thread, so that whoever types it again gets the same weights.
+demo-m2: $(KERNELS) $(VENV)/.core
+	@test -n "$(GLUE)" || { echo "demo-m2 trains on SST-2 and CoLA; pass GLUE=DIR, the folder with them" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python demo/train_m2.py --glue $(GLUE) $(if $(TEXT),--text $(TEXT)) \
+	  $(if $(VOCAB),--vocab $(VOCAB)) --out $(M2_OUT)
 
 test: $(KERNELS) $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)

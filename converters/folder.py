@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from sparsify.files import read_json
+from sparsify.folders import heal, whole_folder
 from sparsify.plan import Plan
 from sparsify.stored import fingerprint
 
 from .layout import listed
 from .load import FORMAT, QUANT_METHOD, Pretrained, ours
-from .source import PLAN_TENSORS, Source
-from .tensors import kept_inside, read_config, read_tensors, weight_files
-
-COPIED = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "generation_config.json",
-    "LICENSE*",
-)
+from .source import COPIED, PLAN_TENSORS, Source
+from .tensors import kept_inside, read_config, read_tensors, weight_files, write_tensors
+from .text_tokenizer import TextTokenizer, describe
 
 
 def write_folder(
@@ -47,35 +34,43 @@ def write_folder(
     check_apart(out, pretrained.source.folder)
     check_names(files)
     plan.check([site.name for site in pretrained.sites])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as room:
-        new, old = Path(room) / "new", Path(room) / "old"
-        new.mkdir()
+    with whole_folder(out) as new:
         config, repo = pretrained.config, pretrained.source.repo
         config = pointing_back(config, repo) if repo else config
         tensors = plan.to_safetensors()
         write_files(new, pretrained.source, files if tensors is None else {**files, PLAN_TENSORS: tensors})
+        if isinstance(pretrained.tokenizer, TextTokenizer):
+            describe(new)
         write_weights(new, pretrained)
-        names = sorted({"config.json", *(path.name for path in new.iterdir())})  # what --force may replace later
         entry = {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT,
             "source": origin(pretrained),
             "plan": plan.to_dict(),
-            "files": names,
+            "files": sorted({"config.json", *contents(new)}),  # what --force and a later push may replace
         }
         kind = {"model_type": pretrained.family}  # which raw checkpoints do not tell, and AutoModel needs
         write_json(new / "config.json", {**kind, **config, **pretrained.choices, "quantization_config": entry})
         check_out(out, force)  # writing took a while
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
     return out
+
+
+def contents(folder: Path) -> set[str]:
+    """Names of all files below a folder, relative to it."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+
+
+def copy_beside(folder: Path, out: Path) -> None:
+    """Copy to `out` what this package wrote into `folder` beside config and weights: plan, report, card."""
+    if out.resolve() == folder.resolve():
+        return
+    weights = weight_files(folder)
+    taken = {"config.json", *(path.name for path in (*weights.files, *filter(None, [weights.index])))}
+    names = (ours(read_config(folder)) or {}).get("files")
+    for name in (name for name in (names if isinstance(names, list) else ()) if str(name) not in taken):
+        if (path := folder / str(name)).is_file():
+            (out / str(name)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept_inside(path, folder), out / str(name))
 
 
 def origin(pretrained: Pretrained) -> dict[str, str | None]:
@@ -88,9 +83,13 @@ def origin(pretrained: Pretrained) -> dict[str, str | None]:
 
 
 def check_out(out: Path, force: bool = False) -> None:
-    """Refuse to replace what `force` does not cover; worth asking before the work, too."""
+    """Refuse to replace what `force` does not cover; worth asking before the work, too.
+
+    What a killed process left half done of it is put right first.
+    """
     if file := next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None):
         raise ValueError(f"{file} is a file; name a folder")
+    heal(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not force:
@@ -100,7 +99,7 @@ def check_out(out: Path, force: bool = False) -> None:
         raise ValueError(f"{out} was not written by sparsify, so it is not replaced; choose another folder")
     files = entry.get("files")
     written = {str(name) for name in files} if isinstance(files, list) else set()
-    if strangers := sorted({path.name for path in out.iterdir()} - written):
+    if strangers := sorted(contents(out) - written):
         raise ValueError(f"{out} also holds {listed(strangers)}, which sparsify did not write; move that away")
 
 
@@ -153,8 +152,6 @@ def write_weights(new: Path, pretrained: Pretrained) -> None:
         for path in (*weights.files, *([weights.index] if weights.index else [])):
             shutil.copyfile(path, new / path.name)
     else:
-        # tensors that share memory are written apart: safetensors has no way to say so
-        tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in read_tensors(source.folder).items()}
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(new, read_tensors(source.folder))
     if fingerprint(read_tensors(new)) != pretrained.sha256:
         raise ValueError(f"what was written differs from what was loaded; did {source.folder} change? load it again")

@@ -134,11 +134,7 @@ def published(folder: Path) -> dict[str, Path]:
         raise ValueError(f"config.json in {folder} does not list its files; convert the checkpoint again")
     found: dict[str, Path] = {}
     for name in sorted({"config.json", *listed}):
-        path = folder / check_name(name, folder)
-        inside = sorted(p for p in path.rglob("*") if not p.is_dir()) if path.is_dir() else [path]
-        found |= {p.relative_to(folder).as_posix(): p for p in inside}
-    for name, path in found.items():
-        check_name(name, folder)
+        found[name] = path = folder / check_name(name, folder)
         if not path.is_file():
             raise ValueError(f"{folder} has lost its {name}; convert the checkpoint again")
         if not path.resolve().is_relative_to(folder):

@@ -25,7 +25,7 @@ from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
 from .implicit import ImplicitFilter, complete
-from .layout import agree, assign, number, rename_all, shape_of, strip_wrappers, whole
+from .layout import agree, assign, empty_embedding, number, rename_all, shape_of, strip_wrappers, whole
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
 TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
@@ -268,7 +268,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     def __init__(self, config: HyenaDNAConfig) -> None:
         super().__init__()
-        embedding = nn.Embedding(config.vocab_rows, config.d_model)
+        embedding = empty_embedding(config.vocab_rows, config.d_model)
         self.embeddings = nn.ModuleDict({"word_embeddings": embedding})
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)

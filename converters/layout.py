@@ -61,6 +61,14 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
+def empty_embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+    """An embedding without values, for a model that gets its weights from elsewhere.
+
+    torch would draw them, and on the meta device it imports its whole compiler for that.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False, padding_idx=padding_idx)
+
+
 def shape_of(found: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     """Shape of a tensor that sizes are read from."""
     if name not in found:

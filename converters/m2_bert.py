@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
 from .implicit import COARSE, complete
 from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers
-from .m2_bert_model import PAD, BiConv, M2Bert, M2BertConfig
+from .m2_bert_model import MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
+from .tensors import write_tensors
 from .text_tokenizer import TextTokenizer
 
 TRUNK = re.compile(r"(?:bert\.)?encoder\.layer\.\d+\.attention\.filter_fn\.implicit_filter_rev\.")
@@ -194,28 +194,28 @@ def tokenizer(model: M2Bert, folder: Path) -> TextTokenizer:
 
 
 def choices(model: M2Bert) -> dict[str, Any]:
-    """Nothing: config.json and the tensors tell all."""
-    return {}
+    """The family's own name: published ones say "bert", and transformers' BertModel would take such a folder."""
+    return {"model_type": MODEL_TYPE}
 
 
-def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer) -> Path:
+def without_tied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a decoder that is the embedding, which `build` takes a missing one to be: files know no shared memory."""
+    tied = DECODER in state and state[DECODER].data_ptr() == state[EMBEDDING].data_ptr()
+    return {name: tensor for name, tensor in state.items() if not (tied and name == DECODER)}
+
+
+def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None) -> Path:
     """The folder `out` with a checkpoint of `model` as `load` reads it: weights, config.json and vocabulary.
 
-    Written beside and then renamed.  A folder that is there already is refused.
+    besides: what config.json says beyond the model's own, under names that no family has.
+    Whole or not at all.  A folder that is there already is refused.
     """
     out = Path(out).expanduser().resolve()
     if out.exists():
         raise ValueError(f"{out} is there already; name a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as room:
-        new = Path(room) / "new"
-        new.mkdir()
-        state = model.state_dict()
-        if DECODER in state and state[DECODER].data_ptr() == state[EMBEDDING].data_ptr():
-            del state[DECODER]  # tied, which `build` takes a missing one to be: safetensors has no way to say so
-        tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        (new / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with whole_folder(out) as new:
+        write_tensors(new, without_tied(model.state_dict()))
+        config = {**(besides or {}), **model.config.to_dict()}
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(new)
-        new.rename(out)
     return out

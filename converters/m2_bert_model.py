@@ -24,7 +24,9 @@ from sparsify.fftconv import LongConv
 from sparsify.sites import Conv
 
 from .implicit import ImplicitFilter
+from .layout import empty_embedding
 
+MODEL_TYPE = "m2_bert"
 CLASSES = {"mlm": "BertForMaskedLM", "classifier": "BertForSequenceClassification", "encoder": "BertModel"}
 NOT_IN_JSON = ("head", "pooler", "num_inner_mlps", "short_filter_order")  # of a config: the tensors alone tell these
 PAD = 0
@@ -84,7 +86,7 @@ class M2BertConfig:
         own = {name: value for name, value in asdict(self).items() if name not in NOT_IN_JSON}
         return {
             "architectures": [CLASSES[self.head]],
-            "model_type": "m2_bert",
+            "model_type": MODEL_TYPE,
             **own,
             "long_conv_l_max": self.max_position_embeddings,
             "bidirectional": True,
@@ -101,9 +103,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = empty_embedding(config.vocab_size, config.hidden_size, padding_idx=PAD)
+        self.position_embeddings = empty_embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = empty_embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -287,7 +289,7 @@ class MaskedWords(nn.Module):
 class M2Bert(nn.Module):
     """input_ids (B, L) -> logits (B, L, V) of "mlm", scores (B, labels) of "classifier", (B, D) of "encoder".
 
-    Made from a config it is initialised as for training.
+    Made from a config it is initialised as for training; on the meta device there is nothing to initialise.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -300,7 +302,8 @@ class M2Bert(nn.Module):
         if config.head == "classifier":
             self.dropout = nn.Dropout(config.classifier_dropout)
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.reset_parameters()
+        if not self.bert.embeddings.word_embeddings.weight.is_meta:
+            self.reset_parameters()
 
     @property
     def context(self) -> int:
@@ -342,7 +345,10 @@ class M2Bert(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Sentence embeddings (B, D), whatever the head: the pooled state, through the pooler where there is one."""
-        x = self.hidden(input_ids, token_type_ids)
+        return self.pool(self.hidden(input_ids, token_type_ids), attention_mask)
+
+    def pool(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) of last states x (B, L, D)."""
         if not self.config.pool_all:
             pooled = x[:, 0]
         elif attention_mask is None:
@@ -351,6 +357,13 @@ class M2Bert(nn.Module):
             share = attention_mask.to(x.dtype)[..., None]
             pooled = (x * share).sum(1) / share.sum(1).clamp_min(1)
         return pooled if self.bert.pooler is None else self.bert.pooler(pooled)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the words read and the words predicted are one parameter."""
+        return self.config.head == "mlm" and (
+            self.cls.predictions.decoder.weight is self.bert.embeddings.word_embeddings.weight
+        )
 
     def tie(self) -> None:
         """One parameter for the words read and the words predicted."""

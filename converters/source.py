@@ -17,11 +17,12 @@ from .hub_requests import TIMEOUT, About, Unanswered, ask, what_happened
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PLAN_TENSORS = "plan.safetensors"  # coefficients that belong to a plan, not to the model
-TEXTS = (  # what may lie beside the weights; never *.py: no code of a checkpoint is run
-    *("config.json", "generation_config.json", "*.index.json", "plan.json", PLAN_TENSORS),
+COPIED = (  # what a converted checkpoint takes along from its source
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("README.md", "LICENSE*"),
+    *("generation_config.json", "LICENSE*"),
 )
+# what may lie beside the weights; never *.py: no code of a checkpoint is run
+TEXTS = ("config.json", "*.index.json", "plan.json", PLAN_TENSORS, "README.md", *COPIED)
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 NOT_WEIGHTS = ("*/*", "training_args*", "optimizer*", "scheduler*", "rng_state*")
 CARD_LENGTH = 1 << 20  # characters of a README.md that are read

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsify.files import read_json
@@ -83,15 +84,16 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def kept_inside(path: Path) -> Path:
-    """`path`, unless it is a link out of its folder: no other file of this machine may pass for the checkpoint's.
+def kept_inside(path: Path, folder: Path | None = None) -> Path:
+    """`path`, unless it leads out of its folder: no other file of this machine may pass for the checkpoint's.
 
-    The hub's cache keeps contents beside the snapshots that link to them, which is inside enough.
+    folder: that of the checkpoint, where `path` may lie deeper.  The hub's cache keeps contents beside the snapshots
+    that link to them, which is inside enough.
     """
-    folder, target = path.parent.resolve(), path.resolve()
+    folder, target = (folder or path.parent).resolve(), path.resolve()
     homes = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
     if not any(home in target.parents for home in homes):
-        raise ValueError(f"{path} is a link to {target}, outside its folder; put the file itself there")
+        raise ValueError(f"{path} leads to {target}, outside its folder; put the file itself there")
     return path
 
 
@@ -137,9 +139,11 @@ def read_pickle(path: Path) -> Any:
     """What a pickle holds, by torch's own restricted reader, or by ours where foreign classes lie in it."""
     unpickle.check_size(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if not unpickle.has_long_texts(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises anything on what it does not know or what is damaged; ours says which it is
-        return unpickle.load(path)
+        pass
+    return unpickle.load(path)
 
 
 def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -168,3 +172,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, or {} where there is none: sizes come from the tensors."""
     path = folder / "config.json"
     return read_json(kept_inside(path)) if path.is_file() else {}
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """model.safetensors in a folder of our own making; tensors that share memory are written apart.
+
+    The format has no way to say so.
+    """
+    apart = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    path = folder / NAMES[0]
+    save_file(apart, path, metadata={"format": "pt"})
+    path.chmod(folder.stat().st_mode & 0o666)  # as all other files: the library lets nobody but the owner read it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from sparsify.files import first_line
 
 from .source import snapshot
 
@@ -177,8 +180,9 @@ class TextTokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
-        """Copy the vocabulary's file into a folder, under its name."""
+        """Copy the vocabulary's file into a folder, under its name, with what AutoTokenizer needs to read it."""
         shutil.copyfile(self.file, folder / self.file.name)
+        describe(folder)
 
 
 def first_of(folder: Path) -> Path | None:
@@ -193,7 +197,7 @@ def from_json(path: Path) -> Tokenizer:
     try:
         made = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself
-        raise ValueError(f"{path} is no tokenizer ({error}); download it again") from error
+        raise ValueError(f"{path} is no tokenizer ({first_line(error)}); download it again") from error
     made.no_truncation()
     made.no_padding()
     upper, lower = (made.encode(word, add_special_tokens=False).tokens for word in ("The", "the"))
@@ -209,13 +213,25 @@ def from_vocabulary(path: Path) -> Tokenizer:
     tokens = path.read_text(encoding="utf-8").splitlines()
     if missing := [token for token in SPECIAL if token not in tokens]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it is no vocabulary of a BERT, a token a line")
-    cased = any(token != token.lower() for token in tokens if not token.startswith("["))
     made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    made.normalizer = normalizers.BertNormalizer(lowercase=not has_capitals(tokens))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     made.add_special_tokens(list(SPECIAL))
     return made
+
+
+def has_capitals(tokens: Iterable[str]) -> bool:
+    return any(token != token.lower() for token in tokens if not token.startswith("["))
+
+
+def describe(folder: Path) -> None:
+    """Write the tokenizer_config.json by which AutoTokenizer reads a vocab.txt as we do, unless there is another."""
+    path, vocabulary = folder / "tokenizer_config.json", folder / "vocab.txt"
+    if vocabulary.is_file() and not path.exists():
+        lower = not has_capitals(vocabulary.read_text(encoding="utf-8").splitlines())
+        told = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def shortened(one: int, two: int, room: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import pickletools
+import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
@@ -43,6 +45,8 @@ DANGEROUS_BUILTINS = {
     "setattr", "vars",
 }
 # fmt: on
+LONGEST_TEXT = 1000
+OLD_PICKLES = 5  # one after the other in a file from before archives
 HARMLESS = {"io.BytesIO"}  # Transformer Engine leaves empty ones beside the weights
 
 
@@ -150,6 +154,37 @@ def check_size(path: Path) -> None:
         raise ValueError(
             f"{path} unpacks to {claimed:,} bytes from {size:,}, which no checkpoint of torch does; do not trust it"
         )
+
+
+def has_long_texts(path: Path) -> bool:
+    """Whether a pickle holds texts that torch's reader could choke on: it searches what it says of an error, which may
+    repeat them, in a time that grows with their square.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return any(holds_long(file) for _ in range(OLD_PICKLES))
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
+        for member in members:
+            # where it lies, since torch takes members whose checksum is wrong
+            file.seek(member.header_offset + 26)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
+            if member.compress_type != zipfile.ZIP_STORED or holds_long(file):
+                return True
+    return False
+
+
+def holds_long(file: Any) -> bool:
+    """Whether the pickle that begins here has a long text, or is damaged, which torch might read over."""
+    try:
+        return any(map(is_long, pickletools.genops(file)))
+    except Exception:
+        return True
+
+
+def is_long(operation: tuple[Any, Any, Any]) -> bool:
+    return isinstance(operation[1], str | bytes) and len(operation[1]) > LONGEST_TEXT
 
 
 def why_no_archive(path: Path) -> str:

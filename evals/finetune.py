@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.files import write_whole
+from sparsify.stored import fingerprint
 
 from .glue import decide
 from .glue_data import Task
@@ -47,6 +47,10 @@ class Recipe:
         for name in ("epochs", "batch", "evaluations", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def steps(self, train: Tokens) -> int:
+        """Steps in all, if it does not stop before."""
+        return self.epochs * len(train.batches(self.batch))
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of step 0 .. steps - 1."""
@@ -81,6 +85,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all of it."""
+        inputs = {f"inputs.{i}": x for i, x in enumerate(self.inputs)}
+        return fingerprint({**inputs, "lengths": self.lengths, "labels": self.labels})
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs (B, length) int64 and labels (B,) of some examples of one length, on the device."""
@@ -162,8 +172,7 @@ def finetune(
     device = next(model.parameters()).device
     setup = identity(task, train, dev, recipe, seed, about or {})
     optimizer = make_optimizer(model, recipe)
-    run, order = Run(), Order(train, recipe.batch, seed)
-    steps = recipe.epochs * order.length
+    run, order, steps = Run(), Order(train, recipe.batch, seed), recipe.steps(train)
     torch.manual_seed(seed)  # dropout
     if state is not None and state.exists():
         run = read_state(state, setup, model, optimizer)
@@ -265,19 +274,9 @@ def identity(
     task: Task, train: Tokens, dev: Tokens, recipe: Recipe, seed: int, about: Mapping[str, Any]
 ) -> dict[str, str]:
     """What makes two runs the same, a text each."""
-    sets = {"training set": train, "dev set": dev}
-    data = {name: fingerprint((*tokens.inputs, tokens.lengths, tokens.labels)) for name, tokens in sets.items()}
+    data = {"training set": train.sha256, "dev set": dev.sha256}
     plain = {"task": task.name, "recipe": asdict(recipe), "seed": seed, "torch": torch.__version__, **about}
     return {name: json.dumps(value, sort_keys=True) for name, value in {**data, **plain}.items()}
-
-
-def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of shapes and values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def state_bytes(setup: Mapping[str, str], run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:

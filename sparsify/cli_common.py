@@ -158,25 +158,30 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def bar(what: str, windows: int) -> Iterator[Callable[[int], Any]]:
+def bar(what: str, total: int, unit: str = "window") -> Iterator[Callable[..., None]]:
     """How far long work has come, on stderr: a bar on a terminal, else a line every now and then.
 
-    Yields the function that is told of every few windows more.
+    Yields the function that is told of every few units more, and if there is some, a word on how it goes.
     """
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        with tqdm(total=windows, desc=what, unit="window", file=sys.stderr, leave=False) as shown:
-            yield shown.update
+        with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, leave=False) as shown:
+
+            def update(more: int, how: str = "") -> None:
+                shown.set_postfix_str(how, refresh=False)
+                shown.update(more)
+
+            yield update
         return
     done, told = 0, monotonic()
 
-    def advance(more: int) -> None:
+    def advance(more: int, how: str = "") -> None:
         nonlocal done, told
         done += more
         if monotonic() - told >= SECONDS_A_LINE:
             told = monotonic()
-            say(f"{what}: {done:,} of {windows:,} windows")
+            say(f"{what}: {done:,} of {total:,} {unit}s" + (f", {how}" if how else ""))
 
     yield advance
 

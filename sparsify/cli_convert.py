@@ -26,6 +26,7 @@ from .cli_common import (
     quoted,
     say,
 )
+from .cli_glue import how_to_score
 from .cli_hub import check_push, in_words, pushed
 from .cli_measure import measured, windows_of
 
@@ -158,7 +159,7 @@ def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
 def next_step(p: Pretrained, out: Path, data: Path | str | None, options: str) -> str:
     """The command that measures what was written."""
     if p.head != "lm":
-        return f"{program()} bench {quoted(out)}"
+        return how_to_score(p, out)
     return f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}{options}"
 
 

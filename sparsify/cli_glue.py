@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ import click
 from .cli_common import (
     AS_JSON,
     SOURCE,
+    bar,
     described,
     emit,
     open_baseline,
@@ -36,10 +37,11 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
 GLUE_LENGTH = 128  # tokens that GLUE's examples are padded to, as M2-BERT was fine-tuned
 SAVE_EVERY = 200  # steps of a fine-tune
+MEMORY = "sparsify_finetune"  # in config.json: how a classifier was made, which `eval glue` goes by
 
 PAD_TO = click.option(
     "--pad-to", type=click.IntRange(0), help="Tokens that every text is padded to, which changes its numbers; 0 runs "
-    "each at its own length.  [default: 128 for GLUE, the model's longest input for retrieval]",
+    "each at its own length.  [default: for GLUE as `finetune` did, else 128; the longest input for retrieval]",
 )  # fmt: skip
 BASELINE = click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
 TEXT = click.option("--data", type=click.Path(path_type=Path), required=True, help="Text file, gzipped or not.")
@@ -136,7 +138,7 @@ def score_split(
     from sparsify.evals import glue as scoring
 
     check_head(p, "classifier", "`sparsify finetune` makes a classifier")
-    length = padded(p, pad_to, GLUE_LENGTH)
+    length = padded(p, pad_to, trained_with(p))
     variants = {name: on_texts(q, run, length) for name, (q, run) in compared(p, base).items()}
     title = f"{examples.task.title} {examples.split}"
     with counting(title, len(examples), "example") as progress:
@@ -150,7 +152,7 @@ def score_split(
         "available": examples.available,
         "cut": cut,
         "agreement": scoring.agreement(said),
-        "convention": convention(p, length),
+        "convention": convention(p, length) + as_in_training(p, length),
     }
     return scoring.figures(examples, said), row
 
@@ -196,7 +198,8 @@ def mlm(
     result = {
         **described(p),
         "variants": [row.to_dict() for row in found.values()],
-        "convention": f"{masked.convention}; {len(cut.names)} documents, [CLS] before and [SEP] behind every window",
+        "convention": f"{masked.convention}; [CLS] before and [SEP] behind every window; documents: "
+        f"{cut.n_documents}, windows there were: {max(cut.available, len(cut)):,}",
         "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "filled_in")
@@ -236,10 +239,12 @@ def retrieval(
     variants = {name: on_texts(q, run, length) for name, (q, run) in embedding.items()}
     with counting("embeddings", 2 * len(pairs), "text") as progress:
         found = searching.compare(variants, pairs, batch_of(p, length), progress)
+    cut = too_long(p, (*pairs.queries, *pairs.passages), None, length)
     result = {
         **described(p),
         "variants": [row.to_dict() for row in found.values()],
-        "convention": f"{pairs.convention()}; {convention(p, length)}",
+        "cut": cut,
+        "convention": f"{pairs.convention()}; {convention(p, length)}, as {cut:,} of {2 * len(pairs):,} were",
         "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "retrieved")
@@ -286,9 +291,9 @@ def finetune(
     recipe = replace(RECIPES[asked.name], **changes)
     train, dev = read_examples(data, asked, "train"), read_examples(data, asked, asked.dev[0])
     p = open_checkpoint(model, **where)
-    length = padded(p, pad_to, GLUE_LENGTH)
+    length = padded(p, pad_to, trained_with(p))
     result = trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out)
-    score = f"{program()} eval glue {quoted(out)} --task {asked.name} --data {quoted(data)} --pad-to {length}"
+    score = f"{program()} eval glue {quoted(out)} --task {asked.name} --data {quoted(data)}"
     emit(result | {"next": score}, as_json, "fine_tuned")
 
 
@@ -309,9 +314,9 @@ def trained(
         say(f"going on from {state}")
     learnt, scored = (tokens_of(p, examples, length) for examples in (train, dev))
     about = {"model": p.sha256, "plan": p.plan.sha256}
-    with training(task) as progress:
+    with training(task, recipe.steps(learnt)) as progress:
         outcome = finetune(classifier, task, learnt, scored, recipe, seed, state, SAVE_EVERY, about, progress)
-    write_classifier(classifier, out, p)
+    write_classifier(classifier, out, p, {"task": task.name, "pad_to": length})
     state.unlink(missing_ok=True)
     return {
         **described(p),
@@ -359,30 +364,27 @@ def tokens_of(p: Pretrained, examples: Examples, length: int) -> Tokens:
 
 
 @contextmanager
-def training(task: Task) -> Iterator[Callable[[int, int, float, float], None]]:
-    """A bar on stderr with the loss and the best score."""
-    from tqdm import tqdm
-
-    with tqdm(desc=f"fine-tuning on {task.title}", unit="step", file=sys.stderr, disable=None) as bar:
+def training(task: Task, steps: int) -> Iterator[Callable[[int, int, float, float], None]]:
+    """A bar with the loss and the best score."""
+    with counting(f"fine-tuning on {task.title}", steps, "step") as advance:
 
         def progress(done: int, total: int, loss: float, best: float) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"loss {loss:.3f}, best {task.metrics[0]} {best:.4f}", refresh=False)
-            bar.update(done - bar.n)
+            so_far = "" if math.isnan(best) else f", best dev {task.metrics[0]} {best:.4f}"
+            advance(done, total, f"loss {loss:.3f}{so_far}")
 
         yield progress
 
 
-def write_classifier(model: Any, out: Path, p: Pretrained) -> None:
-    """The folder OUT with a classifier, under the plan that it was trained under."""
+def write_classifier(model: Any, out: Path, p: Pretrained, made: Mapping[str, Any]) -> None:
+    """The folder OUT with a classifier, under the plan that it was trained under.  made: how, for config.json."""
     from sparsify.converters import load, m2_bert, write_folder
 
     tokenizer: Any = p.tokenizer
     if p.plan.is_dense:
-        m2_bert.save(model, out, tokenizer)
+        m2_bert.save(model, out, tokenizer, {MEMORY: made})
         return
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as room:
-        dense = m2_bert.save(model, Path(room) / "dense", tokenizer)
+        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, {MEMORY: made})
         write_folder(out, load(dense), p.plan, {"plan.json": p.plan.to_json()})
 
 
@@ -394,9 +396,54 @@ def check_head(p: Pretrained, head: str, otherwise: str) -> None:
         raise ValueError(f"{p.source.name} has the head {p.head!r}, and this takes {head!r}; {otherwise}")
 
 
+def reads_text(p: Pretrained) -> bool:
+    return hasattr(p.tokenizer, "batch")
+
+
+def how_to_score(p: Pretrained, out: Path) -> str:
+    """The command that measures how well a model of text in `out` does; its speed, for other models."""
+    from sparsify.evals.glue_data import TASKS
+
+    task = next((name for name in TASKS if name == remembered(p, "task")), "TASK")
+    verbs = {
+        "classifier": f"eval glue {quoted(out)} --task {task} --data DIR",
+        "mlm": f"eval mlm {quoted(out)} --data FILE",
+        "encoder": f"eval retrieval {quoted(out)} --data FILE",
+    }
+    return f"{program()} {verbs[p.head] if reads_text(p) else f'bench {quoted(out)}'}"
+
+
+def remembered(p: Pretrained, name: str) -> Any:
+    """What `finetune` wrote of itself into config.json under this name; None in models from elsewhere."""
+    made = p.config.get(MEMORY)
+    return made.get(name) if isinstance(made, dict) else None
+
+
+def trained_with(p: Pretrained) -> int:
+    """Tokens that `finetune` padded every text to, 0 for its own length; M2-BERT's for models from elsewhere."""
+    length = remembered(p, "pad_to")
+    if length is None:
+        return GLUE_LENGTH
+    if type(length) is not int or length < 0:
+        raise ValueError(
+            f"config.json has {length!r:.60} for {MEMORY}.pad_to, expected a number of tokens; take it out"
+        )
+    return length
+
+
+def as_in_training(p: Pretrained, length: int) -> str:
+    """Whether texts are as long as `finetune` had them, as the end of a sentence; empty for models from elsewhere."""
+    if remembered(p, "pad_to") is None:
+        return ""
+    before = trained_with(p)
+    if length == before:
+        return ", as in its fine-tune"
+    return ", unlike in its fine-tune, " + (f"which padded to {before}" if before else "which padded none")
+
+
 def padded(p: Pretrained, pad_to: int | None, default: int) -> int:
     """Tokens that every text is padded to, 0 for its own length; the default is cut to what the model takes."""
-    if not hasattr(p.tokenizer, "batch"):
+    if not reads_text(p):
         raise ValueError(f"models of the family {p.family} read no text; pass an M2-BERT")
     longest = p.context + 2
     if pad_to is not None and pad_to > longest:
@@ -407,7 +454,7 @@ def padded(p: Pretrained, pad_to: int | None, default: int) -> int:
 def convention(p: Pretrained, length: int) -> str:
     """How texts were made equally long, in words that travel with the numbers."""
     if length:
-        return f"every text padded to {length} tokens, longer ones cut; padding is data to this model"
+        return f"padding is data to this model: every text padded to {length} tokens, longer ones cut"
     return f"every text at its own length, without padding, cut to {p.context + 2} tokens"
 
 
@@ -464,13 +511,14 @@ def batch_of(p: Pretrained, length: int) -> int:
 
 
 @contextmanager
-def counting(what: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr for work that tells how much of it is done."""
-    from tqdm import tqdm
+def counting(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar for work that tells how much of it is done: progress(done, total)."""
+    seen = 0
+    with bar(what, total, unit) as advance:
 
-    with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=None) as bar:
-
-        def progress(done: int, _: int) -> None:
-            bar.update(done - bar.n)
+        def progress(done: int, _: int, how: str = "") -> None:
+            nonlocal seen
+            advance(done - seen, how)
+            seen = done
 
         yield progress

@@ -52,7 +52,7 @@ def check_push(repo: str) -> None:
 def how_to_load(result: dict[str, Any]) -> str:
     """Python that loads what was pushed, this very commit."""
     revision = f', revision="{result["commit"]}"' if result["commit"] else ""
-    return f'from sparsify.converters import load; load("{result["repo"]}"{revision})'
+    return f'import sparsify; sparsify.load("{result["repo"]}"{revision})'
 
 
 def in_words(result: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ class FilterPlan:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown kind of filter plan {self.kind!r}; known: {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind of filter plan {self.kind!r:.60}; known: {', '.join(KINDS)}")
         has_taps, has_mask = KINDS[self.kind]
         if has_taps != (self.taps is not None) or has_mask != (self.mask is not None):
             needs = [name for name, has in (("taps", has_taps), ("mask", has_mask)) if has]
@@ -95,9 +95,9 @@ class FilterPlan:
             self.check_values(*self.values.sizes)
 
     def check_values(self, channels: int, taps: int | None, bins: int | None) -> None:
-        """Refuse coefficients that are not those of what this plan keeps."""
+        """Refuse coefficients that are not those of what this plan keeps, in one direction or in both."""
         kept = None if self.mask is None else self.mask.frequencies().numel()
-        if (taps is None) != (self.taps is None) or bins != kept or (taps or 0) > (self.taps or 0):
+        if (taps is None) != (self.taps is None) or bins != kept or (taps or 0) >= 2 * (self.taps or 1):
             raise ValueError(
                 f"a plan of {self} has coefficients for {self.taps or 'no'} taps and {kept or 'no'} bins, "
                 f"got {taps or 'no'} and {bins or 'no'}; re-fit it, or leave them out"
@@ -191,7 +191,7 @@ class FilterPlan:
     def from_dict(cls, data: Mapping[str, Any], values: Coefficients | None = None) -> FilterPlan:
         """The plan that `to_dict` described.  values: its coefficients, which the dictionary has the digest of only."""
         if unknown := set(data) - {"kind", "taps", "mask", "refit"}:
-            raise ValueError(f"a filter plan has kind, taps, mask and refit, got also {', '.join(sorted(unknown))}")
+            raise ValueError(f"a filter plan has kind, taps, mask, refit, got also {', '.join(sorted(unknown)):.200}")
         if data.get("refit") != (None if values is None else values.digest):
             raise ValueError(
                 "the re-fitted coefficients are not those that the plan was made with; put plan.json and "
@@ -249,7 +249,7 @@ class Plan:
         found = by_site(tensors or {})
         try:
             if strangers := sorted(found.keys() - data["filters"].keys()):
-                raise ValueError(f"there are coefficients for {strangers[0]}, which the plan has no entry for")
+                raise ValueError(f"there are coefficients for {strangers[0]:.200}, which the plan has no entry for")
             filters = {name: FilterPlan.from_dict(f, found.get(name)) for name, f in data["filters"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
@@ -320,12 +320,12 @@ def by_site(tensors: Mapping[str, Tensor]) -> dict[str, Coefficients]:
     for name, tensor in tensors.items():
         site, _, part = name.rpartition(".")
         if part not in PARTS or not site:
-            raise ValueError(f"coefficients are called SITE.{' or SITE.'.join(PARTS)}, got {name!r}")
+            raise ValueError(f"coefficients are called SITE.{' or SITE.'.join(PARTS)}, got {name!r:.200}")
         parts.setdefault(site, {})[part] = tensor
     found = {}
     for site, given in parts.items():
         try:
             found[site] = Coefficients.from_stored(given)
         except ValueError as error:
-            raise ValueError(f"{site}: {error}") from error
+            raise ValueError(f"{site:.200}: {error}") from error
     return found

@@ -112,9 +112,7 @@ def program(*argv: str, kill_after: float | None = None, saving: str | None = No
 
     kill_after: seconds until it is killed; they count from where something hidden appears in the folder `saving`.
     """
-    import torch._dynamo  # noqa: F401  what a run would import itself, before the copy is made
-
-    from sparsify import card, report  # noqa: F401
+    from sparsify import card, report  # noqa: F401  what a run would import itself, before the copy is made
     from sparsify.cli import main
     from sparsify.evals import planning  # noqa: F401
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import layouts_m2
 import pytest
 import torch
-from click.testing import CliRunner
 from layouts import TINY, Sizes, weights, write, write_tiny
 from safetensors.torch import load_file
+from verbs import answer, run
 
 from sparsify import cli_measure, cost, native, swap
-from sparsify.cli import main
 from sparsify.converters import load
 from sparsify.evals import kernels
 from sparsify.evals.breakdown import FILTERS
@@ -46,17 +45,6 @@ def dna(tmp_path_factory):
     letters = torch.randint(4, (4000,), generator=torch.Generator().manual_seed(0))
     path.write_text("".join("ACGT"[i] for i in letters))
     return path
-
-
-def run(*args):
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def answer(*args):
-    """The one JSON object on stdout."""
-    done = run(*args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 def test_inspect(checkpoint):

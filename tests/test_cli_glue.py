@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 import layouts_m2
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
+from verbs import answer, refusal, run
 
-from sparsify.cli import main
+from sparsify import cli_common
+from sparsify.cli_glue import how_to_score
 from sparsify.converters import load, m2_bert
 from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
 from sparsify.converters.text_tokenizer import TextTokenizer
@@ -22,24 +24,11 @@ from sparsify.converters.text_tokenizer import TextTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 24
 GOOD, BAD, REST = ("good", "able"), ("bad", "not"), ("film", "we", "saw", "it", "is", "was", "and", "the")
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": len(layouts_m2.WORDS),
+    "max_position_embeddings": LENGTH, "hyena_filter_order": 8, "pool_all": True,
+}  # fmt: skip
 TUNE = ("--lr", 5e-3, "--epochs", 3, "--batch", 16, "--seed", 1, "--pad-to", LENGTH)
-
-
-def run(*args):
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def answer(*args):
-    """The one JSON object on stdout."""
-    done = run(*args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
-def refusal(*args):
-    done = run(*args)
-    assert done.exit_code == 1 and len(done.stderr.strip().splitlines()[-1]) > 20, done.output
-    return done.stderr.strip().splitlines()[-1]
 
 
 def sentences(count, seed):
@@ -73,9 +62,7 @@ def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     (folder / "vocab.txt").write_text("\n".join(layouts_m2.WORDS) + "\n")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": len(layouts_m2.WORDS)}
-    config = M2BertConfig(**sizes, max_position_embeddings=LENGTH, hyena_filter_order=8, pool_all=True)
-    return m2_bert.save(M2Bert(config), folder / "tiny", TextTokenizer(folder))
+    return m2_bert.save(M2Bert(M2BertConfig(**SIZES)), folder / "tiny", TextTokenizer(folder))
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +82,10 @@ def sparse(classifier, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Paragraphs of words the model knows."""
+    """Paragraphs of words the model knows; a third of their halves has no more than it takes."""
     rng = random.Random(7)
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    halves = [" ".join(rng.choices(GOOD + BAD + REST, k=22)) + "." for _ in range(24)]
+    halves = [" ".join(rng.choices(GOOD + BAD + REST, k=22 if i % 3 else 20)) + "." for i in range(24)]
     path.write_text("\n\n".join(f"{a} {b}" for a, b in zip(halves[::2], halves[1::2], strict=True)))
     return path
 
@@ -123,6 +110,62 @@ def test_sparse_against_dense(sparse, classifier, data):
     assert answer(*ask, "--baseline", classifier)["figures"] == result["figures"]
     said = run(*ask).stdout
     assert "difference, paired" in said and "McNemar" in said and "SST-2 accuracy: sparse" in said
+
+
+def test_padding_is_remembered(classifier, sparse, pretrained, data, tmp_path):
+    """What a classifier was trained with is the default, also after `convert`; any other length says so."""
+    ask = ("--task", "sst2", "--data", data)
+    for model in (classifier, sparse):
+        assert json.loads((model / "config.json").read_text())["sparsify_finetune"] == {
+            "task": "sst2",
+            "pad_to": LENGTH,
+        }
+        result = answer("eval", "glue", model, *ask)
+        assert f"padded to {LENGTH} tokens" in result["convention"] and "as in its fine-tune" in result["convention"]
+        assert result["figures"] == answer("eval", "glue", model, *ask, "--pad-to", LENGTH)["figures"]
+    other = answer("eval", "glue", classifier, *ask, "--pad-to", 0)
+    assert "unlike in its fine-tune, which padded to 24" in other["convention"]
+    answer("finetune", pretrained, *ask, "--out", tmp_path / "own", *TUNE, "--pad-to", 0, "--limit", 16)
+    result = answer("eval", "glue", tmp_path / "own", *ask)
+    assert "at its own length, without padding" in result["convention"] and "as in its" in result["convention"]
+
+
+def test_what_config_json_says_of_a_fine_tune_is_checked(classifier, data, tmp_path):
+    ask = ("eval", "glue", tmp_path / "model", "--task", "sst2", "--data", data)
+    config = json.loads((classifier / "config.json").read_text())
+    shutil.copytree(classifier, tmp_path / "model")
+    for made, said in (
+        ({"pad_to": "24"}, "has '24' for sparsify_finetune.pad_to"), ({"pad_to": -1}, "has -1 for"),
+        ({"pad_to": True}, "has True for"), ({"pad_to": 99}, None), ({}, None), ("24", None),
+    ):  # fmt: skip
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"sparsify_finetune": made}))
+        if said:
+            assert said in refusal(*ask)
+        else:
+            assert "padded to 24 tokens" in answer(*ask)["convention"]  # all that it takes
+
+
+def test_how_to_score(classifier, pretrained, tmp_path):
+    """A command for what the head is for; what a stranger's config.json says is not repeated."""
+    from layouts import write_tiny
+
+    out, p = tmp_path / "a b", load(classifier)
+    assert how_to_score(p, out).endswith(f" eval glue {shlex.quote(str(out))} --task sst2 --data DIR")
+    p.config["sparsify_finetune"]["task"] = "sst2; rm -rf /"
+    assert how_to_score(p, out).endswith(" --task TASK --data DIR")
+    assert " eval mlm " in how_to_score(load(pretrained), out)
+    encoder = M2Bert(M2BertConfig(**{**SIZES, "head": "encoder"}))
+    m2_bert.save(encoder, tmp_path / "encoder", p.tokenizer)
+    assert " eval retrieval " in how_to_score(load(tmp_path / "encoder"), out)
+    assert " bench " in how_to_score(load(write_tiny(tmp_path / "dna")), out)
+
+
+def test_progress_is_a_line_now_and_then_without_a_terminal(pretrained, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_common, "SECONDS_A_LINE", 0)
+    done = run("finetune", pretrained, "--task", "sst2", "--data", data, "--out", tmp_path / "out", *TUNE)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fine-tuning on SST-2: ")]
+    assert len(lines) == 30 and "1 of 30 steps, loss 0" in lines[0] and "best" not in lines[0] and "nan" not in lines[0]
+    assert "30 of 30 steps, loss 0" in lines[-1] and ", best dev accuracy " in lines[-1]
 
 
 def test_length_is_part_of_the_input(classifier, data):
@@ -167,19 +210,21 @@ def test_retrieval(sparse, text):
     assert 0 < dense["mrr"] <= 1 and dense["cosine"] is None
     assert 0.5 < own["cosine"] < 1 and own["cosine_worst"] <= own["cosine"] and 0 < own["top_overlap"] <= 1
     assert "rank agreement" in run(*ask).stdout
+    whole = answer(*ask)
+    assert whole["cut"] == 16 and "longer ones cut, as 16 of 24 were" in whole["convention"]
 
 
 def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
     answer("convert", pretrained, tmp_path / "sparse", "--low-pass", 0.25)
     where = ("--task", "sst2", "--data", data)
     result = answer("finetune", tmp_path / "sparse", *where, "--out", tmp_path / "out", *TUNE)
-    assert result["best"]["value"] > 0.8
+    assert result["best"]["value"] > 0.7
     before, after = load_file(pretrained / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
     assert changed and not [name for name in changed if "filter_fn" in name and not name.endswith("filter_fn.bias")
                             and not name.endswith("filter_fn2.bias")]  # fmt: skip
     assert load(tmp_path / "out").plan.to_dict()["filters"] == load(tmp_path / "sparse").plan.to_dict()["filters"]
-    figures = answer("eval", "glue", tmp_path / "out", *where, "--pad-to", LENGTH)["figures"]
+    figures = answer("eval", "glue", tmp_path / "out", *where)["figures"]  # at the length it was trained with
     assert figures[0]["values"]["sparse"] == result["best"]["value"]
 
 

@@ -1,19 +1,26 @@
 """A folder is written whole or not at all, with the source's weights to the last bit."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import layouts
+import layouts_m2
 import pytest
 import torch
 from helpers import relative_l2
+from safetensors.torch import save_file
 
 from sparsify import swap
 from sparsify.coefficients import Coefficients
 from sparsify.converters import check_out, folder, load, write_folder
+from sparsify.converters.folder import copy_beside
 from sparsify.converters.source import Source
 from sparsify.converters.tensors import read_tensors
+from sparsify.folders import heal, whole_folder
 from sparsify.plan import FilterPlan, Plan
 
 
@@ -67,7 +74,7 @@ def test_shards_are_copied_with_their_index(tmp_path):
     names = sorted(tensors)
     shards = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
     for file, held in shards.items():
-        folder.save_file({n: tensors[n].clone() for n in held}, path / file)
+        save_file({n: tensors[n].clone() for n in held}, path / file)
     table = {name: file for file, held in shards.items() for name in held}
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
     (path / "model.safetensors").unlink()
@@ -152,7 +159,7 @@ def test_the_origin_stays_from_folder_to_folder_while_the_weights_do(source, tmp
     second = load(write_folder(tmp_path / "second", first, plan_for(first, 7), {}))
     assert second.quantization["source"] == origin and second.notes == ()
     tensors = {name: tensor + 1 for name, tensor in read_tensors(tmp_path / "second").items()}
-    folder.save_file(tensors, tmp_path / "second" / "model.safetensors")
+    save_file(tensors, tmp_path / "second" / "model.safetensors")
     changed = load(tmp_path / "second")
     assert any("not those that the plan was made for" in note for note in changed.notes)
     third = load(write_folder(tmp_path / "third", changed, changed.plan, {}))
@@ -163,6 +170,28 @@ def test_a_raw_checkpoint_is_told_apart_by_its_config_afterwards(tmp_path):
     p = load(layouts.write(tmp_path / "source", "raw"))
     out = write_folder(tmp_path / "out", p, plan_for(p), {})
     assert json.loads((out / "config.json").read_text())["model_type"] == "hyenadna"
+
+
+LOADED = """
+import sys
+from sparsify.converters import load, write_folder
+for source in sys.argv[2:]:
+    p = load(source)
+    write_folder(sys.argv[1] + p.family, p, p.plan, {})
+print([name for name in ("torch._dynamo", "sympy", "transformers", "huggingface_hub") if name in sys.modules])
+"""
+
+
+def test_loading_and_writing_import_nothing_heavy(source, tmp_path):
+    """torch would import its compiler to draw weights that nobody sees."""
+    other = layouts_m2.write(tmp_path / "m2", "mlm")
+    done = python(LOADED, tmp_path / "out-", source, other)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def python(script, *args):
+    command = [sys.executable, "-c", script, *map(str, args)]
+    return subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
 
 
 # --- refusals and accidents ------------------------------------------------------------------------------------------
@@ -235,7 +264,7 @@ def test_a_source_that_changed_meanwhile(source, tmp_path):
     tensors = {name: tensor.clone() for name, tensor in read_tensors(source).items()}
     tensors["lm_head.weight"] += 1
     (source / "model.safetensors").unlink()  # the loaded model still looks into the old file
-    folder.save_file(tensors, source / "model.safetensors")
+    save_file(tensors, source / "model.safetensors")
     with pytest.raises(ValueError, match="load it again"):
         write_folder(tmp_path / "out", p, plan_for(p), {})
     assert not (tmp_path / "out").exists()
@@ -252,3 +281,123 @@ def test_a_config_of_ours_without_a_plan(source):
         check_out(source, force=True)
     (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     assert load(source).quantization is None
+
+
+# --- killed on the way -----------------------------------------------------------------------------------------------
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sparsify.folders import whole_folder
+out, moment = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+def until(a, b):
+    if (a.name, moment) in (("new", "between"), ("old", "clearing")):
+        os.kill(os.getpid(), 9)
+    return rename(a, b)
+Path.rename = until
+with whole_folder(out) as new:
+    (new / "a").write_text("new")
+    if moment == "writing":
+        os.kill(os.getpid(), 9)
+"""
+
+
+def run_killed(out, moment):
+    """A process that writes the folder `out` and is killed at some moment."""
+    done = python(KILLED, out, moment)
+    assert done.returncode == -9, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("moment", "there"),
+    [("writing", False), ("writing", True), ("between", False), ("between", True), ("clearing", True)],
+)
+def test_the_next_run_puts_right_what_a_killed_one_left(tmp_path, moment, there):
+    """The old folder is back, or the new one there, and nothing beside; what only looks similar is not touched."""
+    out, others = tmp_path / "out", {".out.backup", ".out", ".other.sparsify-1"}
+    for name in others | ({"out"} if there else set()):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("old")
+    run_killed(out, moment)
+    left = {path.name for path in tmp_path.iterdir()} - others - {"out"}
+    assert len(left) == 1 and out.exists() == (there and moment != "between")
+    heal(out)
+    assert {path.name for path in tmp_path.iterdir()} == others | ({"out"} if there else set())
+    assert not there or (out / "a").read_text() == ("new" if moment == "clearing" else "old")
+
+
+def test_a_room_that_is_still_worked_in_is_let_alone(tmp_path):
+    out = tmp_path / "out"
+    with whole_folder(out) as new:
+        (new / "a").write_text("first")
+        with whole_folder(out) as other:  # as another process would
+            (other / "a").write_text("second")
+        assert (new / "a").read_text() == "first" and (out / "a").read_text() == "second"
+    assert (out / "a").read_text() == "first" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_half_cleared_does_not_come_back(tmp_path, monkeypatch):
+    """Killed while the old folder was removed, and the new one deleted by hand since."""
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    monkeypatch.setattr("sparsify.folders.shutil.rmtree", lambda *args, **kwargs: None)  # as far as that came
+    with whole_folder(out) as new:
+        (new / "a").write_text("new")
+    monkeypatch.undo()
+    shutil.rmtree(out)
+    heal(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_conversion_that_was_killed_between_the_renames_can_be_repeated(source, tmp_path):
+    """The old folder is back before anybody asks whether the place is free."""
+    p, out = load(source), tmp_path / "out"
+    write_folder(out, p, plan_for(p, 5), {})
+    run_killed(out, "between")
+    assert not out.exists()
+    with pytest.raises(ValueError, match="is not empty"):
+        check_out(out)
+    assert load(out).plan == plan_for(p, 5)
+    run_killed(out, "between")
+    write_folder(out, p, plan_for(p, 7), {}, force=True)
+    assert load(out).plan == plan_for(p, 7) and {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+# --- files by their whole names --------------------------------------------------------------------------------------
+
+
+def test_files_in_folders_are_listed_and_replaced_by_their_whole_names(source, tmp_path):
+    p, out, name = load(source), tmp_path / "out", ".eval_results/data.yaml"
+    write_folder(out, p, plan_for(p), {name: "[]"})
+    assert name in load(out).quantization["files"]
+    (out / ".eval_results" / "mine.yaml").write_text("[]")
+    with pytest.raises(ValueError, match=r"also holds .eval_results/mine.yaml, which sparsify did not write"):
+        write_folder(out, p, plan_for(p), {}, force=True)
+    (out / ".eval_results" / "mine.yaml").unlink()
+    write_folder(out, p, plan_for(p), {}, force=True)
+    assert not (out / ".eval_results").exists()
+
+
+def test_what_lies_beside_goes_along_but_nothing_from_outside(source, tmp_path):
+    p, name = load(source), ".eval_results/data.yaml"
+    out = write_folder(tmp_path / "out", p, plan_for(p), {name: "[]", "plan.json": "{}"})
+    copy_beside(out, tmp_path / "copy")
+    assert set(snapshot(tmp_path / "copy")) == {name, "plan.json", "tokenizer_config.json"}
+    (tmp_path / "private").write_text("private")
+    (out / "link").symlink_to(tmp_path / "private")
+    config = json.loads((out / "config.json").read_text())
+    for hostile in ("../private", "link", str(tmp_path / "private")):
+        config["quantization_config"]["files"] = [hostile]
+        (out / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="outside its folder"):
+            copy_beside(out, tmp_path / "another")
+
+
+@pytest.mark.parametrize("dialect", ["raw", "hf"])
+def test_weights_can_be_read_by_whom_other_files_can(tmp_path, dialect):
+    p = load(layouts.write(tmp_path / "source", dialect))
+    out = write_folder(tmp_path / "out", p, re_fitted(p), {})
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1

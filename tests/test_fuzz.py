@@ -12,16 +12,19 @@ import tempfile
 from pathlib import Path
 
 import layouts
+import layouts_m2
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from sparsify.coefficients import Coefficients
 from sparsify.converters import load
 from sparsify.converters.load import build
 from sparsify.converters.tensors import read_config, read_tensors
-from sparsify.plan import KINDS, SCHEMA, Plan
+from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.plan import KINDS, SCHEMA, FilterPlan, Plan
 
 TRIES = int(os.environ.get("SPARSIFY_FUZZ", "0"))
 fuzz = settings(
@@ -150,15 +153,20 @@ def test_config_files(text):
     assert isinstance(read_as("config.json", text, read_config), dict | None)
 
 
-KEYS = sorted({*CONFIG, "shift", "modulate", "layer", "l_max", "num_labels", "quantization_config", "normalized"})
+UNSAID = {"shift", "modulate", "layer", "l_max", "num_labels", "quantization_config", "normalized", "auto_map"}
+DIALECTS = [(layouts, name) for name in ("hf", "raw checkpointed", "hf classifier")]
+DIALECTS += [(layouts_m2, name) for name in ("mlm", "retrieval")]
 
 
-@pytest.mark.parametrize("dialect", ["hf", "raw checkpointed", "hf classifier"])
+@pytest.mark.parametrize(("family", "dialect"), DIALECTS, ids=[name for _, name in DIALECTS])
 @fuzz
-@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3), data=st.data())
-def test_models(dialect, changes, data):
-    kind = layouts.DIALECTS[dialect]
-    tensors = layouts.dress(layouts.weights(layouts.TINY), kind)
+@given(data=st.data())
+def test_models(family, dialect, data):
+    kind = family.DIALECTS[dialect]
+    config = family.config(family.TINY, kind)
+    keys = st.sampled_from(sorted({*config, *UNSAID}))
+    changes = data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=3))
+    tensors = family.dress(family.weights(family.TINY), kind)
     for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=2, unique=True)):
         match data.draw(st.sampled_from(["lose", "reshape", "cast", "rename", "empty", "poison"])):
             case "lose":
@@ -173,9 +181,9 @@ def test_models(dialect, changes, data):
                 tensors[name] = tensors[name][:0]
             case "poison":
                 tensors[name] = torch.full_like(tensors[name], data.draw(st.sampled_from([torch.nan, -torch.inf])))
-    built = answers(build, tensors, {**layouts.config(layouts.TINY, kind), **changes})
+    built = answers(build, tensors, {**config, **changes})
     if built is not None:
-        logits = built[2](torch.arange(20)[None] % 4 + 7)
+        logits = built[2].eval()(torch.arange(20)[None] % 4 + 7)
         assert logits.isfinite().all()
 
 
@@ -206,6 +214,37 @@ def test_plans(data):
         assert str(kept) and kept.density(66) > 0
         applied = answers(kept.apply, torch.randn(2, 66))
         assert applied is None or applied.k.isfinite().all()
+
+
+REFITTED = Plan(
+    {name: FilterPlan("partial", 5, values=Coefficients(torch.ones(12, 5) * i)) for i, name in enumerate(NAMES)}, "x"
+)
+
+
+@fuzz
+@given(content=damaged(REFITTED.to_safetensors()), told=damaged(REFITTED.to_json().encode()), which=st.booleans())
+def test_coefficients(content, told, which):
+    """Either file of a plan damaged: the plan as it was, or a refusal."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "plan.json").write_bytes(REFITTED.to_json().encode() if which else told)
+        (Path(folder) / "plan.safetensors").write_bytes(content if which else REFITTED.to_safetensors())
+        plan = answers(Plan.read, Path(folder) / "plan.json")
+    assert plan is None or not which or plan == REFITTED
+
+
+WORDS = "\n".join(layouts_m2.WORDS).encode()
+TOKENIZER = json.dumps({"version": "1.0", "model": {"type": "WordPiece", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}})
+
+
+VOCABULARIES = {"vocab.txt": WORDS, "tokenizer.json": TOKENIZER.encode()}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@fuzz
+@given(data=st.data())
+def test_vocabularies(name, data):
+    content = data.draw(damaged(VOCABULARIES[name]))
+    read_as(name, content, lambda folder: TextTokenizer(folder, 40).encode("The film was unable."))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -16,8 +17,10 @@ from transformers.utils import logging
 
 import sparsify
 from sparsify import hf
+from sparsify.coefficients import Coefficients
 from sparsify.converters import load, write_folder
 from sparsify.converters.tensors import read_config, read_tensors
+from sparsify.hf.m2_bert import M2BertForMaskedLM
 from sparsify.hf.quantizer import SparsifyConfig
 from sparsify.plan import FilterPlan, Plan
 
@@ -44,10 +47,18 @@ def plan_for(p, taps=5):
     return Plan({site.name: FilterPlan("partial", taps) for site in p.sites}, f"taps {taps}")
 
 
-def converted(folder: Path, dialect: str = "hf") -> Path:
+def re_fitted(p):
+    """A plan whose coefficients are not all the filters' own."""
+    first, *_ = (site.name for site in p.sites)
+    plan = plan_for(p)
+    values = Coefficients(2 * p.filters[first][:, :5])
+    return replace(plan, filters={**plan.filters, first: replace(plan.filters[first], values=values)})
+
+
+def converted(folder: Path, dialect: str = "hf", plan_of=plan_for) -> Path:
     """A checkpoint of a dialect under a plan, as `sparsify convert` writes it."""
     p = load(layouts.write(folder / "source", dialect))
-    plan = plan_for(p)
+    plan = plan_of(p)
     return write_folder(folder / "out", p, plan, {"plan.json": plan.to_json(), "README.md": "# card"})
 
 
@@ -103,6 +114,34 @@ def test_a_dense_model_is_put_under_a_plan_while_it_loads(tmp_path, out):
     assert load(tmp_path / "saved").plan == plan
 
 
+@torch.no_grad()
+def test_coefficients_of_a_plan_come_along(tmp_path, out):
+    """Loaded, saved, and still there after training mode; under a plan of the same taps the logits are others."""
+    fitted, u = converted(tmp_path / "fitted", plan_of=re_fitted), ids()
+    ours, model = sparsify.load(fitted), AutoModelForCausalLM.from_pretrained(fitted)
+    assert torch.equal(model(u).logits, ours.model(u)) and model.plan == ours.plan
+    assert relative_l2(load(out).model(u), ours.model(u)) > 1e-3
+    assert torch.equal(model.train().eval()(u).logits, ours.model(u))
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "plan.safetensors").read_bytes() == (fitted / "plan.safetensors").read_bytes()
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(u).logits, ours.model(u))
+    assert torch.equal(load(tmp_path / "saved").model(u), ours.model(u))
+
+
+def test_coefficients_that_are_not_there(tmp_path):
+    fitted = converted(tmp_path, plan_of=re_fitted)
+    with pytest.raises(ValueError, match="loads from the folder it was saved in; pass that"):
+        SparsifyConfig(load(fitted).plan)
+    (fitted / "plan.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="re-fitted coefficients are not there"):
+        AutoModelForCausalLM.from_pretrained(fitted)
+
+
+def test_a_checkpoint_of_another_family(tmp_path, out):
+    with pytest.raises(ValueError, match=r"is a checkpoint of hyenadna, which M2BertForMaskedLM is not for"):
+        M2BertForMaskedLM.from_pretrained(out)
+
+
 ORDERS = {
     "sparsify first": "import sparsify; assert 'transformers' not in sys.modules; import transformers",
     "transformers first": "import transformers.models.auto.modeling_auto, transformers.quantizers; import sparsify",
@@ -142,8 +181,9 @@ model.save_pretrained({saved!r})
 
 
 @torch.no_grad()
-def test_a_model_on_the_hub_by_its_id_and_revision(tmp_path, hub, out):
-    """A fresh process with an empty cache; the branch has moved on to something else since."""
+def test_a_model_on_the_hub_by_its_id_and_revision(tmp_path, hub):
+    """A fresh process with an empty cache, weights in shards; the branch has moved on to something else since."""
+    out = converted(tmp_path, plan_of=re_fitted)
     AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     files = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
     revision = hub.store.create("me/sparse", files)
@@ -153,11 +193,12 @@ def test_a_model_on_the_hub_by_its_id_and_revision(tmp_path, hub, out):
     done = python(script, tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "logits"), load(out).model(torch.arange(40)[None] % 4 + 7))
-    assert (tmp_path / "saved" / "plan.json").read_bytes() == files["plan.json"]
+    for name in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "saved" / name).read_bytes() == files[name]
 
 
 def test_a_failure_of_ours_does_not_break_transformers(monkeypatch):
-    monkeypatch.setitem(hf.AFTER, "transformers", "nowhere")
+    monkeypatch.setitem(hf.AFTER, "transformers", ["nowhere"])
     with pytest.warns(UserWarning, match=r"could not register with transformers \(.*nowhere.*\); use sparsify\.load"):
         hf.register("transformers")
 
@@ -289,6 +330,10 @@ def test_a_new_model_from_its_config_alone(tmp_path):
 
 @pytest.fixture
 def foreign(tmp_path):
+    return with_code(tmp_path, plan_for)
+
+
+def with_code(tmp_path, plan_of):
     """A planned checkpoint whose config.json asks for code that lies beside it."""
     source = layouts.write(tmp_path / "source", "hf")
     config = json.loads((source / "config.json").read_text())
@@ -296,7 +341,7 @@ def foreign(tmp_path):
     config |= {"model_type": "other_hyena", "auto_map": code, "d_inner": layouts.TINY.d_inner}
     (source / "config.json").write_text(json.dumps(config))
     p = load(source)
-    out = write_folder(tmp_path / "out", p, plan_for(p), {})
+    out = write_folder(tmp_path / "out", p, plan_of(p), {})
     assert not list(out.glob("*.py"))
     for folder in (source, out):
         shutil.copy(ROOT / "tests" / "remote_code.py", folder)
@@ -326,8 +371,11 @@ def filter_fn_of(model):
 
 
 @torch.no_grad()
-def test_remote_code_is_saved_and_loaded_again(tmp_path, foreign):
+@pytest.mark.parametrize("plan_of", [plan_for, re_fitted])
+def test_remote_code_is_saved_and_loaded_again(tmp_path, plan_of):
+    foreign = with_code(tmp_path, plan_of)
     model, u = remote(foreign), ids()
+    assert relative_l2(model(u).logits, load(foreign).model(u)) < 1e-5
     model.save_pretrained(tmp_path / "saved")
     assert read_config(tmp_path / "saved")["quantization_config"] == read_config(foreign)["quantization_config"]
     assert torch.equal(remote(tmp_path / "saved")(u).logits, model(u).logits)

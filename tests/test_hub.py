@@ -243,12 +243,14 @@ def test_the_same_again_is_no_commit(client, hub, out, repo):
 
 
 def test_another_push_takes_away_what_the_first_one_left(client, hub, out, converted, repo):
-    (out / "extra.txt").write_text("of the first")
-    add_to_list(out, "extra.txt")
+    (out / ".eval_results").mkdir()
+    for name in ("extra.txt", ".eval_results/old.yaml"):
+        (out / name).write_text("of the first")
+        add_to_list(out, name)
     client.ask("push", out, repo)
     hub.store.commit(repo, "main", {"pictures/mine.png": hub.store.keep(b"png")}, "added by hand")
     made = client.ask("push", converted[1], repo)["found"]
-    assert made["deleted"] == ["extra.txt"] and "model.safetensors" in made["unchanged"]
+    assert made["deleted"] == [".eval_results/old.yaml", "extra.txt"] and "model.safetensors" in made["unchanged"]
     assert on_hub(hub, repo) == {**contents(converted[1]), "pictures/mine.png": b"png"}
     assert len(hub.store.log(repo)) == 4
 
@@ -264,7 +266,7 @@ def test_only_listed_files_are_sent(client, hub, out, repo):
     (out / ".env").write_text("TOKEN")
     (out / ".eval_results").mkdir()
     (out / ".eval_results" / "data.yaml").write_text("[]")
-    add_to_list(out, ".eval_results")
+    add_to_list(out, ".eval_results/data.yaml")
     client.ask("push", out, repo)
     sent = on_hub(hub, repo)
     assert "secret.txt" not in sent and ".env" not in sent and sent[".eval_results/data.yaml"] == b"[]"

@@ -147,14 +147,22 @@ def test_own_coefficients_are_what_is_convolved_with(kind):
     assert torch.equal(torch.cat(parts), kept.k)
 
 
+@pytest.mark.parametrize(("length", "ahead"), [(1026, 0), (2048, 1024), (1100, 20)])
 @pytest.mark.parametrize("kind", KEPT)
-def test_a_filters_own_coefficients_change_nothing(kind):
-    k, plan = torch.randn(3, 1026), ONE_EACH[kind]
-    taps, bins = plan.own(k)
+def test_a_filters_own_coefficients_change_nothing(kind, length, ahead):
+    k, plan = torch.randn(3, length), ONE_EACH[kind]
+    taps, bins = plan.own(k, ahead)
     values = Coefficients(None if taps is None else taps.float(), None if bins is None else bins.to(torch.complex64))
-    again = replace(plan, values=values)
-    assert (again.apply(k).k - plan.apply(k).k).norm() < 1e-6 * k.norm()
-    assert again.density(1026) == plan.density(1026) and str(again) == f"{plan}, re-fitted"
+    again, kept = replace(plan, values=values), plan.apply(k, ahead)
+    assert again.apply(k, ahead).ahead == kept.ahead and again.apply(k, ahead).head_ahead == kept.head_ahead
+    assert (again.apply(k, ahead).k - kept.k).norm() < 1e-6 * k.norm()
+    assert again.density(length, ahead) == plan.density(length, ahead) and str(again) == f"{plan}, re-fitted"
+
+
+def test_coefficients_of_one_direction_do_not_fit_both():
+    for kind in ("partial", "split"):
+        with pytest.raises(ValueError, match="64 taps, the filter has 3 channels and 2048 taps"):
+            re_fitted(kind).apply(torch.randn(3, 2048), 1024)
 
 
 def test_plans_are_told_apart_by_their_coefficients():
@@ -264,6 +272,7 @@ def test_what_is_kept_of_both_directions(kind):
         assert (kept.k.shape[-1], kept.ahead) == (2048, 1024)
         if kept.head is not None:
             assert kept.head.shape[-1] == 127 and kept.head_ahead == 63
+            assert torch.equal(kept.head, plan.kept(k, ahead)[0].float())
             rest[:, lags.abs() < 64] -= kept.head
             assert plan.density(2048, ahead) == pytest.approx(127 / 2048 + MASK.density)
         k_f = spectrum(rest, MASK.n, kept.ahead)

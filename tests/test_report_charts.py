@@ -10,11 +10,14 @@ import torch
 from reports import PLANS, decaying, planned, rows
 
 from sparsify.figures import percent
+from sparsify.monarch import BlockMask
+from sparsify.plan import FilterPlan
 from sparsify.report.charts import Frame, decades, factors, symlog
 from sparsify.report.curves import FLOOR_DB, MOST_BANDS, bands, cells, curve, curves
 from sparsify.report.labels import NARROW, box, touch
 from sparsify.report.pareto import MOST, Dot, Series, axes, below, chart, drawable, placed, series_of
-from sparsify.spectra import energy_by_bin
+from sparsify.spectra import energy_by_bin, energy_by_tap
+from sparsify.split import split
 
 # --- numbers of a filter -------------------------------------------------------------------------------------------
 
@@ -49,6 +52,17 @@ def test_cells_laws(length):
     shares, dB = zip(*cells(energy, kept), strict=True)
     assert len(shares) == min(64, length) and max(dB) == 0 and min(dB) >= FLOOR_DB
     assert sum(shares) / len(shares) == pytest.approx(kept.double().mean().item(), abs=2e-2 if length % 64 else 1e-3)
+
+
+def test_what_is_drawn_of_both_directions():
+    """Lags d and -d together; the tail is that of the head which is fitted to the mask on both sides."""
+    k, mask = torch.cat([0.3 * decaying().flip(-1), decaying()], dim=-1), BlockMask.low_pass(64, 0.25)
+    taps, length = 5, decaying().shape[-1]
+    found = curves(k, FilterPlan("split", taps, mask), 64, length)
+    assert found["taps"] == curve(energy_by_tap(k, length)) and found["kept_taps"] == taps
+    assert found["tail"] == curve(energy_by_bin(split(k, taps, mask, length)[1], 64, length))
+    by_ramp = curve(energy_by_bin(split(k, taps, ahead=length)[1], 64, length))
+    assert found["tail"] != by_ramp and found["bins"] == curve(energy_by_bin(k, 64, length))
 
 
 def test_cells_say_where():

@@ -7,7 +7,7 @@ from helpers import assert_close
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.spectra import spectrum, taps_at
-from sparsify.split import band_limit, ramp, split
+from sparsify.split import STIFFNESS, band_limit, ramp, split
 
 
 def smooth_filter(length=1024, channels=4):
@@ -116,6 +116,41 @@ def test_a_head_lies_on_both_sides_of_lag_0(taps, ahead, length):
     assert torch.equal(head, k[:, inside] - tail[:, inside]) and torch.equal(tail[:, ~inside], k[:, ~inside].double())
     reach = min(taps, max(length - ahead, ahead + 1))
     assert torch.equal(tail[0, inside], ramp(reach)[lags[inside].abs()])  # as far from lag 0 on either side
+
+
+@pytest.mark.parametrize(("ahead", "length"), [(0, 60), (64, 128), (63, 127), (5, 60), (55, 60), (70, 150)])
+@pytest.mark.parametrize("taps", [1, 4, 16, 300])
+@pytest.mark.parametrize("mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25)])
+def test_no_head_at_all_loses_less(mask, taps, ahead, length):
+    """What a mask loses of the tail, plus the pull to the ramp, is convex: least where its slope is zero."""
+    k, lags = torch.randn(2, length, dtype=torch.float64), torch.arange(length) - ahead
+    own = lags.abs() < taps
+    within = lags[own].abs() < 64  # what the mask does not reach is never lost
+
+    def slope(head):
+        head = head.clone().requires_grad_()
+        tail = k.clone()
+        tail[:, own] -= head
+        lost = (spectrum(tail, 64, ahead) * ~mask.bins()).abs().square().sum() / 64
+        (lost + STIFFNESS * (head - by_ramp).square().sum()).backward()
+        return head.grad[:, within]
+
+    (best, tail), (by_ramp, _) = split(k, taps, mask, ahead), split(k, taps, None, ahead)
+    assert torch.equal(tail[:, ~own], k[:, ~own])
+    tail[:, own] += best
+    assert_close(tail, k, 1e-14)
+    assert slope(best).norm() < 1e-10 * slope(by_ramp).norm()
+    assert slope(best.flip(-1)).norm() > 1e-3 * slope(by_ramp).norm() or taps == 1
+
+
+@pytest.mark.parametrize("taps", [4, 8, 16])
+def test_a_fitted_head_mends_the_jump_between_two_directions(taps):
+    """Two decays that meet at lag 0, as trained filters have them: a ramp leaves several times as much to be lost."""
+    k, mask = torch.cat([-0.3 * smooth_filter(64).flip(-1), smooth_filter(64)], dim=-1), BlockMask.low_pass(64, 0.25)
+    fitted, by_ramp = (
+        tail - band_limit(tail, mask, 64)[0] for _, tail in (split(k, taps, m, 64) for m in (mask, None))
+    )
+    assert fitted.norm() < 0.4 * by_ramp.norm() < 0.4 * k.norm()
 
 
 @pytest.mark.parametrize("mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25)])

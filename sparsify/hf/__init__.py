@@ -16,10 +16,10 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-AFTER = {  # module of transformers -> ours, which registers with it
-    "transformers.models.auto.configuration_auto": "config",
-    "transformers.models.auto.modeling_auto": "models",
-    "transformers.quantizers": "quantizer",
+AFTER = {  # module of transformers -> ours, which register with it
+    "transformers.models.auto.configuration_auto": ["config"],
+    "transformers.models.auto.modeling_auto": ["hyena_dna", "m2_bert"],
+    "transformers.quantizers": ["quantizer"],
 }
 
 
@@ -35,7 +35,8 @@ def watch() -> None:
 def register(name: str) -> None:
     """Import ours after the module `name`; a failure of ours must not break transformers for everybody."""
     try:
-        importlib.import_module(f"{__name__}.{AFTER[name]}")
+        for ours in AFTER[name]:
+            importlib.import_module(f"{__name__}.{ours}")
     except Exception as error:
         warnings.warn(f"sparsify could not register with transformers ({error}); use sparsify.load", stacklevel=2)
 

@@ -8,12 +8,15 @@ bias * x.  The code itself is loaded and run by transformers, on its user's word
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify import swap
+from sparsify.converters.folder import copy_beside
 from sparsify.converters.load import build
 from sparsify.fftconv import LongConv
 from sparsify.plan import Plan
@@ -42,10 +45,14 @@ def keep_filters_exact(model: Any) -> None:
     model._keep_in_fp32_modules_strict = {*kept, FILTER}
 
 
-def install(model: Any, plan: Plan) -> None:
-    """Put the planned convolutions into `model`, whose filters are those that the same weights make in our code."""
+def install(model: Any, plan: Plan, folder: Path | None = None) -> None:
+    """Put the planned convolutions into `model`, whose filters are those that the same weights make in our code.
+
+    folder: what lies there beside the weights goes along when the model is saved.
+    """
     _, family, twin, _ = build(model.state_dict(), model.config.to_dict())
-    operators = swap.operators(swap.materialize(family.sites(twin)), plan)
+    sites = family.sites(twin)
+    operators = swap.operators(swap.materialize(sites), plan, ahead=swap.ahead_of(sites))
     modules = dict(model.named_modules())
     for name, conv in operators.items():
         found = [path for path in modules if f".{path}".endswith(f".{name}.{FILTER}")]
@@ -57,6 +64,15 @@ def install(model: Any, plan: Plan) -> None:
         module = modules[found[0]]
         module.conv = conv
         module.__class__ = type(f"Planned{type(module).__name__}", (PlannedFilter, type(module)), {})
+    if folder is not None:
+        model.folder = folder
+        model.save_pretrained = MethodType(save_pretrained, model)
+
+
+def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    """The model's own; the plan's coefficients, the report and the card go along."""
+    copy_beside(model.folder, Path(save_directory))
+    type(model).save_pretrained(model, save_directory, *args, **kwargs)
 
 
 def takes(module: nn.Module) -> bool:

@@ -49,20 +49,12 @@ class SparsifyQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from . import foreign
 
-        if not hasattr(model, "prepare_convolutions"):  # models of ours have done it when they turned to eval mode
-            foreign.install(model, self.plan_of(model))
+        if not hasattr(model, "prepare_convolutions"):  # models of ours do it themselves when they turn to eval mode
+            entry = vars(self.quantization_config)
+            folder = came_from(model) if has_coefficients(entry_plan(entry)) else None
+            foreign.install(model, saved_plan(entry, folder or Path()), folder)
         model.is_quantized = False  # else .half() and .float() refuse, and there is no reason to
         return model
-
-    def plan_of(self, model: Any) -> Plan:
-        """The plan, its coefficients from where the model came from."""
-        from .models import fetch
-
-        entry = vars(self.quantization_config)
-        if not has_coefficients(entry_plan(entry)):
-            return saved_plan(entry, Path())
-        commit = getattr(model.config, "_commit_hash", None)
-        return saved_plan(entry, fetch(model.config.name_or_path, {"revision": commit} if commit else {}))
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict[str, str]]:
         stored = getattr(model, "stored_state_dict", None)
@@ -74,6 +66,14 @@ class SparsifyQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False  # planned filters are fixed, so their weights would not learn
+
+
+def came_from(model: Any) -> Path:
+    """The folder that a model was loaded from."""
+    from .base import fetch
+
+    commit = getattr(model.config, "_commit_hash", None)
+    return fetch(model.config.name_or_path, {"revision": commit} if commit else {})
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = SparsifyConfig  # not by decorator: that refuses a second time

@@ -1,0 +1,89 @@
+"""Folders that are whole, or not there, also where a process is killed while it writes one."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NEW, OLD, GONE = "new", "old", "gone"  # in the room beside that a folder is written in
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside to write to, which takes the place of `path` at the end; whatever is raised, that stays.
+
+    A process that is killed leaves its room beside, and between the two renames no `path`: see `heal`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    heal(path)
+    room, held = new_room(path)
+    try:
+        (room / NEW).mkdir()
+        yield room / NEW
+        if path.exists():
+            path.rename(room / OLD)
+        (room / NEW).rename(path)
+    finally:
+        clear(room, path)
+        release(held)
+
+
+def heal(path: Path) -> None:
+    """Undo what killed processes left half done of `path`: what they had moved away comes back, their rooms go.
+
+    A room is locked by its process for as long as that lives, and let alone then.
+    """
+    for room in path.parent.glob(glob.escape(room_prefix(path)) + "*"):
+        if (held := hold(room, wait=False)) is not None:
+            try:
+                clear(room, path)
+            finally:
+                release(held)
+
+
+def room_prefix(path: Path) -> str:
+    return f".{path.name}.sparsify-"
+
+
+def new_room(path: Path) -> tuple[Path, int | None]:
+    """An empty folder beside `path`, and what holds its lock."""
+    while True:
+        room = Path(tempfile.mkdtemp(prefix=room_prefix(path), dir=path.parent))
+        held = hold(room, wait=True)
+        if room.exists():  # else somebody took it for a dead one's before it was locked
+            return room, held
+        release(held)
+
+
+def hold(room: Path, wait: bool) -> int | None:
+    """A descriptor that locks a folder until it is closed or its process ends; None where there is no such lock."""
+    try:
+        import fcntl
+
+        held = os.open(room, os.O_RDONLY)
+    except (ImportError, OSError):  # not on Windows
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by another, or on a disk that knows no locks
+        os.close(held)
+        return None
+    return held
+
+
+def release(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
+
+
+def clear(room: Path, path: Path) -> None:
+    """Remove a room; what it holds of an earlier `path` comes back first if there is no new one."""
+    if (old := room / OLD).exists():
+        # under another name before it is taken apart: what is half removed must not come back
+        old.rename(room / GONE if path.exists() else path)
+    shutil.rmtree(room, ignore_errors=True)
