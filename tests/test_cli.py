@@ -403,7 +403,7 @@ def test_a_model_that_looks_both_ways_is_shown(encoder):
 def test_a_model_that_looks_both_ways_is_converted_and_timed(encoder, tmp_path):
     result = answer("convert", encoder, tmp_path / "out", "--low-pass", 0.25)  # there is no future to leak from
     assert {row["kind"] for row in result["filters"]} == {"frequency-sparse"}
-    assert {row["leak"] for row in result["filters"]} == {0.0} and " bench " in result["next"]
+    assert {row["leak"] for row in result["filters"]} == {0.0} and " eval mlm " in result["next"]
     timed = answer("bench", tmp_path / "out", "--rounds", 3)
     assert len(timed["sites"]) == 4 and timed["plan"] == "low-pass 0.25"
 
