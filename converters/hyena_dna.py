@@ -54,6 +54,8 @@ class HyenaDNAConfig:
         sizes = (self.d_model, self.d_inner, self.n_layer, self.vocab_rows, self.filter_order, self.short_filter_order)
         if min(sizes) < 1 or self.max_seq_len < 3 or self.num_inner_mlps < 0:
             raise ValueError(f"sizes must be positive and max_seq_len at least 3, got {self}")
+        if self.num_labels is not None and self.num_labels < 1:
+            raise ValueError(f"a classifier has at least 1 label, got {self.num_labels}")
         if self.max_seq_len > LONGEST:
             raise ValueError(f"max_seq_len {self.max_seq_len} is more than {LONGEST}, for which no filter is made here")
         if not 0 < self.layer_norm_epsilon < 1:

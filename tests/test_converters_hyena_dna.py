@@ -501,6 +501,13 @@ def test_a_config_that_contradicts_the_weights_is_refused(changed, says):
         build(weights(TINY), **changed)
 
 
+def test_a_classifier_without_labels_is_refused():
+    tensors = dress(weights(TINY), DIALECTS["hf classifier"])
+    tensors["score.weight"] = tensors["score.weight"][:0]
+    with pytest.raises(ValueError, match="at least 1 label, got 0"):
+        hyena_dna.build(tensors, {}, None)
+
+
 def test_another_vocabulary_is_refused():
     plain = weights(TINY)
     for name in ("lm_head.weight", "backbone.embeddings.word_embeddings.weight"):
