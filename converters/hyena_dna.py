@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsify import native
 from sparsify.fftconv import LongConv
 from sparsify.linear import Call, Linear
-from sparsify.sites import Conv, ConvSite
+from sparsify.sites import Conv, ConvSite, Replaceable
 from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
@@ -152,7 +152,7 @@ def compiled(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and native.available()
 
 
-class HyenaOperator(nn.Module):
+class HyenaOperator(Replaceable, nn.Module):
     """Gated long convolution: y = x0 * (k * g + D g), g = x1 * v, with [x0 | x1 | v] a short convolution of the input.
 
     u: (B, L, D) -> (B, L, D).
@@ -211,13 +211,6 @@ class HyenaOperator(nn.Module):
             ends.append(last_rows(z, before, k.shape[1] - 1))
         state.history = torch.cat(ends)
         return state.conv(g, gate=x0, skip=self.filter_fn.bias)
-
-    def set_conv(self, conv: Conv | None) -> Conv | None:
-        """Put `conv` in place of the long convolution, None for the model's own; returns the one before."""
-        before = self.long_conv
-        del self.long_conv  # else torch refuses a plain function where a module was
-        self.long_conv = conv
-        return before
 
 
 class Mlp(nn.Module):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
-from sparsify.sites import Conv
+from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding
@@ -116,7 +116,7 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(x))
 
 
-class BiConv(ImplicitFilter):
+class BiConv(Replaceable, ImplicitFilter):
     """A long convolution in both directions: gate * (k * g + bias g), g = pregate * u.  u, gate, pregate: (B, D, L)."""
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -147,13 +147,6 @@ class BiConv(ImplicitFilter):
         n = 2 * seqlen
         k_f = torch.fft.rfft(k.roll(-seqlen, dims=-1), n)
         return torch.fft.irfft(torch.fft.rfft(g.to(k.dtype), n) * k_f, n)[..., :seqlen].to(g.dtype)
-
-    def set_conv(self, conv: Conv | None) -> Conv | None:
-        """Put `conv` in place of the long convolution, None for the model's own; returns the one before."""
-        before = self.long_conv
-        del self.long_conv  # else torch refuses a plain function where a module was
-        self.long_conv = conv
-        return before
 
 
 class Mixer(nn.Module):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from sparsify import sensitivity, swap
 from sparsify.budget import Assignment, Option, cheapest
-from sparsify.plan import FilterPlan, Plan
+from sparsify.plan import FilterPlan
 from sparsify.sensitivity import Candidate
 from sparsify.sites import ConvSite
 
 from .data import Windows
-from .runs import Picks, Remembered, Runs
+from .runs import Remembered, Runs
 
 PROBE_WINDOWS = 8  # that a candidate is run on
 PROBE_PASSES = 12  # passes over the calibration windows that all probes together may cost
@@ -51,25 +51,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked for, and what it is found and proved on."""
+    """What plans are found on and for, and what they are measured on."""
 
     calibration: Windows
     held_out: Windows
-    budget: float  # relative increase of perplexity
     target: Price
     allow_leak: bool = False
-    refit: bool = False
-    source: Mapping[str, str | None] = field(default_factory=dict)
-
-    def plan(self, picks: Picks) -> Plan:
-        """The plan that a choice stands for."""
-        return Plan(dict(picks), f"max-ppl-increase {100 * self.budget:g}%", self.source)
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget < 1:
-            raise ValueError(
-                f"a budget is an increase of perplexity between 0 and 1, got {self.budget:g}; 0.001 is 0.1 %"
-            )
         if self.calibration.context != self.held_out.context:
             raise ValueError(
                 f"calibration windows have {self.calibration.context} tokens and held-out ones "

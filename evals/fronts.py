@@ -27,7 +27,6 @@ from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
 
 KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
-NO_BUDGET = 0.5  # a task has one; here it binds nothing
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,8 @@ def compared(
     calibration: what plans are chosen on.  held_out: what both are measured on.  The model is left with the
     convolutions that it came with.
     """
-    task = Task(calibration, held_out, NO_BUDGET, target)
-    before = swap.install(sites, dict.fromkeys(filters))
-    try:
+    task = Task(calibration, held_out, target)
+    with swap.installed(sites, dict.fromkeys(filters)):
         runs = prepared(Runs(model, sites, filters, journal, say, bar), task)
         some = candidates_of(runs, task)
         kl = probe(runs, some, task.calibration)
@@ -147,8 +145,6 @@ def compared(
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
                 say(told(pair, most))
-    finally:
-        swap.install(sites, before)
     windows = len(task.calibration), len(task.held_out)
     return Fronts(task.target.name, most, tuple(pairs), tuple(dear), *windows, task.calibration.context)
 

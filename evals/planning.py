@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +60,26 @@ KL_TIMES = 2.0  # the most that predicted losses may add up to, over the budget
 CLOSE = 1.15  # limits so near each other are not told apart
 STRIDES = 4.0  # largest change of the limit in a step
 DENSE = FilterPlan("dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise(Task):
+    """What a plan is to keep to."""
+
+    budget: float  # relative increase of perplexity
+    refit: bool = False
+    source: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.budget < 1:
+            raise ValueError(
+                f"a budget is an increase of perplexity between 0 and 1, got {self.budget:g}; 0.001 is 0.1 %"
+            )
+
+    def plan(self, picks: Picks) -> Plan:
+        """The plan that a choice stands for."""
+        return Plan(dict(picks), f"max-ppl-increase {100 * self.budget:g}%", self.source)
 
 
 @dataclass(frozen=True)
@@ -106,11 +126,11 @@ class Planned:
     def to_dict(self) -> dict[str, Any]:
         data = asdict(replace(self, plan=Plan({}, self.plan.policy)))
         most = self.dense_cost / self.bound if self.bound else None
-        gains = {"chosen": self.told(self.chosen), "steps": [self.told(step) for step in self.steps]}
+        gains = {"chosen": self.row(self.chosen), "steps": [self.row(step) for step in self.steps]}
         return {**data, **gains, "most": most, "plan": self.plan.policy}
 
-    def told(self, step: Step) -> dict[str, Any]:
-        """A step with the times that it is cheaper than dense."""
+    def row(self, step: Step) -> dict[str, Any]:
+        """A step, and how many times cheaper than dense it is."""
         return {**asdict(step), "gain": self.dense_cost / step.cost}
 
 
@@ -171,17 +191,14 @@ def plan_within(
     bit for bit what one call would have found, where the machine rounds alike; another budget or target can use them.
     Raises RuntimeError if nothing but the dense plan fits, or if nothing is cheaper than it.
     """
-    task = Task(calibration, held_out, budget, target, allow_leak, refit, source or {})
-    before = swap.install(sites, dict.fromkeys(filters))
-    try:
+    task = Promise(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
+    with swap.installed(sites, dict.fromkeys(filters)):
         runs = prepared(Runs(model, sites, filters, journal, progress, bar), task)
         some = candidates_of(runs, task)
         return search(runs, task, some, probe(runs, some, calibration))
-    finally:
-        swap.install(sites, before)
 
 
-def search(runs: Runs, task: Task, some: Candidates, kl: Measured) -> Planned:
+def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned:
     """The last stages: choose, prove, and again with another limit on the predicted losses."""
     dense, causal = Remembered(runs.under({})), bounded(runs, task)
     ahead = dict.fromkeys(some, most_ahead(runs, task))
@@ -226,7 +243,7 @@ def search(runs: Runs, task: Task, some: Candidates, kl: Measured) -> Planned:
     return summary(runs, task, some, kl, best, tuple(steps), ahead)
 
 
-def mended(runs: Runs, task: Task, dense: Logits, best: Found) -> Found | None:
+def mended(runs: Runs, task: Promise, dense: Logits, best: Found) -> Found | None:
     """The plan found, re-fitted, if that loses less; what it costs stays the same.
 
     Sites are re-fitted one after the other, each only if the whole plan then is nearer to the dense model on some
@@ -263,7 +280,7 @@ def next_limit(limit: float, fitting: float, failing: float, room: float) -> flo
     return limit * max(CLOSE, room)
 
 
-def measure(runs: Runs, task: Task, dense: Logits, plan: Plan, assignment: Assignment, limit: float) -> Step:
+def measure(runs: Runs, task: Promise, dense: Logits, plan: Plan, assignment: Assignment, limit: float) -> Step:
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out)
     causal = bounded(runs, task)
@@ -286,7 +303,7 @@ def told(number: int, step: Step, dense_cost: float) -> str:
     )
 
 
-def nothing_fits(task: Task, steps: Sequence[Step], offered: Mapping[str, Sequence[Option]]) -> str:
+def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Sequence[Option]]) -> str:
     """Why there is no plan, and what budget has one.  offered: what was to choose from."""
     budget = f"a budget of {100 * task.budget:g}%"
     if not steps:
@@ -311,7 +328,7 @@ def nothing_fits(task: Task, steps: Sequence[Step], offered: Mapping[str, Sequen
 
 
 def summary(
-    runs: Runs, task: Task, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
+    runs: Runs, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
     ahead: Mapping[str, float],
 ) -> Planned:  # fmt: skip
     """What was found, with what stands behind it."""

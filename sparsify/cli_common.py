@@ -197,6 +197,20 @@ def program() -> str:
     return "python -m sparsify" if sys.argv[0].endswith("__main__.py") else quoted(sys.argv[0])
 
 
+@contextmanager
+def counting(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar for work that tells how much of it is done: progress(done, total)."""
+    seen = 0
+    with bar(what, total, unit) as advance:
+
+        def progress(done: int, _: int, how: str = "") -> None:
+            nonlocal seen
+            advance(done - seen, how)
+            seen = done
+
+        yield progress
+
+
 def as_text(result: dict[str, Any]) -> str:
     """JSON that every reader takes: NaN is an error, not a number."""
     return json.dumps(result, indent=2, allow_nan=False)

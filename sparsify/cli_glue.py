@@ -15,7 +15,7 @@ import click
 from .cli_common import (
     AS_JSON,
     SOURCE,
-    bar,
+    counting,
     described,
     emit,
     open_baseline,
@@ -508,17 +508,3 @@ def on_texts(p: Pretrained, run: Callable[..., Tensor], length: int) -> Callable
 def batch_of(p: Pretrained, length: int) -> int:
     """Texts at a time; many where each has a length of its own, so that some share one."""
     return max(1, TOKENS_A_BATCH // length) if length else max(1, (1 << 16) // (p.context + 2))
-
-
-@contextmanager
-def counting(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar for work that tells how much of it is done: progress(done, total)."""
-    seen = 0
-    with bar(what, total, unit) as advance:
-
-        def progress(done: int, _: int, how: str = "") -> None:
-            nonlocal seen
-            advance(done - seen, how)
-            seen = done
-
-        yield progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +20,7 @@ from .cli_common import (
     as_text,
     bar,
     check_linears,
+    counting,
     described,
     emit,
     open_baseline,
@@ -153,8 +153,6 @@ def measured(
 
     linears: what the variant multiplies in; the dense model has float32 always.
     """
-    from tqdm import tqdm
-
     from sparsify.evals import causality, quality, results, throughput
 
     check_linears(p, linears, windows.context)
@@ -167,11 +165,7 @@ def measured(
     shown, cuts = list(variants), {}
     if plan.leaks and causal:
         variants["cut"], cuts = running(p, operators(p, plan, cut=True), linears), {name: "cut"}
-    with tqdm(total=len(windows), desc="perplexity", unit="window", file=sys.stderr, disable=None) as bar:
-
-        def progress(done: int, _: int) -> None:
-            bar.update(done - bar.n)
-
+    with counting("perplexity", len(windows), "window") as progress:
         comparison = quality.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
     leaks = {name: causality.leak(variants[name], windows) for name in shown} if causal else {}
     timings: dict[str, Timing] = {}

@@ -85,9 +85,13 @@ def gain_unit(target: str) -> str:
     return COUNTED_UNIT if target == COUNTED else f"faster convolutions on {target}, predicted"
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}x"
+
+
 def gain(planned: Row) -> str:
     """What the chosen plan gains, the number alone."""
-    return f"{planned['dense_cost'] / planned['chosen']['cost']:.2f}x"
+    return times(planned["chosen"]["gain"])
 
 
 def promise(planned: Row) -> str:
@@ -109,7 +113,7 @@ def step_rows(planned: Row) -> list[tuple[str, ...]]:
     return [
         (
             f"{i}" + (" (chosen)" if step == planned["chosen"] else ""),
-            f"{planned['dense_cost'] / step['cost']:.2f}x",
+            times(step["gain"]),
             number(step["density"], 3),
             percent(step["predicted"]),
             percent(step["increase"], step["stderr"]),
@@ -128,16 +132,19 @@ def front_rows(fronts: Row) -> list[tuple[str, ...]]:
     """A row a mask for every convolution, beside what sensitivity chooses at the same cost, for FRONT_COLUMNS."""
 
     def cells(one: Row) -> tuple[str, ...]:
-        gain = f"{fronts['dense_cost'] / one['cost']:.2f}x"
-        return gain, percent(one["increase"], one["stderr"]), power(one["kl"]), power(one["leak"])
+        return (
+            times(fronts["dense_cost"] / one["cost"]),
+            percent(one["increase"], one["stderr"]),
+            power(one["kl"]),
+            power(one["leak"]),
+        )
 
     return [(f"{p['kind']} {p['share']:g}", *cells(p["uniform"]), *cells(p["chosen"])) for p in fronts["pairs"]]
 
 
 def searched(planned: Row) -> str:
     """How a plan within a budget was found, in a sentence."""
-    bound = planned["bound"]
-    most = f", at most {planned['dense_cost'] / bound:.2f}x among these candidates" if bound else ""
+    most = f", at most {times(planned['most'])} among these candidates" if planned["most"] else ""
     return (
         f"gain of the convolutions alone{most}; found on {planned['calibration_windows']} windows in "
         f"{planned['passes']:.1f} passes over them, measured on {planned['held_out_windows']} others, negative lags "

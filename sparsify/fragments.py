@@ -17,7 +17,6 @@ from torch import Tensor
 
 from . import kernel
 from .kernel import DTYPES, Source, tile_sides
-from .kernel import SOURCES as SOURCES
 from .monarch import roots
 
 TYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in DTYPES)

@@ -160,7 +160,8 @@ class FilterPlan:
         head, bins = self.kept(k, ahead)
         if self.mask is None or bins is None:
             return Filter(k if head is None else head, ahead - own.start)
-        rest = k if self.taps is None else split(k, self.taps, ahead=ahead)[1]
+        reached = self.taps is None or self.taps <= self.mask.n  # else the head fades taps beyond the mask's lags
+        rest = k if reached else split(k, self.taps or 0, ahead=ahead)[1]
         whole, reach = masked(rest, bins, self.mask, ahead)
         if head is None:
             return Filter(whole.to(k.dtype), reach, self.mask)

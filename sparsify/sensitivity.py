@@ -121,11 +121,8 @@ def recording(
             raise ValueError(f"no window reached {idle[0]}; run the model on at least one")
         return {name: recorder.moments() for name, recorder in recorders.items()}
 
-    installed = swap.install(sites, recorders)
-    try:
+    with swap.installed(sites, recorders):
         yield so_far
-    finally:
-        swap.install(sites, installed)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,19 @@ Conv = Callable[..., Tensor]
 `LongConv` takes a `pregate` besides, which u is multiplied with first."""
 
 
+class Replaceable:
+    """What a module with a long convolution mixes in: its `long_conv` is that operator, or None for its own code."""
+
+    long_conv: Conv | None
+
+    def set_conv(self, conv: Conv | None) -> Conv | None:
+        """Put `conv` in place of the long convolution, None for the model's own; returns the one before."""
+        before = self.long_conv
+        del self.long_conv  # else torch refuses a plain function where a module was
+        self.long_conv = conv
+        return before
+
+
 @dataclass(frozen=True)
 class ConvSite:
     """One long convolution `u -> k * u` inside a model; gates, skips and projections stay with the model."""

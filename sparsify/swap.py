@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ def operators(
 def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> dict[str, Conv | None]:
     """Put an operator into each site, None for the model's own; returns those that were there."""
     return {site.name: site.install(convs[site.name]) for site in sites}
+
+
+@contextmanager
+def installed(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> Iterator[None]:
+    """While it lasts, every site has its operator, None for the model's own; those from before are back afterwards."""
+    before = install(sites, convs)
+    try:
+        yield
+    finally:
+        install(sites, before)
 
 
 def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:

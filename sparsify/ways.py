@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import fragments, multirate
 from .cpu import KERNEL
-from .fragments import SOURCES, TYPES
-from .kernel import Tiling
+from .fragments import TYPES
+from .kernel import SOURCES, Tiling
 from .swizzle import swizzle
 
 KERNELS = ("conv", "outer_forward", "outer_inverse", "direct", "decimate", "interpolate")

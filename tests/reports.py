@@ -68,13 +68,13 @@ def planned(filters: Sequence[dict[str, Any]], **other: Any) -> dict[str, Any]:
     ]
     steps = [
         {"limit": 1e-3, "predicted": 5e-4, "increase": increase, "stderr": stderr, "kl": 1e-3, "leak": leak,
-         "cost": 10 / gain, "density": 0.2, "fits": fits}
+         "cost": 10 / gain, "gain": gain, "density": 0.2, "fits": fits}
         for gain, increase, stderr, leak, fits in measured
     ]  # fmt: skip
     sites = [{"name": f["name"], "plan": f["plan"], "error": 1e-3, "ahead": 0.0, "loss": 2e-5 * (i + 1), "probed": True,
               "cost": 0.5, "dense_cost": 1.7 + i, "candidates": 30} for i, f in enumerate(filters)]  # fmt: skip
     return {
         "plan": "max-ppl-increase 0.1%", "budget": 1e-3, "target": "H100", "chosen": steps[-1], "dense_cost": 10.0,
-        "bound": 1.6, "steps": steps, "sites": sites, "calibration_windows": 56, "held_out_windows": 24,
+        "bound": 1.6, "most": 6.25, "steps": steps, "sites": sites, "calibration_windows": 56, "held_out_windows": 24,
         "points": [[1 + 0.35 * i, 1e-7 * math.expm1(0.55 * i)] for i in range(40)], "passes": 12.5, **other,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from helpers import assert_close
 
 from sparsify import fragments
 from sparsify.fragments import Stages
-from sparsify.kernel import tile_sides
+from sparsify.kernel import SOURCES, tile_sides
 from sparsify.monarch import BlockMask, digits
 from sparsify.spectra import spectrum
 
@@ -107,7 +107,7 @@ def test_words_round_once(dtype):
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", fragments.SOURCES)
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("factors", FACTORS)
 def test_stages_are_unitary(factors, source):
     for make in (Stages.natural, shuffled):
@@ -151,7 +151,7 @@ def as_complex(rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", fragments.TYPES)
 @pytest.mark.parametrize("factors", [(16, 8, 16), (48, 16, 32), (32, 32, 16)])
-@pytest.mark.parametrize("source", fragments.SOURCES)
+@pytest.mark.parametrize("source", SOURCES)
 def test_outer_stages_as_a_warp_multiplies_them(factors, source, dtype):
     stages, x = shuffled(factors, source), None
     for axis, size in enumerate(factors[:-1]):

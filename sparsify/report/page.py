@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from .. import figures
-from ..figures import figure_rows, percent, power, ratio, variants
+from ..figures import figure_rows, percent, power, ratio, times, variants
 from . import pareto
 from .filters import site_map, spectra
 from .measured import parts, positions
@@ -152,7 +152,7 @@ def plan(filters: Sequence[Mapping[str, Any]], planned: Mapping[str, Any] | None
 
 
 def predicted(site: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{site['dense_cost'] / site['cost']:.2f}x", percent(math.expm1(site["loss"]))
+    return times(site["dense_cost"] / site["cost"]), percent(math.expm1(site["loss"]))
 
 
 def search(planned: Mapping[str, Any]) -> str:

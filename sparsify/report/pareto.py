@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ..figures import gain_unit, percent
+from ..figures import gain_unit, percent, times
 from .charts import Axis, Frame, at, factors, figure, label, share, symlog
 from .labels import NARROW, Box, Place, Placed, place
 
@@ -53,12 +53,12 @@ def series_of(planned: Mapping[str, Any]) -> list[Series]:
 
     planned: as `sparsify convert` reports it.
     """
-    dense, chosen = planned["dense_cost"], planned["chosen"]
+    chosen = planned["chosen"]
     measured: dict[bool, list[Dot]] = {True: [], False: []}
     for i, step in enumerate(planned["steps"], 1):
-        gain, words = dense / step["cost"], percent(step["increase"], step["stderr"])
-        named = f"chosen: {gain:.2f}x" if step == chosen else ""
-        note = f"step {i}: {gain:.2f}x, {words}, {'fits' if step['fits'] else 'does not fit'}"
+        gain, words = step["gain"], percent(step["increase"], step["stderr"])
+        named = f"chosen: {times(gain)}" if step == chosen else ""
+        note = f"step {i}: {times(gain)}, {words}, {'fits' if step['fits'] else 'does not fit'}"
         measured[step["fits"]].append(Dot(gain, step["increase"], step["stderr"], named, note))
     front = tuple(Dot(gain, increase) for gain, increase in planned["points"])
     found = [
