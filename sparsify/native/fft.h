@@ -282,15 +282,31 @@ void stage_back(float* z, const Stage& s) {
     }
 }
 
-// The first stage, out of the signal: re (N,), and im (N,) unless the signal is real.
+// Where the samples of a signal lie: row j of the first stage, N / radix samples, at re[j] and im[j].
+template <typename Float>
+struct Rows {
+    Float *re[RADIX] = {}, *im[RADIX] = {};  // all of im null: there is no imaginary part
+
+    Rows() = default;
+    Rows(const Transform* t, Float* real, Float* imaginary) {  // of a signal that lies in one piece
+        const int64_t length = t->n / t->stage[0].radix;
+        for (int64_t j = 0; j < t->stage[0].radix; j++) {
+            re[j] = real + j * length;
+            im[j] = imaginary ? imaginary + j * length : nullptr;
+        }
+    }
+    bool real() const { return !im[0]; }
+};
+
+// The first stage, out of the signal.
 template <int R, bool REAL, bool SHIFTED>
-void first_forward(const Transform* t, const float* re, const float* im, float* z) {
+void first_forward(const Transform* t, const Rows<const float>& from, float* z) {
     const int64_t M = t->stage[0].rest;
     const float* w = t->stage[0].twiddle;
     for (int64_t m = 0; m < M; m++, w += 2 * R) {
         Complex x[R];
         for (int j = 0; j < R; j++) {
-            vec a = load(re + V * (j * M + m)), b = REAL ? vec{} : load(im + V * (j * M + m));
+            vec a = load(from.re[j] + V * m), b = REAL ? vec{} : load(from.im[j] + V * m);
             x[j] = {a, b};
             if (SHIFTED && j) {
                 Complex turn = twiddle(t->turn[j]);
@@ -302,15 +318,9 @@ void first_forward(const Transform* t, const float* re, const float* im, float* 
     }
 }
 
-// Where the samples of a result go: row j of the last stage, N / radix samples, to re[j] and im[j].
-struct Rows {
-    float *re[RADIX], *im[RADIX];
-    bool past;  // past the caches; rows are aligned to vectors then
-};
-
-// And its inverse, into the signal; REAL leaves the imaginary part out.
+// And its inverse, into a signal; PAST stores past the caches, and rows are aligned to vectors then.
 template <int R, bool REAL, bool SHIFTED, bool PAST>
-void first_back(const Transform* t, const float* z, const Rows& to) {
+void first_back(const Transform* t, const float* z, const Rows<float>& to) {
     const int64_t M = t->stage[0].rest;
     const float* w = t->stage[0].twiddle;
     for (int64_t m = 0; m < M; m++, w += 2 * R) {
@@ -326,6 +336,27 @@ void first_back(const Transform* t, const float* z, const Rows& to) {
             if (!REAL) PAST ? store_past(to.im[j] + V * m, y.im) : store(to.im[j] + V * m, y.im);
         }
     }
+}
+
+// --- memory that is wanted soon --------------------------------------------------------------------------------------------
+
+// A transform computes for much longer than it reads, so what comes next is fetched meanwhile, a little with every block.
+constexpr int64_t LINE = 64;             // bytes of a cache line
+constexpr int64_t SPECTRUM_AHEAD = 6144;  // bytes; measured, between 2 and 8 KB it matters little
+
+struct Ahead {
+    const char *at = nullptr, *end = nullptr;
+    int64_t step = 0;  // bytes a block
+};
+
+INLINE void fetch(const char* p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 0, 2);  // nothing is read, whatever lies there
+}
+
+INLINE void fetch_some(Ahead& ahead) {
+    if (ahead.at >= ahead.end) return;
+    fetch(ahead.at, ahead.step);
+    ahead.at += ahead.step;
 }
 
 // --- the block -----------------------------------------------------------------------------------------------------------
@@ -353,6 +384,7 @@ INLINE void block_forward(const Transform* t, const float* z, int64_t block, Com
 template <bool MERGE>
 void block_convolve(const Transform* t, float* z, int64_t block, const float* k_f) {
     Complex x[V];
+    fetch((const char*)(k_f + 2 * V * V * block) + SPECTRUM_AHEAD, sizeof(x));
     block_forward<MERGE>(t, z, block, x);
     for (int f = 0; f < V; f++) x[f] = x[f] * at(k_f + 2 * V * V * block, f);
     dft<V, true>(x);
@@ -384,15 +416,15 @@ void block_spectrum(const Transform* t, const float* z, int64_t block, float* k_
         case 9: { constexpr int R = 9; call; break; } \
     }
 
-void inner_convolve(const Transform* t, float* z, int level, int64_t block, const float* k_f) {
-    if (level == t->stages)
+void inner_convolve(const Transform* t, float* z, int level, int64_t block, const float* k_f, Ahead& ahead) {
+    if (level == t->stages) {
+        fetch_some(ahead);
         return t->merged ? block_convolve<true>(t, z, block, k_f) : block_convolve<false>(t, z, block, k_f);
+    }
     const Stage& s = t->stage[level];
-    const int64_t points = s.radix * s.rest * V;
-    if (points <= 4096 && points * t->stage[level - 1].radix > 4096) touch(k_f + 2 * V * V * block, 2 * points);
     EVERY_RADIX(s.radix, stage_forward<R>(z, s));
     for (int f = 0; f < s.radix; f++)
-        inner_convolve(t, z + 2 * V * f * s.rest, level + 1, block + f * s.rest / V, k_f);
+        inner_convolve(t, z + 2 * V * f * s.rest, level + 1, block + f * s.rest / V, k_f, ahead);
     EVERY_RADIX(s.radix, stage_back<R>(z, s));
 }
 
@@ -404,56 +436,50 @@ void inner_spectrum(const Transform* t, float* z, int level, int64_t block, floa
         inner_spectrum(t, z + 2 * V * f * s.rest, level + 1, block + f * s.rest / V, k_f, scale);
 }
 
-void enter(const Transform* t, const float* re, const float* im, float* z) {
-    if (t->shift != 0 && im) EVERY_RADIX(t->stage[0].radix, (first_forward<R, false, true>(t, re, im, z)));
-    if (t->shift != 0 && !im) EVERY_RADIX(t->stage[0].radix, (first_forward<R, true, true>(t, re, im, z)));
-    if (t->shift == 0 && im) EVERY_RADIX(t->stage[0].radix, (first_forward<R, false, false>(t, re, im, z)));
-    if (t->shift == 0 && !im) EVERY_RADIX(t->stage[0].radix, (first_forward<R, true, false>(t, re, im, z)));
+template <bool REAL, bool SHIFTED>
+void enter_as(const Transform* t, const Rows<const float>& from, float* z) {
+    EVERY_RADIX(t->stage[0].radix, (first_forward<R, REAL, SHIFTED>(t, from, z)));
+}
+
+void enter(const Transform* t, const Rows<const float>& from, float* z) {
+    if (t->shift != 0) return from.real() ? enter_as<true, true>(t, from, z) : enter_as<false, true>(t, from, z);
+    return from.real() ? enter_as<true, false>(t, from, z) : enter_as<false, false>(t, from, z);
 }
 
 template <bool REAL, bool SHIFTED>
-void leave_as(const Transform* t, const float* z, const Rows& to) {
-    if (to.past) {
+void leave_as(const Transform* t, const float* z, const Rows<float>& to, bool past) {
+    if (past) {
         EVERY_RADIX(t->stage[0].radix, (first_back<R, REAL, SHIFTED, true>(t, z, to)));
     } else {
         EVERY_RADIX(t->stage[0].radix, (first_back<R, REAL, SHIFTED, false>(t, z, to)));
     }
 }
 
-void leave(const Transform* t, const float* z, const Rows& to, bool real) {
-    if (t->shift != 0) return real ? leave_as<true, true>(t, z, to) : leave_as<false, true>(t, z, to);
-    return real ? leave_as<true, false>(t, z, to) : leave_as<false, false>(t, z, to);
-}
-
-// The rows of a result that lies in one piece.
-Rows in_one_piece(const Transform* t, float* re, float* im, bool past) {
-    Rows rows;
-    for (int64_t j = 0; j < t->stage[0].radix; j++) {
-        rows.re[j] = re + V * t->stage[0].rest * j;
-        rows.im[j] = im ? im + V * t->stage[0].rest * j : nullptr;
-    }
-    rows.past = past;
-    return rows;
+void leave(const Transform* t, const float* z, const Rows<float>& to, bool past) {
+    if (t->shift != 0) return to.real() ? leave_as<true, true>(t, z, to, past) : leave_as<false, true>(t, z, to, past);
+    return to.real() ? leave_as<true, false>(t, z, to, past) : leave_as<false, false>(t, z, to, past);
 }
 
 // Spectrum of re + i im, times scale: k_f (N, 2) floats in our order.  z: room for 2 N floats.
 void spectrum(const Transform* t, const float* re, const float* im, float* z, float* k_f, float scale) {
     const Stage& s = t->stage[0];
-    enter(t, re, im, z);
+    enter(t, {t, re, im}, z);
     for (int f = 0; f < s.radix; f++) inner_spectrum(t, z + 2 * V * f * s.rest, 1, f * s.rest / V, k_f, scale);
 }
 
-// Convolution of re + i im with the filter behind k_f, its real part alone or both.
-void convolve_to(const Transform* t, const float* re, const float* im, const float* k_f, float* z, const Rows& to, bool real) {
+// Convolution with the filter behind k_f, from rows to rows; without imaginary ones it is that of the result which is left
+// out.  past: store past the caches, to rows that are aligned to vectors.  z: as above.
+void convolve_rows(const Transform* t, const Rows<const float>& from, const float* k_f, float* z, const Rows<float>& to,
+                   bool past, Ahead ahead) {
     const Stage& s = t->stage[0];
-    enter(t, re, im, z);
-    for (int f = 0; f < s.radix; f++) inner_convolve(t, z + 2 * V * f * s.rest, 1, f * s.rest / V, k_f);
-    leave(t, z, to, real);
+    enter(t, from, z);
+    for (int f = 0; f < s.radix; f++) inner_convolve(t, z + 2 * V * f * s.rest, 1, f * s.rest / V, k_f, ahead);
+    leave(t, z, to, past);
 }
 
-// The same, into y_re, and y_im unless it is null.  May work in place.
+// The same, from re and im to y_re and y_im; either im may be null.  May work in place.
 void convolve(const Transform* t, const float* re, const float* im, const float* k_f, float* z, float* y_re, float* y_im) {
-    convolve_to(t, re, im, k_f, z, in_one_piece(t, y_re, y_im, false), !y_im);
+    convolve_rows(t, {t, re, im}, k_f, z, {t, y_re, y_im}, false, {});
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ thread_local Arena arena;
 
 constexpr int64_t NEIGHBOURS = 8, SMALL = 4096;  // channels whose spectra, of so many points, fit a cache together
 
-// Items 0 .. count-1, each done by whichever thread comes first.
+// Items 0 .. count-1, each done by whichever thread comes first.  It is told which one it takes next; -1 for none.
 template <typename Each>
 struct Queue {
     int64_t count, next;
@@ -36,16 +36,19 @@ struct Queue {
     bool failed;
     Each each;
 
+    int64_t take() {
+        int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        return i < count ? i : -1;
+    }
     static void work(void* data) {
         Queue* q = (Queue*)data;
         if (!arena.grow(q->floats)) {
             __atomic_store_n(&q->failed, true, __ATOMIC_RELAXED);
             return;
         }
-        for (;;) {
-            int64_t i = __atomic_fetch_add(&q->next, 1, __ATOMIC_RELAXED);
-            if (i >= q->count) return;
-            q->each(i, arena.memory);
+        for (int64_t i = q->take(), next; i >= 0; i = next) {
+            next = q->take();
+            q->each(i, arena.memory, next);
         }
     }
 };
@@ -63,7 +66,7 @@ int share_out(int64_t count, size_t floats, int64_t threads, Parallel parallel, 
 
 int spectra_all(const Transform* t, const Whole* taps, int64_t channels, float* k_f, int64_t threads, Parallel parallel) {
     const int64_t n = t->n;
-    return share_out(channels, 4 * n + 3 * GAP, threads, parallel, [=](int64_t h, float* memory) {
+    return share_out(channels, 4 * n + 3 * GAP, threads, parallel, [=](int64_t h, float* memory, int64_t) {
         Scratch s{};
         s.z = piece(memory, 2 * n), s.re = piece(memory, n), s.im = piece(memory, n);
         taps_spectrum(t, taps->taps + h * taps->stride, taps->count, taps->ahead, s, k_f + 2 * n * h);
@@ -75,18 +78,20 @@ int convolve_all(const Call* c, int64_t threads, Parallel parallel) {
     const size_t floats = room.floats();
     const Whole& whole = c->whole;
     if (room.making)
-        return share_out(c->channels, floats, threads, parallel, [=](int64_t h, float* memory) {
+        return share_out(c->channels, floats, threads, parallel, [=](int64_t h, float* memory, int64_t) {
             const Scratch s = room.lay(memory);
             taps_spectrum(whole.transform, whole.taps + h * whole.stride, whole.count, whole.ahead, s, s.k_f);
-            for (int64_t b = 0; b < c->batch; b++) run_row(*c, s, b, h, s.k_f);
+            for (int64_t b = 0; b < c->batch; b++) run_row(*c, s, b, h, s.k_f, Row{});
         });
     // Neighbouring channels in turn, for every sequence: their rows follow in memory, and their spectra stay in cache.
     const bool small = whole.transform && whole.transform->n <= SMALL && c->channels % NEIGHBOURS == 0;
     const int64_t turn = small ? NEIGHBOURS : 1;
-    return share_out(c->batch * c->channels, floats, threads, parallel, [=](int64_t i, float* memory) {
-        const int64_t h = i / (turn * c->batch) * turn + i % turn, b = i / turn % c->batch;
-        const float* k_f = whole.transform ? whole.spectra + 2 * whole.transform->n * h : nullptr;
-        run_row(*c, room.lay(memory), b, h, k_f);
+    auto channel = [=](int64_t i) { return i / (turn * c->batch) * turn + i % turn; };
+    auto sequence = [=](int64_t i) { return i / turn % c->batch; };
+    return share_out(c->batch * c->channels, floats, threads, parallel, [=](int64_t i, float* memory, int64_t next) {
+        const float* k_f = whole.transform ? whole.spectra + 2 * whole.transform->n * channel(i) : nullptr;
+        const Row after = next < 0 ? Row{} : row_of(c->u, sequence(next), channel(next));
+        run_row(*c, room.lay(memory), sequence(i), channel(i), k_f, after);
     });
 }
 
@@ -96,7 +101,7 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
     if (!weight) return -1;
     for (int64_t j = 0; j < c->taps; j++)
         for (int64_t i = 0; i < columns; i++) weight[j * columns + i] = c->weight[i * c->taps + j];
-    int failed = share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*) {
+    int failed = share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
         short_gate_tokens(*c, weight, stretch(i, c->seqlen));
     });
     free(weight);
@@ -104,7 +109,7 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
 }
 
 int to_rows_all(const ToRows* c, int64_t threads, Parallel parallel) {
-    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*) {
+    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
         rows_tokens(*c, stretch(i, c->seqlen));
     });
 }

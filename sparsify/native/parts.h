@@ -10,9 +10,7 @@ struct Scratch {
 };
 
 constexpr int64_t LARGE = 1 << 22;  // samples of a result that no cache holds anyway
-constexpr int64_t TOUCHED = 8192;  // samples fetched at a time
-constexpr int64_t LONG = 512;      // samples of a stage's rows from which on the processor follows all of them at once;
-                                   // shorter ones are fetched and stored in one go, since memory is quickest in order
+constexpr int64_t LONG = 512;      // samples of a row from which on the processor foresees where it goes on
 constexpr int64_t STRETCH = 1024;  // samples worked on at a time where no transform says otherwise: they stay in L1
 
 // Taps at lags -ahead .. count - 1 - ahead, as the complex signal whose spectrum with shift 1/4 is theirs:

@@ -46,37 +46,57 @@ struct Room {
     }
 };
 
-void whole_row(const Transform* t, const float* k_f, const Input& in, const Output& out, const Scratch& s) {
-    const float* g = in.see(0, t->n, s.seen);
-    if (out.direct() && t->n == in.seqlen) {
-        float* y = (float*)out.y.data;
-        const bool past = out.past && (uintptr_t)y % sizeof(vec) == 0;
-        return convolve_to(t, g, nullptr, k_f, s.z, in_one_piece(t, y, nullptr, past), true);
-    }
-    convolve(t, g, nullptr, k_f, s.z, s.sum, nullptr);
-    for (int64_t i = 0; i < in.seqlen; i += STRETCH)
-        out.put(in, i, smaller(STRETCH, in.seqlen - i), s.sum + i, s.re);
+// `count` samples of a row from `start` on, to be fetched with the blocks of a transform.
+Ahead soon(const Transform* t, const Row& u, int64_t seqlen, int64_t start, int64_t count) {
+    count = smaller(count, seqlen - start);
+    if (!u.data || count <= 0) return {};
+    const char* at = u.data + start * u.stride;
+    return {at, at + count * u.stride, (count * u.stride / t->blocks + LINE) / LINE * LINE};
 }
 
-// Rows `first` .. of a block's result that lie in the result of the signal as they are: those go straight there, the
-// others to `aside`.  sum[i] belongs at y[at + i - history], for history <= i < history + count.
-void straight(const Transform* t, float* y, int64_t at, int64_t history, int64_t count, float* aside, float** rows) {
+// Whether the rows of a transform's first stage are so short that the processor does not foresee them: then they are
+// fetched by name, and stored to memory in one go.
+INLINE bool short_rows(const Transform* t) { return t->n / t->stage[0].radix < LONG; }
+
+// The rows of n samples of the signal from `start` on: where they lie, or copied to `buffer`.
+void see_rows(const Transform* t, const Input& in, int64_t start, float* buffer, const float** rows) {
     const int64_t length = t->n / t->stage[0].radix;
+    for (int64_t j = 0; j < t->stage[0].radix; j++) rows[j] = in.see(start + j * length, length, buffer + j * length);
+}
+
+// The rows of n samples of a result, of which the first `history` are of no use and the next `count` belong at `start`.
+// Those that lie in these go straight to where they belong, unless `straight` forbids it; the others to `aside`.
+void put_rows(const Transform* t, const Output& out, int64_t start, int64_t history, int64_t count, bool straight,
+              float* aside, float** rows) {
+    const int64_t length = t->n / t->stage[0].radix;
+    float* y = (float*)out.y.data + start - history;
     for (int64_t j = 0; j < t->stage[0].radix; j++) {
         const bool inside = j * length >= history && (j + 1) * length <= history + count;
-        rows[j] = inside ? y + at - history + j * length : aside + j * length;
+        rows[j] = (straight && inside ? y : aside) + j * length;
     }
 }
 
-// Finish what a block left aside.
-void put_aside(const Transform* t, const Input& in, const Output& out, int64_t at, int64_t history, int64_t count,
+// Finish what went aside.
+void put_aside(const Transform* t, const Input& in, const Output& out, int64_t start, int64_t history, int64_t count,
                float* aside, float* const* rows, float* buffer) {
     const int64_t length = t->n / t->stage[0].radix;
     for (int64_t j = 0; j < t->stage[0].radix; j++) {
         if (rows[j] != aside + j * length) continue;
         const int64_t first = larger(j * length, history), stop = smaller((j + 1) * length, history + count);
-        if (first < stop) out.put(in, at + first - history, stop - first, aside + first, buffer);
+        if (first < stop) out.put(in, start + first - history, stop - first, aside + first, buffer);
     }
+}
+
+// next: the row of the signal that this thread works on next, if any.
+void whole_row(const Transform* t, const float* k_f, const Input& in, const Output& out, const Scratch& s, const Row& next) {
+    const int64_t L = in.seqlen;
+    const bool past = out.direct() && out.past && out.aligned();
+    Rows<const float> from;
+    Rows<float> to;
+    see_rows(t, in, 0, s.seen, from.re);
+    put_rows(t, out, 0, 0, L, out.direct(), s.sum, to.re);
+    convolve_rows(t, from, k_f, s.z, to, past, short_rows(t) ? soon(t, next, L, 0, L) : Ahead{});
+    put_aside(t, in, out, 0, 0, L, s.sum, to.re, s.re);
 }
 
 void comb_row(const Comb& p, int64_t h, const Input& in, const Output& out, const Scratch& s) {
@@ -100,7 +120,7 @@ void comb_row(const Comb& p, int64_t h, const Input& in, const Output& out, cons
 }
 
 // Blocks that overlap, two at a time as the real and imaginary part of one signal.
-void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, const Scratch& s) {
+void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, const Scratch& s, const Row& next) {
     const Blocks& p = c.blocks;
     const Transform* t = p.transform;
     const int64_t n = t->n, L = in.seqlen;
@@ -108,28 +128,26 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
     if (n - history > 4 * V) history = (history + V - 1) / V * V;  // whole vectors, where they cost little
     const int64_t hop = n - history;
     const float* k_f = p.spectra + 2 * n * h;
-    const bool in_turns = n / t->stage[0].radix < LONG, direct = out.direct() && !c.slow.rate && !(out.past && in_turns);
-    float* y = (float*)out.y.data;
-    Rows to;
-    to.past = direct && out.past && (uintptr_t)y % sizeof(vec) == 0 && history % V == 0;
-    int64_t touched = 0;
+    const bool straight = out.direct() && !c.slow.rate && !(out.past && short_rows(t));  // no sum to be finished
+    const bool past = straight && out.past && out.aligned() && history % V == 0;
     for (int64_t start = 0; start < L; start += 2 * hop) {
-        for (; in_turns && in.direct() && touched < L && touched < start + 2 * n; touched += TOUCHED)
-            touch((const float*)in.u.data + touched, smaller(TOUCHED, L - touched));
-        const bool two = start + hop < L;
-        const float* g = in.see(start - (history - p.ahead), two ? n + hop : n, s.seen);
-        const int64_t left = L - start, first = smaller(hop, left), second = smaller(hop, left - hop);
-        const int64_t whole = direct ? 1 : -1;  // nothing goes straight where sums must be finished
-        straight(t, y, start, history, whole * first, s.re, to.re);
-        if (two) straight(t, y, start + hop, history, whole * second, s.im, to.im);
-        convolve_to(t, g, two ? g + hop : nullptr, k_f, s.z, to, !two);
+        const int64_t after = start + hop, left = L - start, first = smaller(hop, left), second = smaller(hop, left - hop);
+        const bool two = second > 0;
+        Rows<const float> from;
+        Rows<float> to;
+        see_rows(t, in, start - (history - p.ahead), s.seen, from.re);
+        if (two) see_rows(t, in, after - (history - p.ahead), s.seen + n, from.im);
+        put_rows(t, out, start, history, first, straight, s.re, to.re);
+        if (two) put_rows(t, out, after, history, second, straight, s.im, to.im);
+        const Ahead ahead = left > 2 * hop ? soon(t, in.u, L, start + 2 * hop, 2 * hop) : soon(t, next, L, 0, 2 * hop);
+        convolve_rows(t, from, k_f, s.z, to, past, ahead);
         if (c.slow.rate) {
             put_slow(c.slow, in, out, s.low, start, first, s.re + history, s.sum);
-            if (two) put_slow(c.slow, in, out, s.low, start + hop, second, s.im + history, s.sum);
-            continue;
+            if (two) put_slow(c.slow, in, out, s.low, after, second, s.im + history, s.sum);
+        } else {
+            put_aside(t, in, out, start, history, first, s.re, to.re, s.sum);
+            if (two) put_aside(t, in, out, after, history, second, s.im, to.im, s.sum);
         }
-        put_aside(t, in, out, start, history, first, s.re, to.re, s.sum);
-        if (two) put_aside(t, in, out, start + hop, history, second, s.im, to.im, s.sum);
     }
 }
 
@@ -148,19 +166,19 @@ void stretches_row(const Call& c, int64_t h, const Input& in, const Output& out,
     }
 }
 
-// The row (b, h); k_f: the spectrum of the whole part.
-void run_row(const Call& c, const Scratch& s, int64_t b, int64_t h, const float* k_f) {
+// The row (b, h); k_f: the spectrum of the whole part; next: as in whole_row.
+void run_row(const Call& c, const Scratch& s, int64_t b, int64_t h, const float* k_f, const Row& next) {
     const Input in{row_of(c.u, b, h), row_of(c.gate_in, b, h), c.seqlen};
     const bool past = c.batch * c.channels * c.seqlen > LARGE;
     const Output out{row_of(c.y, b, h), row_of(c.gate_out, b, h), c.skip ? c.skip[h] : 0, past};
-    if (c.whole.transform) return whole_row(c.whole.transform, k_f, in, out, s);
+    if (c.whole.transform) return whole_row(c.whole.transform, k_f, in, out, s, next);
     if (c.comb.residues) {
         comb_row(c.comb, h, in, out, s);
         return;
     }
     if (c.slow.rate) slow_part(c.slow, in, h, s);
     if (c.blocks.transform)
-        blocks_row(c, h, in, out, s);
+        blocks_row(c, h, in, out, s, next);
     else
         stretches_row(c, h, in, out, s);
 }

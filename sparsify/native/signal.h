@@ -179,6 +179,7 @@ struct Output {
     bool past;  // the tensor is larger than caches are: store past them
 
     bool direct() const { return y.type == FLOAT32 && y.stride == 4 && !gate.data && skip == 0; }
+    bool aligned() const { return (uintptr_t)y.data % sizeof(vec) == 0; }
 
     // Finish samples start .. start + count - 1, whose sum of parts is `sum`, and store them.
     void put(const Input& in, int64_t start, int64_t count, float* sum, float* buffer) const {

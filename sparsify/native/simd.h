@@ -41,11 +41,6 @@ INLINE void store_past(float* p, vec x) {
 #endif
 }
 
-// Read memory once, in order, which is how the processor fetches it fastest: what follows finds it in the cache.
-INLINE void touch(const float* p, int64_t floats) {
-    for (int64_t i = 0; i < floats; i += 16) (void)*(const volatile float*)(p + i);
-}
-
 INLINE vec all(float x) { return x - vec{}; }
 
 // V complex numbers
