@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsify import native
 from sparsify.fftconv import LongConv
 from sparsify.linear import Call, Linear
+from sparsify.norm import LayerNorm
 from sparsify.sites import Conv, ConvSite, Replaceable
 from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
@@ -82,6 +83,7 @@ class Calls(NamedTuple):
     in_proj: Call
     out_proj: Call
     mlp: Call
+    dtype: torch.dtype  # what they best take
 
 
 @dataclass
@@ -110,7 +112,7 @@ def short_gate(z: Tensor, k: Tensor, bias: Tensor, before: Tensor | None, x0: Te
     z: (B, P, 3D), contiguous like all that is read.  k: (3D, T), last lag first.  bias: (3D).  before: (B, T - 1, 3D),
     the rows before z; None for zeros.
     """
-    if compiled(z):
+    if compiled(x0):
         native.short_gate(z, k, bias, before, (x0, g))
         return
     seqlen, taps = z.shape[1], k.shape[1]
@@ -140,11 +142,11 @@ def zeros_before(z: Tensor, count: int) -> Tensor:
     return z.new_zeros(z.shape[0], count, z.shape[2])
 
 
-def to_rows(y: Tensor) -> Tensor:
-    """y (B, D, P) with channels last: (B, P, D), contiguous."""
+def to_rows(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """y (B, D, P) with channels last: (B, P, D), contiguous, of this dtype."""
     if y.shape[-1] > 1 and compiled(y):
-        return native.to_rows(y, 0, y.shape[-1])
-    return y.transpose(1, 2).contiguous()
+        return native.to_rows(y, 0, y.shape[-1], dtype)
+    return y.transpose(1, 2).contiguous().to(dtype)
 
 
 def compiled(x: Tensor) -> bool:
@@ -205,7 +207,7 @@ class HyenaOperator(Replaceable, nn.Module):
         assert bias is not None  # Conv1d can do without
         ends: list[Tensor] = []
         for b, t in tiles(batch, seqlen):
-            z = project(x[b, t]).to(x.dtype)
+            z = project(x[b, t])
             before = ends.pop() if t.start else state.history if state.history is None else state.history[b]
             short_gate(z, k, bias, before, x0[b, :, t], g[b, :, t])
             ends.append(last_rows(z, before, k.shape[1] - 1))
@@ -231,9 +233,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: HyenaDNAConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.norm1 = LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.mixer = HyenaOperator(config)
-        self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.norm2 = LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,17 +249,18 @@ class Block(nn.Module):
         Norms and linear layers see a tile a call; for hooks on anything else, or on all tokens at once, take `forward`.
         """
         batch, seqlen, _ = x.shape
-        in_proj, out_proj, mlp = state.calls or self.prepare(batch * seqlen)
-        y = self.mixer.mix(x, lambda tile: in_proj(self.norm1(tile)), state, room)
+        in_proj, out_proj, mlp, dtype = state.calls or self.prepare(batch * seqlen)
+        y = self.mixer.mix(x, lambda tile: in_proj(self.norm1(tile, dtype=dtype)), state, room)
         for b, t in tiles(batch, seqlen):
             tile = x[b, t]
-            tile += out_proj(to_rows(y[b, :, t]))
-            tile += mlp(self.norm2(tile))
+            mixed = out_proj(to_rows(y[b, :, t], dtype))
+            tile += mlp(self.norm2(tile, plus=mixed, dtype=dtype))
         return x
 
     def prepare(self, rows: float) -> Calls:
         """The linear layers for `rows` rows in all; math.inf for as many as may come."""
-        return Calls(self.mixer.in_proj.prepare(rows), self.mixer.out_proj.prepare(rows), self.mlp.prepare(rows))
+        in_proj, out_proj = self.mixer.in_proj, self.mixer.out_proj
+        return Calls(in_proj.prepare(rows), out_proj.prepare(rows), self.mlp.prepare(rows), in_proj.takes(rows))
 
 
 class Backbone(nn.Module):

@@ -74,6 +74,18 @@ def hyena(seqlen: int, width: int) -> None:
     assert torch.equal(native.to_rows(g, seqlen // 3, seqlen), g[:, :, seqlen // 3 :].transpose(1, 2))
 
 
+def dense(rows: int, width: int) -> None:
+    x, weight, bias = torch.randn(rows, width), torch.randn(width), torch.randn(width)
+    for dtype in native.TYPES:
+        plus, total = torch.ones(rows, width, dtype=dtype), x.clone()
+        y_ref = torch.nn.functional.layer_norm(x.double() + 1, (width,), weight.double(), bias.double(), 1e-2)
+        y = native.norm(total, weight, bias, 1e-2, plus, dtype)
+        assert torch.equal(total, x + 1) and (y.double() - y_ref).norm() < 4e-3 * y_ref.norm(), (rows, width, dtype)
+        short = native.short_gate(torch.ones(1, rows, 3 * width, dtype=dtype), torch.ones(3 * width, 3), None)
+        assert native.to_rows(short[1], 0, rows, dtype).dtype == dtype
+    check(native.gelu_(x.clone()), torch.nn.functional.gelu(x.double(), approximate="tanh"), (rows, width))
+
+
 def main(path: str) -> None:
     library._found = ctypes.CDLL(path), ""
     torch.manual_seed(0)
@@ -86,6 +98,7 @@ def main(path: str) -> None:
         for seqlen in (1, 2, 3, 15, 16, 17, 64, 131):
             for width in (1, 3, 16, 21):
                 hyena(seqlen, width)
+                dense(seqlen, width)
         print(f"{isa} holds")
 
 

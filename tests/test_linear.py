@@ -168,6 +168,13 @@ def test_onednn_can_be_switched_off(monkeypatch):
     assert fastest.cache_info().currsize == 0
 
 
+def test_it_says_what_it_takes():
+    own = layer()
+    use_precision(own, "bfloat16")
+    assert [own.takes(rows) for rows in (1, ROWS, math.inf)] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert own.half().takes(ROWS) == torch.float16
+
+
 @pytest.mark.parametrize("rows", [1, ROWS])
 def test_hooks_see_every_call(rows):
     own, seen = layer(), []

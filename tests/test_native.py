@@ -209,9 +209,66 @@ def test_short_gate(isa, seqlen, width, taps):
         assert all((t[..., :4] == 7).all() and (t[..., 4 + seqlen :] == 7).all() for t in into)
 
 
-def test_to_rows(isa):
+@pytest.mark.parametrize("dtype", native.TYPES)
+def test_short_gate_reads_other_types(isa, dtype):
+    z, history = torch.randn(2, 50, 3 * 20).to(dtype), torch.randn(2, 2, 3 * 20).to(dtype)
+    weight, bias = torch.randn(3 * 20, 3), torch.randn(3 * 20)
+    y, y_ref = native.short_gate(z, weight, bias, history), native.short_gate(z.float(), weight, bias, history.float())
+    assert all(torch.equal(*pair) for pair in zip(y, y_ref, strict=True))
+
+
+def test_large_signals_are_gated_in_pieces(isa):
+    """They go past the caches, where a piece ends on a whole vector and where it does not."""
+    width, seqlen, piece = 48, 90_000, 997
+    z, weight, bias = torch.randn(1, piece, 3 * width), torch.randn(3 * width, 3), torch.randn(3 * width)
+    x0, g = (torch.full((1, width, seqlen), 7.0) for _ in range(2))
+    x0_ref, g_ref = native.short_gate(z, weight, bias)
+    for start in (0, 1024, seqlen - piece):
+        native.short_gate(z, weight, bias, out=(x0[..., start : start + piece], g[..., start : start + piece]))
+        assert torch.equal(x0[..., start : start + piece], x0_ref) and torch.equal(g[..., start : start + piece], g_ref)
+    assert (x0[..., piece:1024] == 7).all() and (g[..., 1024 + piece : seqlen - piece] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", native.TYPES)
+def test_to_rows(isa, dtype):
     y = torch.randn(2, 21, 100)
-    assert torch.equal(native.to_rows(y, 3, 80), y[:, :, 3:80].transpose(1, 2))
+    assert torch.equal(native.to_rows(y, 3, 80, dtype), y[:, :, 3:80].transpose(1, 2).to(dtype))
+
+
+BARS = {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # rounding of what is stored
+
+
+@pytest.mark.parametrize("dtype", native.TYPES)
+@pytest.mark.parametrize("count", [1, 15, 16, 100, 50_000])
+def test_gelu(isa, count, dtype):
+    x = (4 * torch.randn(count)).to(dtype)
+    y_ref = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert_close(native.gelu_(x.clone()), y_ref, BARS[dtype])
+    if count >= 100 and dtype == torch.float32:  # the other form is told apart
+        assert relative_l2(torch.nn.functional.gelu(x.double()), y_ref) > 100 * BARS[dtype]
+
+
+def test_gelu_at_the_ends(isa):
+    x = torch.tensor([0.0, 1e-30, 1e30, -1e30, -20.0, torch.inf, torch.nan])
+    y = native.gelu_(x.clone())
+    assert y[-1].isnan() and y[-2] == torch.inf
+    torch.testing.assert_close(y[:-2], torch.tensor([0.0, 5e-31, 1e30, 0.0, 0.0]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", native.TYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 16), (70, 256), (301, 100)])
+def test_norm(isa, shape, dtype):
+    x, plus = 3 + torch.randn(shape), torch.randn(shape).to(dtype)
+    weight, bias = torch.randn(shape[-1]), torch.randn(shape[-1])
+    for own in (None, plus):
+        into = x.clone()
+        y = native.norm(into, weight, bias, 1e-5, own, dtype)
+        total = x if own is None else x + own.float()
+        y_ref = torch.nn.functional.layer_norm(total.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
+        assert torch.equal(into, total) and y.dtype == dtype
+        assert_close(y, y_ref, max(BARS[dtype], 2e-6))  # a row of few is divided by what its rounding leaves
+        with pytest.raises(AssertionError):
+            assert_close(torch.zeros_like(y), y_ref, max(BARS[dtype], 2e-6))
 
 
 def test_without_kernels_the_numbers_are_the_same():
@@ -232,3 +289,9 @@ def test_refusals():
         native.convolve(torch.randn(1, 1, 8), [native.Direct(torch.randn(2, 1, dtype=torch.float64))])
     with pytest.raises(ValueError, match="there is no transform of 7 points; take good_size"):
         native.transform(7, 0.25)
+    with pytest.raises(ValueError, match="contiguous floats on the CPU, got torch"):
+        native.gelu_(torch.arange(3))
+    with pytest.raises(ValueError, match="rows of 8 take as many weights"):
+        native.norm(torch.randn(2, 8), torch.ones(7), torch.ones(8), 1e-5)
+    with pytest.raises(ValueError, match=r"cannot add \(2, 7\) to \(2, 8\)"):
+        native.norm(torch.randn(2, 8), torch.ones(8), torch.ones(8), 1e-5, torch.randn(2, 7))

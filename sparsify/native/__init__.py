@@ -74,15 +74,30 @@ class CCall(ctypes.Structure):
     )  # fmt: skip
 
 
+class CValues(ctypes.Structure):
+    _fields_ = (("data", Pointer), ("type", Integer))
+
+
 class CShortGate(ctypes.Structure):
     _fields_ = (
         ("batch", Integer), ("seqlen", Integer), ("width", Integer), ("taps", Integer),
-        ("z", Pointer), ("history", Pointer), ("weight", Pointer), ("bias", Pointer), ("x0", CSignal), ("g", CSignal),
+        ("z", CValues), ("history", CValues), ("weight", Pointer), ("bias", Pointer), ("x0", CSignal), ("g", CSignal),
     )  # fmt: skip
 
 
 class CToRows(ctypes.Structure):
-    _fields_ = (("batch", Integer), ("channels", Integer), ("seqlen", Integer), ("y", CSignal), ("rows", Pointer))
+    _fields_ = (("batch", Integer), ("channels", Integer), ("seqlen", Integer), ("y", CSignal), ("rows", CValues))
+
+
+class CGelu(ctypes.Structure):
+    _fields_ = (("count", Integer), ("x", CValues))
+
+
+class CNorm(ctypes.Structure):
+    _fields_ = (
+        ("rows", Integer), ("width", Integer), ("x", Pointer), ("sum", CValues), ("weight", Pointer), ("bias", Pointer),
+        ("epsilon", ctypes.c_float), ("y", CValues),
+    )  # fmt: skip
 
 
 # --- the parts, as tensors -------------------------------------------------------------------------------------------
@@ -181,7 +196,7 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sparsify_transform.argtypes, lib.sparsify_transform.restype = [Integer, ctypes.c_double], Pointer
     lib.sparsify_bins.argtypes, lib.sparsify_bins.restype = [Pointer, Pointer], None
     lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
-    for name in ("convolve", "short_gate", "to_rows"):
+    for name in ("convolve", "short_gate", "to_rows", "gelu", "norm"):
         getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
     lib.sparsify_call_size.restype = Integer
     if lib.sparsify_call_size() != ctypes.sizeof(CCall):
@@ -208,6 +223,15 @@ def address(t: Tensor | None) -> int | None:
     if t.dtype != torch.float32 or not t.is_contiguous() or t.device.type != "cpu":
         raise ValueError(f"expected a contiguous float32 tensor on the CPU, got {t.dtype} {t.stride()} on {t.device}")
     return t.data_ptr()
+
+
+def values(t: Tensor | None) -> CValues:
+    """Where a tensor's values lie, in one piece, and their type."""
+    if t is None:
+        return CValues()
+    if t.dtype not in TYPES or not t.is_contiguous() or t.device.type != "cpu":
+        raise ValueError(f"expected contiguous floats on the CPU, got {t.dtype} {t.stride()} on {t.device}")
+    return CValues(t.data_ptr(), TYPES[t.dtype])
 
 
 def describe(s: CSignal, t: Tensor | None) -> None:
@@ -350,16 +374,18 @@ def short_gate(
 ) -> tuple[Tensor, Tensor]:
     """x0 and g = x1 * v, with [x0 | x1 | v] a short causal depthwise convolution of z; channel-last to channel-first.
 
-    z: (B, P, 3 D) contiguous.  weight: (3 D, T).  bias: (3 D,).  history: (B, T - 1, 3 D), the rows before z, zeros if
-    None.  out: x0 and g, each (B, D, P) with unit last stride.
+    z: (B, P, 3 D) contiguous, float32, float16 or bfloat16.  weight: (3 D, T).  bias: (3 D,).
+    history: (B, T - 1, 3 D), the rows before z, zeros if None.
+    out: x0 and g, each (B, D, P) float32 with unit last stride.
     """
     batch, seqlen, columns = z.shape
     width = columns // 3
-    x0, g = out or (z.new_empty(batch, width, seqlen), z.new_empty(batch, width, seqlen))
+    x0, g = out or (torch.empty(batch, width, seqlen), torch.empty(batch, width, seqlen))
     if x0.stride(2) != 1 or g.stride(2) != 1:
         raise ValueError(f"x0 and g take samples side by side, got strides {x0.stride()} and {g.stride()}")
+    history = None if history is None else history.to(z.dtype)
     call = CShortGate(
-        batch=batch, seqlen=seqlen, width=width, taps=weight.shape[1], z=address(z), history=address(history),
+        batch=batch, seqlen=seqlen, width=width, taps=weight.shape[1], z=values(z), history=values(history),
         weight=address(weight), bias=address(bias),
     )  # fmt: skip
     describe(call.x0, x0)
@@ -368,12 +394,48 @@ def short_gate(
     return x0, g
 
 
-def to_rows(y: Tensor, start: int, stop: int) -> Tensor:
-    """y[:, :, start:stop] with the channels last: (B, stop - start, D) contiguous.  y: (B, D, L), unit last stride."""
+def to_rows(y: Tensor, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """y[:, :, start:stop] with the channels last: (B, stop - start, D) contiguous.
+
+    y: (B, D, L) float32, unit last stride.  dtype: of the rows, float32, float16 or bfloat16.
+    """
     y = y[:, :, start:stop]
     batch, channels, seqlen = y.shape
-    rows = y.new_empty(batch, seqlen, channels)
-    call = CToRows(batch=batch, channels=channels, seqlen=seqlen, rows=address(rows))
+    rows = torch.empty(batch, seqlen, channels, dtype=dtype)
+    call = CToRows(batch=batch, channels=channels, seqlen=seqlen, rows=values(rows))
     describe(call.y, y)
     run(kernels().sparsify_to_rows, call)
     return rows
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """x with GELU in tanh's form applied in place; contiguous, float32, float16 or bfloat16."""
+    run(kernels().sparsify_gelu, CGelu(count=x.numel(), x=values(x)))
+    return x
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    plus: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """x += plus, in place, and the layer norm of x over its last dimension: the shape of x, contiguous, `dtype`.
+
+    x: (..., D) float32, contiguous.  weight, bias: (D,).  plus: (..., D), contiguous.  plus and result may be float32,
+    float16 or bfloat16.
+    """
+    width = x.shape[-1]
+    if weight.shape != (width,) or bias.shape != (width,):
+        raise ValueError(f"rows of {width} take as many weights, got {tuple(weight.shape)} and {tuple(bias.shape)}")
+    if plus is not None and plus.shape != x.shape:
+        raise ValueError(f"cannot add {tuple(plus.shape)} to {tuple(x.shape)}")
+    y = torch.empty(x.shape, dtype=dtype)
+    call = CNorm(
+        rows=x.numel() // width, width=width, x=address(x), sum=values(plus),
+        weight=address(weight), bias=address(bias), epsilon=epsilon, y=values(y),
+    )  # fmt: skip
+    run(kernels().sparsify_norm, call)
+    return y

@@ -14,6 +14,12 @@ struct Signal {
     int64_t type;
 };
 
+// Values that lie side by side; data is null where there are none.
+struct Values {
+    void* data;
+    int64_t type;
+};
+
 // A transform of N points and its tables; see fft.h.  V: the lanes of a vector.
 enum { STAGES = 40, RADIX = 9 };
 
@@ -87,8 +93,8 @@ struct Call {
 // Short causal depthwise filter and first gate of a Hyena operator, and the turn from channel-last to channel-first.
 struct ShortGate {
     int64_t batch, seqlen, width, taps;  // width: D; z has 3 D columns
-    const float* z;                      // (batch, seqlen, 3 D) contiguous
-    const float* history;                // (batch, taps - 1, 3 D) or null for zeros
+    struct Values z;                     // (batch, seqlen, 3 D)
+    struct Values history;               // (batch, taps - 1, 3 D) of z's type, or null for zeros
     const float* weight;                 // (3 D, taps)
     const float* bias;                   // (3 D,) or null
     struct Signal x0, g;                 // (batch, D, seqlen) float32, time_stride 1
@@ -96,6 +102,23 @@ struct ShortGate {
 
 struct ToRows {
     int64_t batch, channels, seqlen;
-    struct Signal y;  // (batch, channels, seqlen) float32, time_stride 1
-    float* rows;      // (batch, seqlen, channels) contiguous
+    struct Signal y;     // (batch, channels, seqlen) float32, time_stride 1
+    struct Values rows;  // (batch, seqlen, channels)
+};
+
+// GELU in tanh's form, in place.
+struct Gelu {
+    int64_t count;
+    struct Values x;  // (count,)
+};
+
+// x += sum, and y = layer norm of x, row by row.
+struct Norm {
+    int64_t rows, width;
+    float* x;             // (rows, width)
+    struct Values sum;    // (rows, width) or null
+    const float* weight;  // (width,)
+    const float* bias;    // (width,)
+    float epsilon;
+    struct Values y;  // (rows, width)
 };

@@ -344,9 +344,13 @@ void first_back(const Transform* t, const float* z, const Rows<float>& to) {
 constexpr int64_t LINE = 64;             // bytes of a cache line
 constexpr int64_t SPECTRUM_AHEAD = 6144;  // bytes; measured, between 2 and 8 KB it matters little
 
+struct Stretch {
+    const char *at, *end;
+    int64_t step;  // bytes a block
+};
+
 struct Ahead {
-    const char *at = nullptr, *end = nullptr;
-    int64_t step = 0;  // bytes a block
+    Stretch stretch[2] = {};
 };
 
 INLINE void fetch(const char* p, int64_t bytes) {
@@ -354,9 +358,11 @@ INLINE void fetch(const char* p, int64_t bytes) {
 }
 
 INLINE void fetch_some(Ahead& ahead) {
-    if (ahead.at >= ahead.end) return;
-    fetch(ahead.at, ahead.step);
-    ahead.at += ahead.step;
+    for (Stretch& s : ahead.stretch)
+        if (s.at < s.end) {
+            fetch(s.at, s.step);
+            s.at += s.step;
+        }
 }
 
 // --- the block -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // What stands around the long convolution of a Hyena operator, in tiles of V tokens by V channels.
 #pragma once
 
+#include "dense.h"
 #include "rows.h"
 
 namespace {
@@ -23,61 +24,75 @@ INLINE float* channel(const Signal& s, int64_t b, int64_t h) {
 }
 
 // A vector of up to V channels that lie side by side.
-INLINE vec some(const float* p, int64_t count) {
-    if (count >= V) return load(p);
+template <typename T>
+INLINE vec some(const T* p, int64_t count) {
+    if (count >= V) return take(p);
     float part[V] = {};
-    for (int64_t i = 0; i < count; i++) part[i] = p[i];
+    for (int64_t i = 0; i < count; i++) part[i] = widen(p[i]);
     return load(part);
 }
 
-INLINE void put_some(float* p, vec x, int64_t count) {
-    if (count >= V) return store(p, x);
+template <typename T>
+INLINE void put_some(T* p, vec x, int64_t count) {
+    if (count >= V) return give(p, x);
     float part[V];
     store(part, x);
-    for (int64_t i = 0; i < count; i++) p[i] = part[i];
+    for (int64_t i = 0; i < count; i++) narrow(part[i], p + i);
 }
 
 // Rows `tile`, one a token, to columns: channel i of `to` gets `tokens` values at `start`.
-INLINE void put_columns(const Signal& to, int64_t b, int64_t h, int64_t channels, int64_t start, int64_t tokens, vec* tile) {
+// past: store past the caches.
+INLINE void put_columns(const Signal& to, int64_t b, int64_t h, int64_t channels, int64_t start, int64_t tokens, vec* tile,
+                        bool past) {
     transpose(tile);
-    for (int64_t i = 0; i < V && i < channels; i++) put_some(channel(to, b, h + i) + start, tile[i], tokens);
+    for (int64_t i = 0; i < V && i < channels; i++) {
+        float* p = channel(to, b, h + i) + start;
+        if (past && tokens == V && (uintptr_t)p % sizeof(vec) == 0)
+            store_past(p, tile[i]);
+        else
+            put_some(p, tile[i], tokens);
+    }
 }
 
 // The short filter of V channels, from column `column` on, at token t.  z: that column of token 0; weight: (taps, 3 D).
-INLINE vec short_filter(const ShortGate& c, const float* z, const float* history, int64_t t, int64_t column, int64_t count,
+template <typename T>
+INLINE vec short_filter(const ShortGate& c, const T* z, const T* history, int64_t t, int64_t column, int64_t count,
                         const float* weight) {
     const int64_t columns = 3 * c.width, before = c.taps - 1;
     vec y = c.bias ? some(c.bias + column, count) : vec{};
     for (int64_t j = 0; j < c.taps; j++) {
         const int64_t from = t - before + j;
-        const float* seen = from >= 0 ? z + from * columns : history ? history + (from + before) * columns : nullptr;
+        const T* seen = from >= 0 ? z + from * columns : history ? history + (from + before) * columns : nullptr;
         if (seen) y += some(weight + j * columns + column, count) * some(seen, count);
     }
     return y;
 }
 
 // The same for three taps, whole vectors, and tokens that lie before t.
+template <typename T>
 struct ThreeTaps {
     vec weight[3], bias;
-    const float* z;
+    const T* z;
     int64_t columns;
 
-    ThreeTaps(const ShortGate& c, const float* z, int64_t column, const float* w) : z(z), columns(3 * c.width) {
+    ThreeTaps(const ShortGate& c, const T* z, int64_t column, const float* w) : z(z), columns(3 * c.width) {
         for (int j = 0; j < 3; j++) weight[j] = load(w + j * columns + column);
         bias = c.bias ? load(c.bias + column) : vec{};
     }
     vec operator()(int64_t t) const {
-        const float* at = z + t * columns;
-        return bias + weight[0] * load(at - 2 * columns) + weight[1] * load(at - columns) + weight[2] * load(at);
+        const T* at = z + t * columns;
+        return bias + weight[0] * take(at - 2 * columns) + weight[1] * take(at - columns) + weight[2] * take(at);
     }
 };
 
-void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
+template <typename T>
+void short_gate_tokens(const ShortGate& c, const T* all_z, const T* all_history, const float* weight, Tokens tokens) {
     const int64_t D = c.width;
+    const bool past = c.batch * D * c.g.channel_stride > LARGE;  // of all tokens, of which these may be a few
     for (int64_t h = 0; h < D; h += V) {  // tokens inside: what a channel gets lies side by side
         const int64_t count = smaller(V, D - h);
-        const float* z = c.z + tokens.b * c.seqlen * 3 * D + h;
-        const float* history = c.history ? c.history + tokens.b * (c.taps - 1) * 3 * D + h : nullptr;
+        const T* z = all_z + tokens.b * c.seqlen * 3 * D + h;
+        const T* history = all_history ? all_history + tokens.b * (c.taps - 1) * 3 * D + h : nullptr;
         auto slowly = [&](int64_t t, int64_t part) {
             return short_filter(c, z + part * D, history ? history + part * D : nullptr, t, part * D + h, count, weight);
         };
@@ -85,7 +100,7 @@ void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
             const int64_t many = smaller(V, tokens.stop - t);
             vec x0[V], g[V];
             if (c.taps == 3 && count == V && many == V && t >= 2) {
-                const ThreeTaps first(c, z, h, weight), second(c, z + D, D + h, weight), third(c, z + 2 * D, 2 * D + h, weight);
+                const ThreeTaps<T> first(c, z, h, weight), second(c, z + D, D + h, weight), third(c, z + 2 * D, 2 * D + h, weight);
                 for (int64_t i = 0; i < V; i++) x0[i] = first(t + i), g[i] = second(t + i) * third(t + i);
             } else {
                 for (int64_t i = 0; i < V; i++) {
@@ -93,13 +108,14 @@ void short_gate_tokens(const ShortGate& c, const float* weight, Tokens tokens) {
                     g[i] = i < many ? slowly(t + i, 1) * slowly(t + i, 2) : vec{};
                 }
             }
-            put_columns(c.x0, tokens.b, h, count, t, many, x0);
-            put_columns(c.g, tokens.b, h, count, t, many, g);
+            put_columns(c.x0, tokens.b, h, count, t, many, x0, past);
+            put_columns(c.g, tokens.b, h, count, t, many, g, past);
         }
     }
 }
 
-void rows_tokens(const ToRows& c, Tokens tokens) {
+template <typename T>
+void rows_tokens(const ToRows& c, T* rows, Tokens tokens) {
     for (int64_t h = 0; h < c.channels; h += V) {
         const int64_t count = smaller(V, c.channels - h);
         for (int64_t t = tokens.start; t < tokens.stop; t += V) {
@@ -108,7 +124,7 @@ void rows_tokens(const ToRows& c, Tokens tokens) {
             for (int64_t i = 0; i < V; i++) tile[i] = i < count ? some(channel(c.y, tokens.b, h + i) + t, many) : vec{};
             transpose(tile);
             for (int64_t i = 0; i < many; i++)
-                put_some(c.rows + (tokens.b * c.seqlen + t + i) * c.channels + h, tile[i], count);
+                put_some(rows + (tokens.b * c.seqlen + t + i) * c.channels + h, tile[i], count);
         }
     }
 }

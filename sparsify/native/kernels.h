@@ -16,6 +16,8 @@ struct Kernels {
     int (*convolve)(const Call*, int64_t threads, Parallel);
     int (*short_gate)(const ShortGate*, int64_t threads, Parallel);
     int (*to_rows)(const ToRows*, int64_t threads, Parallel);
+    int (*gelu)(const Gelu*, int64_t threads, Parallel);
+    int (*norm)(const Norm*, int64_t threads, Parallel);
 };
 
 #ifdef SPARSIFY_KERNELS  // the name of the table, defined by the one file that makes it
@@ -50,6 +52,7 @@ struct Queue {
             next = q->take();
             q->each(i, arena.memory, next);
         }
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);  // what went past the caches is there before others look
     }
 };
 
@@ -102,7 +105,10 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
     for (int64_t j = 0; j < c->taps; j++)
         for (int64_t i = 0; i < columns; i++) weight[j * columns + i] = c->weight[i * c->taps + j];
     int failed = share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        short_gate_tokens(*c, weight, stretch(i, c->seqlen));
+        typed(c->z.type, [&](auto* z) {
+            typedef decltype(z) Z;
+            short_gate_tokens(*c, (Z)c->z.data, (Z)c->history.data, weight, stretch(i, c->seqlen));
+        });
     });
     free(weight);
     return failed;
@@ -110,7 +116,24 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
 
 int to_rows_all(const ToRows* c, int64_t threads, Parallel parallel) {
     return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        rows_tokens(*c, stretch(i, c->seqlen));
+        typed(c->rows.type, [&](auto* rows) { rows_tokens(*c, (decltype(rows))c->rows.data, stretch(i, c->seqlen)); });
+    });
+}
+
+constexpr int64_t VALUES = 1 << 14;  // of what stands between linear layers, that one thread takes at a time
+
+int gelu_all(const Gelu* c, int64_t threads, Parallel parallel) {
+    return share_out((c->count + VALUES - 1) / VALUES, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
+        typed(c->x.type, [&](auto* x) {
+            gelu_some((decltype(x))c->x.data + i * VALUES, smaller(VALUES, c->count - i * VALUES));
+        });
+    });
+}
+
+int norm_all(const Norm* c, int64_t threads, Parallel parallel) {
+    const int64_t rows = larger(1, VALUES / c->width);
+    return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
+        norm_rows(*c, i * rows, smaller((i + 1) * rows, c->rows));
     });
 }
 
@@ -127,7 +150,8 @@ const Kernels SPARSIFY_KERNELS = {
 #else
     "base",
 #endif
-    fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
+    fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all, gelu_all,
+    norm_all,
 };
 
 #endif

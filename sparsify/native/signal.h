@@ -99,18 +99,12 @@ INLINE void narrow(float x, Half* to) {
     to->bits = (uint16_t)(sign | (rest >= 0x47800000 ? huge : rest < 0x38800000 ? tiny : normal));
 }
 
-// Copies to memory past the caches.
-void put_past(float* to, const float* from, int64_t n) {
-    int64_t i = 0;
-    for (; i < n && (uintptr_t)(to + i) % sizeof(vec); i++) to[i] = from[i];
-    for (; i + V <= n; i += V) store_past(to + i, load(from + i));
-    for (; i < n; i++) to[i] = from[i];
-}
-
 struct Row {
     const char* data;
     int64_t stride;  // bytes
     int64_t type;
+
+    bool plain() const { return data && type == FLOAT32 && stride == 4; }
 };
 
 INLINE Row row_of(const Signal& s, int64_t b, int64_t h) {
@@ -153,7 +147,7 @@ struct Input {
     Row u, gate;
     int64_t seqlen;
 
-    bool direct() const { return u.type == FLOAT32 && u.stride == 4 && !gate.data; }
+    bool direct() const { return u.plain() && !gate.data; }
 
     // Samples start .. start + count - 1: where they lie if they can be read as they are, else copied to `buffer`.
     const float* see(int64_t start, int64_t count, float* __restrict buffer) const {
@@ -178,25 +172,37 @@ struct Output {
     float skip;
     bool past;  // the tensor is larger than caches are: store past them
 
-    bool direct() const { return y.type == FLOAT32 && y.stride == 4 && !gate.data && skip == 0; }
+    bool direct() const { return y.plain() && !gate.data && skip == 0; }
     bool aligned() const { return (uintptr_t)y.data % sizeof(vec) == 0; }
 
     // Finish samples start .. start + count - 1, whose sum of parts is `sum`, and store them.
     void put(const Input& in, int64_t start, int64_t count, float* sum, float* buffer) const {
-        if (skip != 0) {
-            const float* g = in.see(start, count, buffer);
-            for (int64_t i = 0; i < count; i++) sum[i] += skip * g[i];
-        }
+        const float* g = skip != 0 ? in.see(start, count, buffer) : nullptr;
         Row to = y, by = gate;
         to.data += start * y.stride;
-        if (by.data) {
-            by.data += start * by.stride;
-            each_value(by, count, [&](int64_t i, float x) { sum[i] *= x; });
-        }
-        if (past && y.type == FLOAT32 && y.stride == 4) return put_past((float*)to.data, sum, count);
+        by.data += by.data ? start * by.stride : 0;
+        if (to.plain() && (by.plain() || !by.data))
+            return put_plain((float*)to.data, sum, g, (const float*)by.data, count);
+        if (g)
+            for (int64_t i = 0; i < count; i++) sum[i] += skip * g[i];
+        if (by.data) each_value(by, count, [&](int64_t i, float x) { sum[i] *= x; });
         if (y.type == FLOAT32) put_row<float>(to, sum, count);
         if (y.type == FLOAT16) put_row<Half>(to, sum, count);
         if (y.type == BFLOAT16) put_row<Brain>(to, sum, count);
+    }
+
+    // The same in one pass, where samples are floats that lie side by side; g and by may be null.
+    void put_plain(float* to, const float* sum, const float* g, const float* by, int64_t count) const {
+        auto one = [&](int64_t i) { to[i] = (sum[i] + (g ? skip * g[i] : 0)) * (by ? by[i] : 1); };
+        int64_t i = 0;
+        for (; i < count && (uintptr_t)(to + i) % sizeof(vec); i++) one(i);
+        for (; i + V <= count; i += V) {
+            vec x = load(sum + i);
+            if (g) x += all(skip) * load(g + i);
+            if (by) x *= load(by + i);
+            past ? store_past(to + i, x) : store(to + i, x);
+        }
+        for (; i < count; i++) one(i);
     }
 };
 
