@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -270,9 +271,22 @@ def fftconv(
         return torch_fftconv(u, tables[0], layout[1], layout[2], gate, skip)
     if u.dtype not in native.TYPES:
         return fftconv(u.float(), tables, layout, gate, skip, pregate).to(u.dtype)
-    gate, pregate = (t if t is None or t.dtype in native.TYPES else t.float() for t in (gate, pregate))
+    out = torch.empty(u.shape, dtype=u.dtype)
     skip = None if skip is None else skip.float().contiguous()
-    return native.convolve(u, parts_of(tables, layout), gate, skip, pregate)
+    u, gate, pregate = turned(u), turned(gate), turned(pregate)
+    return native.convolve(u, parts_of(tables, layout), gate, skip, pregate, out)
+
+
+@overload
+def turned(t: Tensor) -> Tensor: ...
+@overload
+def turned(t: None) -> None: ...
+def turned(t: Tensor | None) -> Tensor | None:
+    """A signal (B, H, L) of a dtype that the kernels read, and with samples side by side where the channels were."""
+    if t is None:
+        return None
+    t = t if t.dtype in native.TYPES else t.float()
+    return native.to_columns(t.mT) if t.stride(-1) != 1 and t.mT.is_contiguous() else t
 
 
 def torch_fftconv(

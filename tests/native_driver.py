@@ -72,6 +72,7 @@ def hyena(seqlen: int, width: int) -> None:
     check(x0, y[:, :width], (seqlen, width))
     check(g, y[:, width : 2 * width] * y[:, 2 * width :], (seqlen, width))
     assert torch.equal(native.to_rows(g, seqlen // 3, seqlen), g[:, :, seqlen // 3 :].transpose(1, 2))
+    assert torch.equal(native.to_columns(z), z.transpose(1, 2))
 
 
 def dense(rows: int, width: int) -> None:

@@ -235,6 +235,13 @@ def test_to_rows(isa, dtype):
     assert torch.equal(native.to_rows(y, 3, 80, dtype), y[:, :, 3:80].transpose(1, 2).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", native.TYPES)
+@pytest.mark.parametrize("shape", [(2, 100, 21), (1, 1, 5), (3, 33, 1), (1, 90_001, 48)])
+def test_to_columns(isa, shape, dtype):
+    rows = torch.randn(shape).to(dtype)
+    assert torch.equal(native.to_columns(rows), rows.float().transpose(1, 2))
+
+
 BARS = {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # rounding of what is stored
 
 

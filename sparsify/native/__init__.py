@@ -85,7 +85,7 @@ class CShortGate(ctypes.Structure):
     )  # fmt: skip
 
 
-class CToRows(ctypes.Structure):
+class CTurn(ctypes.Structure):
     _fields_ = (("batch", Integer), ("channels", Integer), ("seqlen", Integer), ("y", CSignal), ("rows", CValues))
 
 
@@ -196,7 +196,7 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sparsify_transform.argtypes, lib.sparsify_transform.restype = [Integer, ctypes.c_double], Pointer
     lib.sparsify_bins.argtypes, lib.sparsify_bins.restype = [Pointer, Pointer], None
     lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
-    for name in ("convolve", "short_gate", "to_rows", "gelu", "norm"):
+    for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu", "norm"):
         getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
     lib.sparsify_call_size.restype = Integer
     if lib.sparsify_call_size() != ctypes.sizeof(CCall):
@@ -402,10 +402,20 @@ def to_rows(y: Tensor, start: int, stop: int, dtype: torch.dtype = torch.float32
     y = y[:, :, start:stop]
     batch, channels, seqlen = y.shape
     rows = torch.empty(batch, seqlen, channels, dtype=dtype)
-    call = CToRows(batch=batch, channels=channels, seqlen=seqlen, rows=values(rows))
+    call = CTurn(batch=batch, channels=channels, seqlen=seqlen, rows=values(rows))
     describe(call.y, y)
     run(kernels().sparsify_to_rows, call)
     return rows
+
+
+def to_columns(rows: Tensor) -> Tensor:
+    """rows (B, L, D), contiguous, float32, float16 or bfloat16, with the time last: (B, D, L) float32, contiguous."""
+    batch, seqlen, channels = rows.shape
+    y = torch.empty(batch, channels, seqlen)
+    call = CTurn(batch=batch, channels=channels, seqlen=seqlen, rows=values(rows))
+    describe(call.y, y)
+    run(kernels().sparsify_to_columns, call)
+    return y
 
 
 def gelu_(x: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ struct ShortGate {
     struct Signal x0, g;                 // (batch, D, seqlen) float32, time_stride 1
 };
 
-struct ToRows {
+// The same values with the time last, and with the channels last; either is made of the other.
+struct Turn {
     int64_t batch, channels, seqlen;
     struct Signal y;     // (batch, channels, seqlen) float32, time_stride 1
     struct Values rows;  // (batch, seqlen, channels)

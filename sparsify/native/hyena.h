@@ -115,7 +115,22 @@ void short_gate_tokens(const ShortGate& c, const T* all_z, const T* all_history,
 }
 
 template <typename T>
-void rows_tokens(const ToRows& c, T* rows, Tokens tokens) {
+void columns_tokens(const Turn& c, const T* rows, Tokens tokens) {
+    const bool past = c.batch * c.channels * c.y.channel_stride > LARGE;
+    rows += tokens.b * c.seqlen * c.channels;
+    for (int64_t h = 0; h < c.channels; h += V) {
+        const int64_t count = smaller(V, c.channels - h);
+        for (int64_t t = tokens.start; t < tokens.stop; t += V) {
+            const int64_t many = smaller(V, tokens.stop - t);
+            vec tile[V];
+            for (int64_t i = 0; i < V; i++) tile[i] = i < many ? some(rows + (t + i) * c.channels + h, count) : vec{};
+            put_columns(c.y, tokens.b, h, count, t, many, tile, past);
+        }
+    }
+}
+
+template <typename T>
+void rows_tokens(const Turn& c, T* rows, Tokens tokens) {
     for (int64_t h = 0; h < c.channels; h += V) {
         const int64_t count = smaller(V, c.channels - h);
         for (int64_t t = tokens.start; t < tokens.stop; t += V) {

@@ -15,7 +15,8 @@ struct Kernels {
     int (*spectra)(const Transform*, const Whole* taps, int64_t channels, float* k_f, int64_t threads, Parallel);
     int (*convolve)(const Call*, int64_t threads, Parallel);
     int (*short_gate)(const ShortGate*, int64_t threads, Parallel);
-    int (*to_rows)(const ToRows*, int64_t threads, Parallel);
+    int (*to_rows)(const Turn*, int64_t threads, Parallel);
+    int (*to_columns)(const Turn*, int64_t threads, Parallel);
     int (*gelu)(const Gelu*, int64_t threads, Parallel);
     int (*norm)(const Norm*, int64_t threads, Parallel);
 };
@@ -114,9 +115,15 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
     return failed;
 }
 
-int to_rows_all(const ToRows* c, int64_t threads, Parallel parallel) {
+int to_rows_all(const Turn* c, int64_t threads, Parallel parallel) {
     return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
         typed(c->rows.type, [&](auto* rows) { rows_tokens(*c, (decltype(rows))c->rows.data, stretch(i, c->seqlen)); });
+    });
+}
+
+int to_columns_all(const Turn* c, int64_t threads, Parallel parallel) {
+    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
+        typed(c->rows.type, [&](auto* rows) { columns_tokens(*c, (decltype(rows))c->rows.data, stretch(i, c->seqlen)); });
     });
 }
 
@@ -150,8 +157,8 @@ const Kernels SPARSIFY_KERNELS = {
 #else
     "base",
 #endif
-    fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all, gelu_all,
-    norm_all,
+    fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
+    to_columns_all, gelu_all, norm_all,
 };
 
 #endif
