@@ -6,67 +6,49 @@ embedding where none is stored) or sequence classification.  Order-2 operators o
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify import native
-from sparsify.fftconv import LongConv
-from sparsify.linear import Call, Linear
-from sparsify.norm import LayerNorm
-from sparsify.sites import Conv, ConvSite, Replaceable
-from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
+from sparsify.stream import PIECE, Stream
 
 from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
-from .implicit import ImplicitFilter, complete
-from .layout import agree, assign, empty_embedding, number, rename_all, shape_of, strip_wrappers, whole
+from .hyena_layout import (
+    EMBEDDING,
+    HEAD,
+    LM_ROWS,
+    check_vocabulary,
+    embedding_rows,
+    filters,
+    flat,
+    rename,
+    sizes_of,
+)
+from .hyena_model import Hyena, HyenaConfig
+from .hyena_model import sites as sites  # which the registry asks every family for
+from .implicit import complete
+from .layout import assign, number, rename_all, shape_of, whole
 
-LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
-TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
+BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained
 
 
 @dataclass(frozen=True)
-class HyenaDNAConfig:
-    """Sizes and choices of one model; all but `layer_norm_epsilon`, `shift` and `modulate` follow from its shapes."""
+class HyenaDNAConfig(HyenaConfig):
+    """Sizes and choices of one model, its head among them."""
 
-    d_model: int
-    d_inner: int
-    n_layer: int
-    vocab_rows: int  # rows of the embedding, padding included (16 for 12 tokens)
-    max_seq_len: int  # K: longest filter and longest input, in tokens
-    emb_dim: int = 5
-    filter_order: int = 64
-    num_inner_mlps: int = 2
-    short_filter_order: int = 3
     num_labels: int | None = None  # width of a classification head; None is a language model
-    layer_norm_epsilon: float = 1e-5
-    shift: float = 0.0  # floor of the decay window: 0.0 in training, 0.05 in the hub's modelling code
-    modulate: bool = True
     pad_token_id: int = PAD
 
     def __post_init__(self) -> None:
-        sizes = (self.d_model, self.d_inner, self.n_layer, self.vocab_rows, self.filter_order, self.short_filter_order)
-        if min(sizes) < 1 or self.max_seq_len < 3 or self.num_inner_mlps < 0:
-            raise ValueError(f"sizes must be positive and max_seq_len at least 3, got {self}")
+        super().__post_init__()
         if self.num_labels is not None and self.num_labels < 1:
             raise ValueError(f"a classifier has at least 1 label, got {self.num_labels}")
-        if self.max_seq_len > LONGEST:
-            raise ValueError(f"max_seq_len {self.max_seq_len} is more than {LONGEST}, for which no filter is made here")
-        if not 0 < self.layer_norm_epsilon < 1:
-            raise ValueError(f"layer_norm_epsilon must lie in (0, 1), got {self.layer_norm_epsilon}")
         if not 0 <= self.pad_token_id < self.vocab_rows:
             raise ValueError(f"pad_token_id must be one of the {self.vocab_rows} tokens, got {self.pad_token_id}")
-        if self.emb_dim < 3 or self.emb_dim % 2 == 0:
-            raise ValueError(f"emb_dim must be odd and at least 3 (time, cosines, sines), got {self.emb_dim}")
-        if not 0 <= self.shift < 1:
-            raise ValueError(f"shift must lie in [0, 1), got {self.shift}; take 0.0 (training) or 0.05 (hub code)")
 
     @property
     def context(self) -> int:
@@ -74,287 +56,34 @@ class HyenaDNAConfig:
         return self.max_seq_len - 2
 
 
-Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
+class HyenaDNA(Hyena):
+    """input_ids (B, L) -> logits (B, L, vocab_rows), or scores (B, num_labels)."""
 
-
-class Calls(NamedTuple):
-    """The linear layers of a block, prepared for some rows; see `Linear.prepare`."""
-
-    in_proj: Call
-    out_proj: Call
-    mlp: Call
-    dtype: torch.dtype  # what they best take
-
-
-@dataclass
-class State:
-    """What one layer carries from a piece of a sequence to the next; every piece updates it."""
-
-    conv: Conv  # the long convolution, fed in pieces
-    history: Tensor | None = None  # (B, T - 1, 3D): what the short filter of T taps still sees; None for zeros
-    calls: Calls | None = None  # kept for all pieces, weights as they were then; None prepares anew for every piece
-
-
-def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and tokens of each tile of a (B, L, ...) tensor: some whole sequences, or a stretch of one.
-
-    Either way a tile is contiguous, and those of one sequence come in order.
-    """
-    many = max(1, TILE_ROWS // max(1, seqlen))
-    for b in range(0, batch, many):
-        for t in range(0, seqlen, TILE_ROWS):
-            yield slice(b, min(b + many, batch)), slice(t, min(t + TILE_ROWS, seqlen))
-
-
-def short_gate(z: Tensor, k: Tensor, bias: Tensor, before: Tensor | None, x0: Tensor, g: Tensor) -> None:
-    """Writes x0 and g = x1 * v, each (B, D, P), with [x0 | x1 | v] the causal depthwise convolution of z with k.
-
-    z: (B, P, 3D), contiguous like all that is read.  k: (3D, T), last lag first.  bias: (3D).  before: (B, T - 1, 3D),
-    the rows before z; None for zeros.
-    """
-    if compiled(x0):
-        native.short_gate(z, k, bias, before, (x0, g))
-        return
-    seqlen, taps = z.shape[1], k.shape[1]
-    z = torch.cat([zeros_before(z, taps - 1) if before is None else before, z], dim=1)
-    y = bias.expand(z.shape[0], seqlen, -1)
-    for j in range(taps):
-        y = torch.addcmul(y, z[:, j : j + seqlen], k[:, j])
-    first, x1, v = y.chunk(3, dim=-1)
-    x0.copy_(first.transpose(1, 2))
-    g.copy_((x1 * v).transpose(1, 2))
-
-
-def last_rows(z: Tensor, before: Tensor | None, count: int) -> Tensor:
-    """The last `count` rows of `before` and z (B, P, C) together: (B, count, C), a copy; None stands for zeros."""
-    if z.shape[1] < count:
-        z = torch.cat([zeros_before(z, count) if before is None else before, z], dim=1)
-    return z[:, z.shape[1] - count :].clone()
-
-
-def gates_like(x: Tensor) -> Gates:
-    """Room for the x0 and g of hidden states x (B, L, D)."""
-    batch, seqlen, width = x.shape
-    return x.new_empty(batch, width, seqlen), x.new_empty(batch, width, seqlen)
-
-
-def zeros_before(z: Tensor, count: int) -> Tensor:
-    return z.new_zeros(z.shape[0], count, z.shape[2])
-
-
-def to_rows(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """y (B, D, P) with channels last: (B, P, D), contiguous, of this dtype."""
-    if y.shape[-1] > 1 and compiled(y):
-        return native.to_rows(y, 0, y.shape[-1], dtype)
-    return y.transpose(1, 2).contiguous().to(dtype)
-
-
-def compiled(x: Tensor) -> bool:
-    """Whether the compiled kernels are here and take x."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and native.available()
-
-
-class HyenaOperator(Replaceable, nn.Module):
-    """Gated long convolution: y = x0 * (k * g + D g), g = x1 * v, with [x0 | x1 | v] a short convolution of the input.
-
-    u: (B, L, D) -> (B, L, D).
-    """
+    config: HyenaDNAConfig
 
     def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        width = 3 * config.d_model
-        self.in_proj = Linear(config.d_model, width)
-        self.short_filter = nn.Conv1d(width, width, config.short_filter_order, groups=width)
-        self.filter_fn = ImplicitFilter(
-            config.d_model,
-            config.max_seq_len,
-            emb_dim=config.emb_dim,
-            width=config.filter_order,
-            inner=config.num_inner_mlps,
-            shift=config.shift,
-            modulate=config.modulate,
-        )
-        self.out_proj = Linear(config.d_model, config.d_model)
-        self.long_conv: Conv | None = None  # a prepared operator; None computes the filter anew in each forward
-
-    def forward(self, u: Tensor) -> Tensor:
-        x0, x1, v = self.short(self.in_proj(u)).chunk(3, dim=1)
-        if isinstance(self.long_conv, LongConv):  # takes the gates and the skip along
-            y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1)
-            return self.out_proj(y.transpose(1, 2))
-        g = x1 * v
-        y = self.convolve(g) + self.filter_fn.bias[:, None].to(g.dtype) * g
-        return self.out_proj((x0 * y).transpose(1, 2))
-
-    def short(self, z: Tensor) -> Tensor:
-        """Causal depthwise convolution: z (B, L, 3D) -> (B, 3D, L)."""
-        z = F.pad(z.transpose(1, 2), (self.short_filter.kernel_size[0] - 1, 0))
-        return F.conv1d(z, self.short_filter.weight, self.short_filter.bias, groups=z.shape[1])
-
-    def convolve(self, g: Tensor) -> Tensor:
-        if self.long_conv is not None:
-            return self.long_conv(g)
-        k, seqlen = self.filter_fn(g.shape[-1]), g.shape[-1]
-        n = 2 * seqlen  # as the published models have it
-        y_f = torch.fft.rfft(g.to(k.dtype), n) * torch.fft.rfft(k, n)
-        return torch.fft.irfft(y_f, n)[..., :seqlen].to(g.dtype)
-
-    def mix(self, x: Tensor, project: Call, state: State, room: Gates) -> Tensor:
-        """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
-        batch, seqlen, _ = x.shape
-        x0, g = room
-        k, bias = self.short_filter.weight.flatten(1).contiguous(), self.short_filter.bias
-        assert bias is not None  # Conv1d can do without
-        ends: list[Tensor] = []
-        for b, t in tiles(batch, seqlen):
-            z = project(x[b, t])
-            before = ends.pop() if t.start else state.history if state.history is None else state.history[b]
-            short_gate(z, k, bias, before, x0[b, :, t], g[b, :, t])
-            ends.append(last_rows(z, before, k.shape[1] - 1))
-        state.history = torch.cat(ends)
-        return state.conv(g, gate=x0, skip=self.filter_fn.bias)
-
-
-class Mlp(nn.Module):
-    def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.d_model, config.d_inner)
-        self.fc2 = Linear(config.d_inner, config.d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-    def prepare(self, rows: float) -> Call:
-        """The same as a function; see `Linear.prepare`."""
-        fc1, fc2 = self.fc1.prepare(rows, gelu=True), self.fc2.prepare(rows)
-        return lambda x: fc2(fc1(x))
-
-
-class Block(nn.Module):
-    def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.mixer = HyenaOperator(config)
-        self.norm2 = LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.mlp = Mlp(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mixer(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-    def run_(self, x: Tensor, state: State, room: Gates) -> Tensor:
-        """The same in place, without gradients, by tiles, so that no tensor is wider than x; returns x.
-
-        room is overwritten: one for all layers spares the system from finding fresh memory for each.
-        Norms and linear layers see a tile a call; for hooks on anything else, or on all tokens at once, take `forward`.
-        """
-        batch, seqlen, _ = x.shape
-        in_proj, out_proj, mlp, dtype = state.calls or self.prepare(batch * seqlen)
-        y = self.mixer.mix(x, lambda tile: in_proj(self.norm1(tile, dtype=dtype)), state, room)
-        for b, t in tiles(batch, seqlen):
-            tile = x[b, t]
-            mixed = out_proj(to_rows(y[b, :, t], dtype))
-            tile += mlp(self.norm2(tile, plus=mixed, dtype=dtype))
-        return x
-
-    def prepare(self, rows: float) -> Calls:
-        """The linear layers for `rows` rows in all; math.inf for as many as may come."""
-        in_proj, out_proj = self.mixer.in_proj, self.mixer.out_proj
-        return Calls(in_proj.prepare(rows), out_proj.prepare(rows), self.mlp.prepare(rows), in_proj.takes(rows))
-
-
-class Backbone(nn.Module):
-    def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        embedding = empty_embedding(config.vocab_rows, config.d_model)
-        self.embeddings = nn.ModuleDict({"word_embeddings": embedding})
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-
-    def forward(self, input_ids: Tensor, states: Sequence[State] | None = None) -> Tensor:
-        """Hidden states (B, L, D).  With `states`, one a layer, input_ids go on where those stopped."""
-        x = self.embeddings["word_embeddings"](input_ids)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if states is not None and learns:
-            raise ValueError("pieces of a sequence carry no gradients; use torch.no_grad(), or pass the whole sequence")
-        tiled = states is None and not learns and takes_tiles(x)
-        room: Gates | None = None
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, Block)
-            conv = layer.mixer.long_conv
-            state = states[i] if states is not None else State(conv) if tiled and conv is not None else None
-            if state is None:
-                x = layer(x)
-            else:
-                room = gates_like(x) if room is None else room
-                x = layer.run_(x, state, room)
-        return self.ln_f(x)
-
-
-def takes_tiles(x: Tensor) -> bool:
-    """Whether tiles pay: x is plain float32 on the CPU, and no compiler or autocast wants to see whole layers."""
-    plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-
-
-class HyenaDNA(nn.Module):
-    """input_ids (B, L) -> logits (B, L, vocab_rows), or scores (B, num_labels).
-
-    Padding is data to this model, as in the reference: there is no attention mask to pass.
-    """
-
-    def __init__(self, config: HyenaDNAConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
+        super().__init__(config, lm_head=config.num_labels is None)
         if config.num_labels is not None:
             self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
-        else:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
-
-    @property
-    def context(self) -> int:
-        return self.config.context
 
     @property
     def head(self) -> str:
         return "lm" if self.config.num_labels is None else "classifier"
 
+    @property
+    def letters(self) -> range:
+        return range(*DnaTokenizer.id_range)
+
     def forward(self, input_ids: Tensor) -> Tensor:
-        if input_ids.dim() != 2 or not input_ids.numel():
-            raise ValueError(
-                f"got ids of shape {tuple(input_ids.shape)}, expected (batch, tokens), at least one of each"
-            )
-        if input_ids.shape[-1] > self.config.max_seq_len:
-            raise ValueError(
-                f"got {input_ids.shape[-1]} tokens, the model's filters reach {self.config.max_seq_len}; "
-                f"cut the input or choose a checkpoint with a longer context"
-            )
-        x = self.backbone(input_ids)
-        if self.config.num_labels is not None:
-            return self.score(self.pool(x, input_ids))
-        return self.lm_head(x)
+        if self.config.num_labels is None:
+            return super().forward(input_ids)
+        return self.score(self.pool(self.hidden(input_ids), input_ids))
 
     def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
-        """The model fed in pieces, for a sequence of any length: lags beyond the filters count as zero.
-
-        Convolutions are those installed now, but for lags that read the future.  piece: tokens worked through at once.
-        """
+        """As every Hyena's; a classifier has none."""
         if self.config.num_labels is not None:
             raise ValueError("a classifier scores whole sequences; only a language model can be fed in pieces")
-        if (dtype := self.lm_head.weight.dtype) != torch.float32:
-            raise ValueError(f"this model is {dtype}, and streams are float32; call model.float() first")
-        states = []
-        for layer in self.backbone.layers:
-            assert isinstance(layer, Block)
-            conv = layer.mixer.long_conv
-            k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
-            states.append(State(ConvStream(k.to(self.lm_head.weight.device), batch), calls=layer.prepare(math.inf)))
-
-        def step(ids: Tensor) -> Tensor:
-            return self.lm_head(self.backbone(ids, states))
-
-        return Stream(step, batch, piece, range(*DnaTokenizer.id_range))
+        return super().stream(batch, piece)
 
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
         """State before the first padding token; the last one where padding leads or is missing."""
@@ -362,28 +91,9 @@ class HyenaDNA(nn.Module):
         return x[torch.arange(len(x), device=x.device), first_pad - 1]
 
 
-TRUNK = re.compile(r"backbone\.layers\.\d+\.mixer\.(?:layer\.)?filter_fn\.implicit_filter\.")
-CHECKPOINTED = re.compile(r"\.(mixer|mlp)\.layer\.")  # what gradient checkpointing wraps gains a `.layer`
-SHARED_FREQ = re.compile(r"\.implicit_filter\.\d*[13579]\.freq$")
-LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
-EMBEDDING = "backbone.embeddings.word_embeddings.weight"
-HYENA_LM_ROWS = 50264  # same names, but English; its filters are another kind
-FILTER = "backbone.layers.0.mixer.filter_fn"
-BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained
-
-
 def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """True if the names are HyenaDNA's, in either dialect.  shapes: stored name -> shape."""
-    names = {strip_wrappers(name).removeprefix("hyena."): shape for name, shape in shapes.items()}
-    return any(TRUNK.match(name) for name in names) and names.get(EMBEDDING, (0,))[0] != HYENA_LM_ROWS
-
-
-def rename(name: str) -> str | None:
-    """Our name for a stored tensor; None for the counters of torchmetrics, which no model needs."""
-    if "torchmetrics" in name:
-        return None
-    name = CHECKPOINTED.sub(r".\1.", strip_wrappers(name).removeprefix("hyena."))
-    return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store three times
+    return embedding_rows(shapes) not in (None, LM_ROWS)
 
 
 def build(
@@ -394,18 +104,16 @@ def build(
     tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json.
     shift: floor of the decay window; None takes the config's, or 0.0, with which the checkpoints were trained.
     """
-    found = rename_all(tensors, rename)
-    layer = config.get("layer")  # where the raw dialect keeps the operator's choices
-    flat = {**config, **(layer if isinstance(layer, Mapping) else {})}
-    sizes = configure(found, flat, shift)
+    found, config = rename_all(tensors, rename), flat(config)
+    sizes = configure(found, config, shift)
     notes = []
-    if shift is None and "shift" not in flat:
+    if shift is None and "shift" not in config:
         notes.append("decay window without floor (shift 0.0), as in training; the hub's modelling code adds 0.05")
-    if sizes.num_labels is None and "lm_head.weight" not in found:
-        found["lm_head.weight"] = found[EMBEDDING]
+    if sizes.num_labels is None and HEAD not in found:
+        found[HEAD] = found[EMBEDDING]
         notes.append("no lm_head is stored: tied to the embedding")
-    filters = [f"backbone.layers.{i}.mixer.filter_fn" for i in range(sizes.n_layer)]
-    if recomputed := complete(found, filters, BUFFERS, (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)):
+    made = (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)
+    if recomputed := complete(found, filters(sizes.n_layer), BUFFERS, made):
         notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
     with torch.device("meta"):
         model = HyenaDNA(sizes)
@@ -415,88 +123,15 @@ def build(
 
 def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None) -> HyenaDNAConfig:
     """Sizes as the tensors have them; a config that says otherwise is refused.  found: our names -> tensor."""
-    rows, d_model = shape_of(found, EMBEDDING, 2)
-    _, _, short = shape_of(found, "backbone.layers.0.mixer.short_filter.weight", 3)
-    d_inner, _ = shape_of(found, "backbone.layers.0.mlp.fc1.weight", 2)
-    order, emb_dim = shape_of(found, f"{FILTER}.implicit_filter.0.weight", 2)
-    hidden = [name for name in found if re.fullmatch(rf"{re.escape(FILTER)}\.implicit_filter\.\d+\.bias", name)]
-    layers = {match[1] for name in found if (match := LAYER.match(name))}
     sizes = HyenaDNAConfig(
-        d_model=d_model,
-        d_inner=d_inner,
-        n_layer=len(layers),
-        vocab_rows=rows,
-        max_seq_len=filter_length(found, config),
-        emb_dim=emb_dim,
-        filter_order=order,
-        num_inner_mlps=len(hidden) - 1,
-        short_filter_order=short,
+        **sizes_of(found, config),
         num_labels=shape_of(found, "score.weight", 2)[0] if "score.weight" in found else None,
-        layer_norm_epsilon=number(config, "layer_norm_epsilon", 1e-5),
         shift=number(config, "shift", 0.0) if shift is None else shift,
         modulate=config.get("modulate") is not False,
         pad_token_id=whole(config, "pad_token_id", PAD),
     )
-    check_config(config, sizes)
+    check_vocabulary(config, sizes.vocab_rows, len(VOCABULARY), "HyenaDNA", "DNA")
     return sizes
-
-
-def filter_length(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
-    """K, from the stored positions, or from the config where they are left out."""
-    for name in (f"{FILTER}.pos_emb.z", f"{FILTER}.pos_emb.t"):
-        if name in found:
-            return shape_of(found, name, 3)[1]
-    length = whole(config, "max_seq_len", whole(config, "l_max", 0))
-    if not length:
-        raise ValueError(
-            "neither pos_emb.z is stored nor max_seq_len in config.json, so the filters' length is unknown"
-        )
-    return length
-
-
-def check_config(config: Mapping[str, Any], sizes: HyenaDNAConfig) -> None:
-    """Refuse a config.json that contradicts the weights, naming both values."""
-    truth = {
-        "d_model": (sizes.d_model, "columns of the embedding"),
-        "d_inner": (sizes.d_inner, "rows of mlp.fc1"),
-        "n_layer": (sizes.n_layer, "layers"),
-        "max_seq_len": (sizes.max_seq_len, "positions in pos_emb"),
-        "l_max": (sizes.max_seq_len, "positions in pos_emb"),
-        "emb_dim": (sizes.emb_dim, "columns of implicit_filter.0"),
-        "filter_order": (sizes.filter_order, "rows of implicit_filter.0"),
-        "num_inner_mlps": (sizes.num_inner_mlps, "inner layers of implicit_filter"),
-        "short_filter_order": (sizes.short_filter_order, "taps of short_filter"),
-        "hyena_order": (2, "the only order supported"),
-        "order": (2, "the only order supported"),
-        "normalized": (False, "normalised filters are not supported"),
-    }
-    agree(config, truth)
-    tokens, multiple = whole(config, "vocab_size", len(VOCABULARY)), whole(config, "pad_vocab_size_multiple", 8)
-    if tokens != len(VOCABULARY):
-        raise ValueError(f"config.json says vocab_size {tokens}, HyenaDNA's is {len(VOCABULARY)}; not a model of DNA")
-    rows = math.ceil(tokens / max(1, multiple)) * max(1, multiple)
-    if sizes.vocab_rows != rows:
-        raise ValueError(
-            f"the embedding has {sizes.vocab_rows} rows, a vocabulary of {tokens} tokens padded to a multiple of "
-            f"{multiple} has {rows}; the checkpoint has another vocabulary, which is not supported"
-        )
-
-
-def sites(model: HyenaDNA) -> tuple[ConvSite, ...]:
-    """The long convolution of every layer, first to last."""
-    return tuple(
-        ConvSite(
-            name=name,
-            channels=model.config.d_model,
-            length=model.config.max_seq_len,
-            context=model.config.context,
-            causal=True,
-            materialize=module.filter_fn.materialize,
-            install=module.set_conv,
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, HyenaOperator)
-    )
 
 
 def tokenizer(model: HyenaDNA, folder: Path) -> DnaTokenizer:

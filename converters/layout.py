@@ -61,6 +61,12 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
+def without_tied(state: Mapping[str, Tensor], head: str, embedding: str) -> dict[str, Tensor]:
+    """Tensors without a head that is the embedding, for files know no shared memory; a missing one is read as that."""
+    tied = head in state and state[head].data_ptr() == state[embedding].data_ptr()
+    return {name: tensor for name, tensor in state.items() if not (tied and name == head)}
+
+
 def empty_embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
     """An embedding without values, for a model that gets its weights from elsewhere.
 

@@ -18,6 +18,7 @@ from sparsify.sites import ConvSite
 from sparsify.stored import fingerprint
 
 from . import registry
+from .bpe_tokenizer import BpeTokenizer
 from .dna_tokenizer import DnaTokenizer
 from .layout import listed
 from .source import PLAN_TENSORS, Source, resolve
@@ -34,7 +35,7 @@ class Pretrained:
 
     model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> what its head gives
     sites: tuple[ConvSite, ...]
-    tokenizer: DnaTokenizer | TextTokenizer
+    tokenizer: DnaTokenizer | TextTokenizer | BpeTokenizer
     family: str
     head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
     context: int  # tokens of text that fit beside the special ones

@@ -20,7 +20,7 @@ from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
 from .implicit import COARSE, complete
-from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers
+from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers, without_tied
 from .m2_bert_model import MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
 from .tensors import write_tensors
 from .text_tokenizer import TextTokenizer
@@ -198,12 +198,6 @@ def choices(model: M2Bert) -> dict[str, Any]:
     return {"model_type": MODEL_TYPE}
 
 
-def without_tied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without a decoder that is the embedding, which `build` takes a missing one to be: files know no shared memory."""
-    tied = DECODER in state and state[DECODER].data_ptr() == state[EMBEDDING].data_ptr()
-    return {name: tensor for name, tensor in state.items() if not (tied and name == DECODER)}
-
-
 def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None) -> Path:
     """The folder `out` with a checkpoint of `model` as `load` reads it: weights, config.json and vocabulary.
 
@@ -214,7 +208,7 @@ def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapp
     if out.exists():
         raise ValueError(f"{out} is there already; name a new folder")
     with whole_folder(out) as new:
-        write_tensors(new, without_tied(model.state_dict()))
+        write_tensors(new, without_tied(model.state_dict(), DECODER, EMBEDDING))
         config = {**(besides or {}), **model.config.to_dict()}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save(new)

@@ -18,12 +18,11 @@ from types import ModuleType
 
 from .layout import listed
 
-FAMILIES = {"hyenadna": "hyena_dna", "m2_bert": "m2_bert"}  # name -> module here
+FAMILIES = {"hyenadna": "hyena_dna", "hyena_lm": "hyena_lm", "m2_bert": "m2_bert"}  # name -> module here
 Shapes = Mapping[str, tuple[int, ...]]
 
 RECOGNISED = {  # known long convolutions that have no file here yet; the first match counts
     "M2-BERT that looks one way only": r"attention\.filter_fn2?\.implicit_filter",
-    "Hyena LM": r"backbone\.layers\.\d+\.mixer\.(layer\.)?filter_fn\.",
     "HyenaDNA in another dialect, such as multimolecule's": r"filter.*\.freq$",
     "savanna's training layout of Evo 2": r"mixer\.mixer\.filter\.(p|gamma|decay)$",
     "StripedHyena 1 / Evo 1": r"blocks\.\d+\.filter\.poles$",

@@ -86,7 +86,7 @@ def resolve(src: str | Path, revision: str | None = None) -> Source:
             raise ValueError(f"{name} is a folder here, and revision {revision!r} belongs to the hub; leave one out")
         return Source(name, folder.resolve())
     if folder.is_file():
-        raise FileNotFoundError(f"{name} is a file; pass the folder that holds it together with its config.json")
+        raise FileNotFoundError(f"{name} is a file; pass the folder that holds it, with its config.json if it has one")
     if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"{name!r} is neither a folder here nor a hub id; pass a folder, or ORG/NAME")
     folder = download(name, revision)

@@ -14,6 +14,8 @@ from .data import Windows
 
 FIRST_BUCKET = 64  # positions 0-63, then powers of two: 64-127, 128-255, ...
 CHUNK_BYTES = 1 << 26  # float64 work on logits proceeds in pieces of about this size
+FIRST_TOKENS = 1 << 12  # of the first batch, at most: it tells how large logits are
+BATCH_BYTES = 1 << 29  # of logits in a batch that is more than a window
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def compare(
     """Perplexity of every variant and its distance from the first, the baseline, in one pass.
 
     variants: name -> logits function.  progress(done, total) is called in windows.  Logits of the baseline and of
-    one variant are held at a time: 2 * batch_size * context * V values.
+    one variant are held at a time: 2 * batch_size * context * V values, in smaller batches where V is large.
     """
     if not variants:
         raise ValueError("no variants were given; pass at least the dense model")
@@ -102,8 +104,9 @@ def compare(
     sums = {name: Sums.zeros(len(windows), len(edges)) for name in variants}
     tokens_in = torch.zeros(len(edges), dtype=torch.float64)  # scored tokens a bucket
     dtypes: dict[str, None] = {}  # an ordered set
-    for start in range(0, len(windows), batch_size):
-        rows = slice(start, start + batch_size)
+    start, size = 0, min(batch_size, max(1, FIRST_TOKENS // windows.context))
+    while start < len(windows):
+        rows = slice(start, start + size)
         ids = windows.ids[rows]
         scored = torch.arange(1, windows.context) >= windows.scored_from[rows, None]  # (B, L - 1)
         window, position = scored.nonzero().unbind(1)
@@ -121,8 +124,11 @@ def compare(
             sums[name].agree.index_add_(0, window, agree)
             sums[name].bucket_nll.index_add_(0, bucket, nll)
             refuse_not_finite(name, sums[name].nll[rows], start)
+        start += len(ids)
         if progress is not None:
-            progress(min(start + batch_size, len(windows)), len(windows))
+            progress(start, len(windows))
+        assert baseline is not None  # there is a variant
+        size = min(batch_size, max(1, BATCH_BYTES * len(ids) // max(1, baseline.nbytes)))
     return summarise(sums, windows, edges, tokens_in, "/".join(dtypes))
 
 

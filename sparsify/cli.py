@@ -171,7 +171,8 @@ def generate(
     stream, began = start(), wall_clock()
     if ids.shape[1] > 1:
         say(f"reading {ids.shape[1]:,} tokens")
-        stream.feed(ids[:, :-1])
+        for piece in ids[:, :-1].split(stream.piece, dim=1):  # nobody wants their logits, all together least
+            stream.feed(piece)
     read = wall_clock()
     grown = stream.generate(ids[:, -1:], count, temperature, top_k, seed)
     done = wall_clock()

@@ -128,7 +128,7 @@ def check_linears(p: Pretrained, linears: str, length: int) -> None:
     if linears == FLOAT32:
         return
     if p.device.type != "cpu" or not any(isinstance(module, Linear) for module in p.model.modules()):
-        raise ValueError(f"--linears {linears} is for HyenaDNA on a CPU so far; add --device cpu, or leave it out")
+        raise ValueError(f"--linears {linears} is for Hyena models on a CPU so far; add --device cpu, or leave it out")
     if length < PAYS_AT:
         raise ValueError(
             f"--linears {linears} begins to pay at {PAYS_AT} tokens and is not used below, got {length}; leave it out"

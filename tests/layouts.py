@@ -30,6 +30,7 @@ class Sizes:
     l_max: int
     emb_dim: int = 5
     order: int = 64
+    rows: int = 16  # of the embedding
 
 
 CHECKPOINTS = {  # LongSafari/hyenadna-*
@@ -102,11 +103,11 @@ def shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
         "mlp.fc2.bias": (d,),
     }
     return {
-        "backbone.embeddings.word_embeddings.weight": (16, d),
+        "backbone.embeddings.word_embeddings.weight": (s.rows, d),
         **{f"backbone.layers.{i}.{name}": shape for i in range(s.n_layer) for name, shape in layer.items()},
         "backbone.ln_f.weight": (d,),
         "backbone.ln_f.bias": (d,),
-        "lm_head.weight": (16, d),
+        "lm_head.weight": (s.rows, d),
         "score.weight": (LABELS, d),
     }
 

@@ -12,19 +12,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify import fftconv_ref, linear, native
-from sparsify.converters import hyena_dna, implicit, load
-from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig, State
+from sparsify.converters import hyena_dna, hyena_model, implicit, load
+from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig
+from sparsify.converters.hyena_model import State
 
 FLOAT32, FLOAT64 = 1e-5, 1e-6  # relative L2; in float64 what remains is that stored filters are float32
 
 
 def oracle_filter(w, layer, shift):
-    """h (D, K): implicit filter times decay window, from the formulas, no torch and no FFT."""
+    """h (D, K): implicit filter times decay window, None for no window, from the formulas, no torch and no FFT."""
     p = {k.split("filter_fn.")[1]: v for k, v in w.items() if k.startswith(f"backbone.layers.{layer}.mixer.filter_fn.")}
     a, freq = p["pos_emb.z"][0], p["implicit_filter.1.freq"][0]
     for i in (0, 2, 4):
         a = np.sin(freq * (a @ p[f"implicit_filter.{i}.weight"].T + p[f"implicit_filter.{i}.bias"]))
-    window = np.exp(-p["pos_emb.t"][0] * np.abs(p["modulation.deltas"][0])) + shift
+    window = 1 if shift is None else np.exp(-p["pos_emb.t"][0] * np.abs(p["modulation.deltas"][0])) + shift
     return ((a @ p["implicit_filter.6.weight"].T) * window).T
 
 
@@ -266,7 +267,7 @@ class Direct:
 @pytest.fixture(params=["compiled", "torch"])
 def small_tiles(request, monkeypatch):
     """Tiles of 16 tokens, prepared linear layers whatever their size, with the compiled kernels and without."""
-    monkeypatch.setattr(hyena_dna, "TILE_ROWS", TILE)
+    monkeypatch.setattr(hyena_model, "TILE_ROWS", TILE)
     monkeypatch.setattr(linear, "PAYS_AT", 1)
     monkeypatch.setattr(linear, "WAYS", (linear.packed, linear.plain))
     if request.param == "torch":
@@ -288,9 +289,9 @@ def with_convs(plain, make=Direct):
 @pytest.mark.parametrize("seqlen", [0, 1, 7, 8, 9, 15, 16, 17, 40])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_tiles_cover_every_token_once(batch, seqlen, monkeypatch):
-    monkeypatch.setattr(hyena_dna, "TILE_ROWS", TILE)
+    monkeypatch.setattr(hyena_model, "TILE_ROWS", TILE)
     x, reached = torch.zeros(batch, seqlen, 3), [0] * batch
-    for b, t in hyena_dna.tiles(batch, seqlen):
+    for b, t in hyena_model.tiles(batch, seqlen):
         assert x[b, t].is_contiguous() and 0 < x[b, t, 0].numel() <= TILE
         assert all(reached[i] == t.start for i in range(b.start, b.stop)), "a sequence's tiles come in order"
         reached[b] = [t.stop] * (b.stop - b.start)
@@ -309,7 +310,7 @@ def test_tiles_compute_what_the_formulas_say(batch, length, small_tiles, monkeyp
     assert_close(logits, truth, FLOAT32)
     with pytest.raises(AssertionError):
         assert_close(torch.zeros_like(logits), truth, FLOAT32)
-    monkeypatch.setattr(hyena_dna, "takes_tiles", lambda x: False)
+    monkeypatch.setattr(hyena_model, "takes_tiles", lambda x: False)
     assert_close(logits, model(ids), FLOAT32)  # whole layers
     for site in hyena_dna.sites(model):
         site.install(None)
@@ -349,8 +350,8 @@ def test_short_filters_of_any_length(order, small_tiles):
     before, start = None, 0
     for piece in z.split([1, 1, 2, 13, 3], dim=1):
         piece, t = piece.contiguous(), slice(start, start + piece.shape[1])
-        hyena_dna.short_gate(piece, k, bias, before, x0[:, :, t], g[:, :, t])
-        before, start = hyena_dna.last_rows(piece, before, order - 1), t.stop
+        hyena_model.short_gate(piece, k, bias, before, x0[:, :, t], g[:, :, t])
+        before, start = hyena_model.last_rows(piece, before, order - 1), t.stop
     assert_close(x0, first, FLOAT64)
     assert_close(g, x1 * v, FLOAT64)
 
@@ -431,7 +432,7 @@ def test_tiles_step_aside(kind, monkeypatch):
     """Whoever asks for gradients, another dtype or a graph gets whole layers."""
     model, _ = with_convs(weights(TINY))
     tiled = []
-    monkeypatch.setattr(hyena_dna.Block, "run_", lambda block, x, state, room: tiled.append(block) or x)
+    monkeypatch.setattr(hyena_model.Block, "run_", lambda block, x, state, room: tiled.append(block) or x)
     if kind == "gradients":
         model.backbone.layers[0].mlp.fc1.weight.requires_grad_()
         model(some_ids(20)).square().mean().backward()

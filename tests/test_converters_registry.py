@@ -46,9 +46,15 @@ def test_known_but_not_supported(names, family):
         registry.find(dict.fromkeys(names.split(), (8, 8)))
 
 
-def test_hyena_lm_shares_the_names_but_not_the_vocabulary():
-    with pytest.raises(LookupError, match="Hyena LM, which is not supported yet"):
-        registry.find(HYENA_LM)
+@pytest.mark.parametrize("prefix", ["", "hyena.", "model.", "module.model.", "_orig_mod."])
+def test_hyena_lm_shares_the_names_but_not_the_vocabulary(prefix):
+    name, family = registry.find({prefix + key: shape for key, shape in HYENA_LM.items()})
+    assert name == "hyena_lm" and family.__name__ == "sparsify.converters.hyena_lm"
+    for rows in (16, 32, 50257, 50304):
+        changed = {key: (rows, 864) if "embeddings" in key else shape for key, shape in HYENA_LM.items()}
+        assert registry.find(changed)[0] == "hyenadna"  # which says what it misses where it is none
+    nowhere = {key: shape for key, shape in HYENA_LM.items() if "embeddings" not in key}
+    assert registry.find(nowhere)[0] == "hyenadna"
 
 
 @pytest.mark.parametrize(

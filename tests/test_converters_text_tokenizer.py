@@ -6,7 +6,7 @@ import pytest
 import torch
 from layouts_m2 import WORDS
 
-from sparsify.converters import text_tokenizer
+from sparsify.converters import vocabulary
 from sparsify.converters.text_tokenizer import TextTokenizer, shortened
 
 
@@ -109,20 +109,20 @@ def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):
         asked.append((repo, revision))
         raise FileNotFoundError("the hub cannot be reached")
 
-    monkeypatch.setattr(text_tokenizer, "snapshot", offline)
+    monkeypatch.setattr(vocabulary, "snapshot", offline)
     tokenizer = TextTokenizer(tmp_path, rows=30528)
     assert tokenizer.id_range == (1, 30528) and not asked
     with pytest.raises(FileNotFoundError, match=r"no vocabulary in .*; put its vocab\.txt there"):
         tokenizer.encode("a")
-    assert asked == [text_tokenizer.HUB] and len(text_tokenizer.HUB[1]) == 40  # pinned
+    assert asked == [TextTokenizer.HUB] and len(TextTokenizer.HUB[1]) == 40  # pinned
 
 
 def test_the_hub_s_vocabulary_is_the_last_resort(monkeypatch, tmp_path, tiny):
     empty = tmp_path / "empty"
     empty.mkdir()
-    monkeypatch.setattr(text_tokenizer, "snapshot", lambda *_: tiny.folder)
+    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: tiny.folder)
     assert TextTokenizer(empty).encode("a film") == tiny.encode("a film") == TextTokenizer().encode("a film")
-    monkeypatch.setattr(text_tokenizer, "snapshot", lambda *_: empty)
+    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: empty)
     with pytest.raises(FileNotFoundError, match="has none of"):
         TextTokenizer(empty).encode("a")
 

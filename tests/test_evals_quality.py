@@ -137,6 +137,25 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
     assert pieces["sparse"].versus.top1_agreement == whole["sparse"].versus.top1_agreement
 
 
+def test_large_logits_make_small_batches(monkeypatch):
+    """The first batch is of few tokens and tells how large logits are; the figures stay."""
+    sizes, model, w = [], history(2), data((160,))
+
+    def noted(ids):
+        sizes.append(len(ids))
+        return model(ids)
+
+    whole = compare({"dense": model}, w, batch_size=99)
+    monkeypatch.setattr(quality, "FIRST_TOKENS", 2 * 16)
+    monkeypatch.setattr(quality, "BATCH_BYTES", 3 * 16 * V * 8)
+    small = compare({"dense": noted}, w, batch_size=99)
+    assert sizes == [2, 3, 3, 2]
+    assert small["dense"].nll_per_token == pytest.approx(whole["dense"].nll_per_token, rel=EXACT)
+    monkeypatch.setattr(quality, "BATCH_BYTES", 1)
+    compare({"dense": noted}, w, batch_size=99)
+    assert sizes[4:] == [2, *[1] * 8]
+
+
 def test_position_buckets():
     w, model = data((1500, 700), context=200, stride=150), history(2)
     result = compare({"dense": model}, w)["dense"]

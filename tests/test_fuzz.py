@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import layouts
+import layouts_lm
 import layouts_m2
 import pytest
 import torch
@@ -21,6 +22,7 @@ from safetensors.torch import save
 
 from sparsify.coefficients import Coefficients
 from sparsify.converters import load
+from sparsify.converters.bpe_tokenizer import BpeTokenizer
 from sparsify.converters.load import build
 from sparsify.converters.tensors import read_config, read_tensors
 from sparsify.converters.text_tokenizer import TextTokenizer
@@ -245,6 +247,22 @@ VOCABULARIES = {"vocab.txt": WORDS, "tokenizer.json": TOKENIZER.encode()}
 def test_vocabularies(name, data):
     content = data.draw(damaged(VOCABULARIES[name]))
     read_as(name, content, lambda folder: TextTokenizer(folder, 40).encode("The film was unable."))
+
+
+BYTE_PAIRS = {  # of which one is damaged
+    "vocab.json": json.dumps(layouts_lm.vocabulary(300)).encode(),
+    "merges.txt": "\n".join(["#version: 0.2", *layouts_lm.MERGES]).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BYTE_PAIRS)
+@fuzz
+@given(data=st.data())
+def test_byte_pairs(name, data):
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in {**BYTE_PAIRS, name: data.draw(damaged(BYTE_PAIRS[name]))}.items():
+            (Path(folder) / file).write_bytes(content)
+        answers(BpeTokenizer(folder, 320).encode, "The film was unable.")
 
 
 @pytest.fixture(scope="module")

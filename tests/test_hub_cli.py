@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import hub_client
+import layouts_lm
 import pytest
 import torch
 from hub_server import WRITER
@@ -59,6 +60,23 @@ def test_convert_by_id_push_and_load_elsewhere(hub, tmp_path):
     revision, auto, there = torch.load(tmp_path / "there.pt")
     assert revision == pushed["commit"] and torch.equal(auto, there)
     assert torch.equal(there, load(out).model(ids)) and not torch.equal(there, load(DEMO).model(ids))
+
+
+def test_a_pickle_without_a_config_from_the_hub_and_back(hub, tmp_path):
+    """A Hyena LM as published: one file of a name of its own, and neither a config.json nor a vocabulary."""
+    serve(hub, "org/hyena-small", layouts_lm.write(tmp_path / "source"))
+    repo, ids = "me/hyena-small-sparse", torch.arange(40)[None] * 1000
+    ask = ("convert", "org/hyena-small", tmp_path / "out", "--taps", 5, "--push", repo, "--json")
+    result = json.loads(run(hub, tmp_path / "home", "-m", "sparsify", *ask))
+    assert result["family"] == "hyena_lm" and result["pushed"]["uploaded"].keys() == WHOLE
+    script = (
+        "import sys, sparsify, torch\nfrom transformers import AutoModelForCausalLM\ntorch.set_grad_enabled(False)\n"
+        "auto = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "torch.save(auto(torch.arange(40)[None] * 1000).logits, sys.argv[2])"
+    )
+    run(hub, tmp_path / "another home", "-c", script, repo, tmp_path / "there.pt")
+    there, dense = torch.load(tmp_path / "there.pt"), load(tmp_path / "source").model(ids)
+    assert torch.equal(there, load(tmp_path / "out").model(ids)) and not torch.equal(there, dense)
 
 
 # --- killed ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from types import ModuleType
 
 AFTER = {  # module of transformers -> ours, which register with it
     "transformers.models.auto.configuration_auto": ["config"],
-    "transformers.models.auto.modeling_auto": ["hyena_dna", "m2_bert"],
+    "transformers.models.auto.modeling_auto": ["hyena_dna", "hyena_lm", "m2_bert"],
     "transformers.quantizers": ["quantizer"],
 }
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from sparsify.converters import hyena_dna, m2_bert_model
+from sparsify.converters import hyena_dna, hyena_lm, m2_bert_model
 from sparsify.converters.dna_tokenizer import VOCABULARY
+from sparsify.converters.hyena_layout import MULTIPLE, flat, padded_rows
 
 MOST_LABELS = 1 << 20
 
@@ -57,27 +57,54 @@ class FamilyConfig(PretrainedConfig):
         return known
 
 
-class HyenaDNAConfig(FamilyConfig):
-    """HyenaDNA's, in the hub's dialect and in the raw one."""
+class HyenaConfig(FamilyConfig):
+    """What the Hyena models share: the hub's dialect and the raw one."""
 
-    model_type = "hyenadna"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}
-    made = hyena_dna.HyenaDNAConfig
-    apart = ("num_labels", "vocab_rows")
+    tokens: ClassVar[int]  # of the vocabulary, which config.json names without padding
 
     def __init__(self, **said: Any) -> None:
-        layer = said.get("layer")  # where the raw dialect keeps the operator's choices
-        flat = {**said, **layer} if isinstance(layer, dict) else said
-        flat = {"max_seq_len": flat.get("l_max"), **flat}
-        self.vocab_size = said.pop("vocab_size", len(VOCABULARY))
-        self.pad_vocab_size_multiple = said.pop("pad_vocab_size_multiple", 8)
-        super().__init__(**said | {name: flat[name] for name in self.names() if name in flat})
+        known = {"max_seq_len": flat(said).get("l_max"), **flat(said)}
+        self.vocab_size = said.pop("vocab_size", self.tokens)
+        self.pad_vocab_size_multiple = said.pop("pad_vocab_size_multiple", MULTIPLE)
+        super().__init__(**said | {name: known[name] for name in self.names() if name in known})
 
     def sizes(self, **more: Any) -> Any:
-        multiple = self.pad_vocab_size_multiple
+        return super().sizes(vocab_rows=padded_rows(self.vocab_size, self.pad_vocab_size_multiple), **more)
+
+
+class HyenaDNAConfig(HyenaConfig):
+    """HyenaDNA's."""
+
+    model_type = "hyenadna"
+    made = hyena_dna.HyenaDNAConfig
+    apart = ("num_labels", "vocab_rows")
+    tokens = len(VOCABULARY)
+
+    def __init__(self, **said: Any) -> None:
+        super().__init__(**said)
+
+    def sizes(self, **more: Any) -> Any:
         if self.d_model is not None and self.d_inner is None:
             more["d_inner"] = 4 * self.d_model
-        return super().sizes(vocab_rows=math.ceil(self.vocab_size / multiple) * multiple, **more)
+        return super().sizes(**more)
+
+
+class HyenaLMConfig(HyenaConfig):
+    """Hyena LM's."""
+
+    model_type = "hyena_lm"
+    made = hyena_lm.HyenaLMConfig
+    apart = ("vocab_rows", "shift")
+    tokens = hyena_lm.TOKENS
+
+    def __init__(self, **said: Any) -> None:
+        end = self.tokens - 1  # <|endoftext|>, between documents
+        super().__init__(**{"bos_token_id": end, "eos_token_id": end, **said})
+
+    @classmethod
+    def left_open(cls, stored: Mapping[str, Any], model: Any) -> dict[str, Any]:
+        return super().left_open(stored, model) | {"tie_word_embeddings": model.is_tied}
 
 
 class M2BertConfig(FamilyConfig):
@@ -96,5 +123,5 @@ class M2BertConfig(FamilyConfig):
         return super().left_open(stored, model) | {"tie_word_embeddings": model.is_tied}
 
 
-for config in (HyenaDNAConfig, M2BertConfig):
+for config in (HyenaDNAConfig, HyenaLMConfig, M2BertConfig):
     AutoConfig.register(config.model_type, config, exist_ok=True)

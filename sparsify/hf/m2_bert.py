@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
 from sparsify.converters import m2_bert, m2_bert_model
+from sparsify.converters.layout import without_tied
 
 from .base import OURS, FamilyModel, given, told
 from .config import M2BertConfig
@@ -40,8 +41,7 @@ class M2BertPreTrainedModel(FamilyModel):
         return self.model.bert.embeddings.word_embeddings
 
     def stored_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        stored = super().stored_state_dict(state_dict)
-        return m2_bert.without_tied(stored)
+        return without_tied(super().stored_state_dict(state_dict), m2_bert.DECODER, m2_bert.EMBEDDING)
 
 
 class M2BertModel(M2BertPreTrainedModel):

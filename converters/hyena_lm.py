@@ -1,0 +1,131 @@
+"""Hyena LM: Hyena on English, in the tokens of GPT-2 (Poli et al. 2023, arXiv 2302.10866).
+
+As published its file is a pickle of tensors alone, without a config.json, so all sizes follow from shapes.  Against
+HyenaDNA the positions that filters are made of are trained, so they are read and never recomputed, and filters have no
+decay window; tables of one are in the file all the same.  No token is put before or after a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsify.stream import Stream
+
+from .bpe_tokenizer import BpeTokenizer
+from .hyena_layout import (
+    EMBEDDING,
+    HEAD,
+    LM_ROWS,
+    check_vocabulary,
+    embedding_rows,
+    filters,
+    flat,
+    rename,
+    sizes_of,
+)
+from .hyena_model import Hyena, HyenaConfig
+from .hyena_model import sites as sites  # which the registry asks every family for
+from .implicit import COARSE, complete
+from .layout import agree, assign, equal, rename_all
+
+TOKENS = 50257  # of the vocabulary; what the embedding has beyond is padding
+PIECE = 1 << 11  # tokens of a stream that are worked through at once: each has 50,264 logits, 400 MB together
+BUFFERS = ("pos_emb.t", "modulation.deltas")  # never trained
+
+
+@dataclass(frozen=True)
+class HyenaLMConfig(HyenaConfig):
+    """Sizes and choices of one model."""
+
+    emb_dim: int = 33
+    modulate: bool = False  # as it was evaluated by its authors
+
+    trained_positions: ClassVar[bool] = True
+
+
+class HyenaLM(Hyena):
+    """input_ids (B, L) -> logits (B, L, vocab_rows); no token is meant by the columns from TOKENS on."""
+
+    config: HyenaLMConfig
+
+    @property
+    def letters(self) -> range:
+        return range(TOKENS)
+
+    def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
+        """As every Hyena's, in shorter pieces."""
+        return super().stream(batch, piece)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the words read and the words predicted are one parameter."""
+        return self.lm_head.weight is self.backbone.embeddings["word_embeddings"].weight
+
+    def tie(self) -> None:
+        """One parameter for the words read and the words predicted."""
+        words = self.backbone.embeddings["word_embeddings"]
+        assert isinstance(words, torch.nn.Embedding)
+        self.lm_head.weight = words.weight
+
+
+def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True if the names are those of a Hyena model and the embedding is GPT-2's.  shapes: stored name -> shape."""
+    return embedding_rows(shapes) == LM_ROWS
+
+
+def build(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+) -> tuple[HyenaLM, tuple[str, ...]]:
+    """The model these tensors make, float32, and what was decided on the way, a sentence each.
+
+    tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json, {} where
+    there is none.  shift: refused; no Hyena LM has a floor below its filters' decay.
+    """
+    if shift is not None:
+        raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; filters of Hyena LM have none, so leave it out")
+    found, config = rename_all(tensors, rename), flat(config)
+    sizes = configure(found, config)
+    notes = []
+    if config.get("modulate") is None:
+        notes.append('no decay window, as its authors evaluate it; "modulate": true in config.json puts one in')
+    tied = equal(found.setdefault(HEAD, found[EMBEDDING]), found[EMBEDDING])
+    if not tied:
+        notes.append("the lm_head is stored with values of its own, so it is not tied to the embedding")
+    places, made = filters(sizes.n_layer), (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)
+    if recomputed := complete(found, places, BUFFERS, made):
+        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
+    if any(found[z].dtype in COARSE for name in places if (z := f"{name}.pos_emb.z") in found):
+        notes.append("the filters' trained positions are stored in half precision, too coarse for a long filter")
+    with torch.device("meta"):
+        model = HyenaLM(sizes)
+    assign(model, found)
+    if tied:
+        model.tie()
+    return model, tuple(notes)
+
+
+def configure(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> HyenaLMConfig:
+    """Sizes as the tensors have them; a config that says otherwise is refused.  found: our names -> tensor."""
+    agree(config, {"shift": (0.0, "the decay window of Hyena LM has no floor")})
+    modulate = config.get("modulate")
+    if modulate is not None and not isinstance(modulate, bool):
+        raise ValueError(f"config.json says modulate {modulate!r:.60}, expected true or false")
+    sizes = HyenaLMConfig(**sizes_of(found, config), modulate=bool(modulate))
+    check_vocabulary(config, sizes.vocab_rows, TOKENS, "Hyena LM", "GPT-2's tokens")
+    return sizes
+
+
+def tokenizer(model: HyenaLM, folder: Path) -> BpeTokenizer:
+    """The vocabulary beside the weights, or GPT-2's; nothing is read before it is needed."""
+    return BpeTokenizer(folder, model.config.vocab_rows, TOKENS)
+
+
+def choices(model: HyenaLM) -> dict[str, Any]:
+    """What the shapes do not tell and config.json must keep."""
+    return {"modulate": model.config.modulate}
