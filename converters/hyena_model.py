@@ -11,7 +11,7 @@ x (B, L, D), with * the causal convolution:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify import native
 from sparsify.fftconv import LongConv
 from sparsify.linear import Call, Linear
 from sparsify.norm import LayerNorm
@@ -28,9 +27,9 @@ from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding
+from .tiles import Gates, gate_tiles, gates_like, takes_tiles, tiles, to_rows
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
-TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,6 @@ class HyenaConfig:
         return self.max_seq_len
 
 
-Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
-
-
 class Calls(NamedTuple):
     """The linear layers of a block, prepared for some rows; see `Linear.prepare`."""
 
@@ -90,65 +86,6 @@ class State:
     conv: Conv  # the long convolution, fed in pieces
     history: Tensor | None = None  # (B, T - 1, 3D): what the short filter of T taps still sees; None for zeros
     calls: Calls | None = None  # kept for all pieces, weights as they were then; None prepares anew for every piece
-
-
-def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and tokens of each tile of a (B, L, ...) tensor: some whole sequences, or a stretch of one.
-
-    Either way a tile is contiguous, and those of one sequence come in order.
-    """
-    many = max(1, TILE_ROWS // max(1, seqlen))
-    for b in range(0, batch, many):
-        for t in range(0, seqlen, TILE_ROWS):
-            yield slice(b, min(b + many, batch)), slice(t, min(t + TILE_ROWS, seqlen))
-
-
-def short_gate(z: Tensor, k: Tensor, bias: Tensor, before: Tensor | None, x0: Tensor, g: Tensor) -> None:
-    """Writes x0 and g = x1 * v, each (B, D, P), with [x0 | x1 | v] the causal depthwise convolution of z with k.
-
-    z: (B, P, 3D), contiguous like all that is read.  k: (3D, T), last lag first.  bias: (3D).  before: (B, T - 1, 3D),
-    the rows before z; None for zeros.
-    """
-    if compiled(x0):
-        native.short_gate(z, k, bias, before, (x0, g))
-        return
-    seqlen, taps = z.shape[1], k.shape[1]
-    z = torch.cat([zeros_before(z, taps - 1) if before is None else before, z], dim=1)
-    y = bias.expand(z.shape[0], seqlen, -1)
-    for j in range(taps):
-        y = torch.addcmul(y, z[:, j : j + seqlen], k[:, j])
-    first, x1, v = y.chunk(3, dim=-1)
-    x0.copy_(first.transpose(1, 2))
-    g.copy_((x1 * v).transpose(1, 2))
-
-
-def last_rows(z: Tensor, before: Tensor | None, count: int) -> Tensor:
-    """The last `count` rows of `before` and z (B, P, C) together: (B, count, C), a copy; None stands for zeros."""
-    if z.shape[1] < count:
-        z = torch.cat([zeros_before(z, count) if before is None else before, z], dim=1)
-    return z[:, z.shape[1] - count :].clone()
-
-
-def gates_like(x: Tensor) -> Gates:
-    """Room for the x0 and g of hidden states x (B, L, D)."""
-    batch, seqlen, width = x.shape
-    return x.new_empty(batch, width, seqlen), x.new_empty(batch, width, seqlen)
-
-
-def zeros_before(z: Tensor, count: int) -> Tensor:
-    return z.new_zeros(z.shape[0], count, z.shape[2])
-
-
-def to_rows(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """y (B, D, P) with channels last: (B, P, D), contiguous, of this dtype."""
-    if y.shape[-1] > 1 and compiled(y):
-        return native.to_rows(y, 0, y.shape[-1], dtype)
-    return y.transpose(1, 2).contiguous().to(dtype)
-
-
-def compiled(x: Tensor) -> bool:
-    """Whether the compiled kernels are here and take x."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and native.available()
 
 
 class HyenaOperator(Replaceable, nn.Module):
@@ -199,17 +136,8 @@ class HyenaOperator(Replaceable, nn.Module):
 
     def mix(self, x: Tensor, project: Call, state: State, room: Gates) -> Tensor:
         """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
-        batch, seqlen, _ = x.shape
+        state.history = gate_tiles(x, project, self.short_filter, room, state.history)
         x0, g = room
-        k, bias = self.short_filter.weight.flatten(1).contiguous(), self.short_filter.bias
-        assert bias is not None  # Conv1d can do without
-        ends: list[Tensor] = []
-        for b, t in tiles(batch, seqlen):
-            z = project(x[b, t])
-            before = ends.pop() if t.start else state.history if state.history is None else state.history[b]
-            short_gate(z, k, bias, before, x0[b, :, t], g[b, :, t])
-            ends.append(last_rows(z, before, k.shape[1] - 1))
-        state.history = torch.cat(ends)
         return state.conv(g, gate=x0, skip=self.filter_fn.bias)
 
 
@@ -287,12 +215,6 @@ class Backbone(nn.Module):
                 room = gates_like(x) if room is None else room
                 x = layer.run_(x, state, room)
         return self.ln_f(x)
-
-
-def takes_tiles(x: Tensor) -> bool:
-    """Whether tiles pay: x is plain float32 on the CPU, and no compiler or autocast wants to see whole layers."""
-    plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 
 class Hyena(nn.Module):

@@ -12,7 +12,6 @@ trained on texts padded to `max_position_embeddings` with id 0.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,10 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
+from sparsify.linear import BlockDiagonal, Call, Linear
+from sparsify.norm import LayerNorm
 from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding
+from .tiles import Gates, gate_tiles, gates_like, gelu_gate, takes_tiles, tiles, to_rows
 
 MODEL_TYPE = "m2_bert"
 CLASSES = {"mlm": "BertForMaskedLM", "classifier": "BertForSequenceClassification", "encoder": "BertModel"}
@@ -159,8 +161,8 @@ class Mixer(nn.Module):
         self.layernorm = nn.LayerNorm(width, eps=MIXER_NORM_EPS) if additions else None
         self.filter_fn = BiConv(config)
         self.filter_fn2 = BiConv(config) if config.residual_long_conv else None
-        self.in_linear = nn.Linear(width, 3 * width)
-        self.out_linear = nn.Linear(width, width)
+        self.in_linear = Linear(width, 3 * width)
+        self.out_linear = Linear(width, width)
         self.short_filter = nn.Conv1d(3 * width, 3 * width, config.short_filter_order, groups=3 * width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,27 +174,13 @@ class Mixer(nn.Module):
             y = y + self.filter_fn2.convolve(u.transpose(1, 2))
         return self.out_linear(y.transpose(1, 2))
 
-
-class BlockDiagonal(nn.Module):
-    """x (..., N P) -> (..., N Q): each of the N pieces of x through a matrix of its own.  weight: (N, Q, P)."""
-
-    def __init__(self, blocks: int, inputs: int, outputs: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
-
-    def reset_parameters(self) -> None:
-        """As a dense layer of this many inputs a row would be."""
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        blocks, _, inputs = self.weight.shape
-        rows = x.reshape(-1, blocks, inputs).transpose(0, 1)
-        y = torch.bmm(rows, self.weight.mT).transpose(0, 1).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+    def mix(self, x: Tensor, room: Gates) -> Tensor:
+        """What `forward` gives to `out_linear`, (B, D, L), by tiles and without gradients.  `room` is overwritten."""
+        u = x if self.layernorm is None else self.layernorm(x)
+        gate_tiles(u, self.in_linear.prepare(rows_of(x)), self.short_filter, room, alone=1)
+        x2, g = room
+        y = self.filter_fn.convolve(g, gate=x2)
+        return y if self.filter_fn2 is None else y + self.filter_fn2.convolve(u.transpose(1, 2))
 
 
 class Mlp(nn.Module):
@@ -204,11 +192,21 @@ class Mlp(nn.Module):
         self.gated_layers = BlockDiagonal(blocks, width, 2 * inner, bias=False)
         self.wo = BlockDiagonal(blocks, inner, width, bias=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.layernorm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, h = self.gated_layers(x).chunk(2, dim=-1)
         return self.layernorm(self.wo(self.dropout(F.gelu(gate) * h)) + x)
+
+    def prepare(self, rows: float) -> Call:
+        """The same as a function, without dropout and gradients; see `Linear.prepare`."""
+        gated_layers, wo = self.gated_layers.prepare(rows), self.wo.prepare(rows)
+        return lambda x: self.layernorm(x.float(), plus=wo(gelu_gate(gated_layers(x))))
+
+
+def rows_of(x: Tensor) -> int:
+    """Tokens of hidden states x (B, L, D)."""
+    return x.shape[0] * x.shape[1]
 
 
 class Layer(nn.Module):
@@ -220,6 +218,15 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.attention(x))
 
+    def run_(self, x: Tensor, room: Gates) -> Tensor:
+        """The same in place, by tiles, without gradients and dropout; returns x.  `room` is overwritten."""
+        batch, seqlen, _ = x.shape
+        rows, out_linear = rows_of(x), self.attention.out_linear
+        y, project, mlp = self.attention.mix(x, room), out_linear.prepare(rows), self.mlp.prepare(rows)
+        for b, t in tiles(batch, seqlen):
+            x[b, t] = mlp(project(to_rows(y[b, :, t], out_linear.takes(rows))))
+        return x
+
 
 class Encoder(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
@@ -227,9 +234,21 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if self.training or learns or not takes_tiles(x) or not self.is_prepared:
+            for layer in self.layer:
+                x = layer(x)
+            return x
+        x, room = x.clone(), gates_like(x)
         for layer in self.layer:
-            x = layer(x)
+            assert isinstance(layer, Layer)
+            x = layer.run_(x, room)
         return x
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether an operator is installed in every convolution."""
+        return all(module.long_conv is not None for module in self.modules() if isinstance(module, BiConv))
 
 
 class Pooler(nn.Module):

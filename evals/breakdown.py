@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sparsify import native
+from sparsify.linear import BlockDiagonal
 from sparsify.sites import ConvSite
 
 from .throughput import wall_clock
@@ -29,20 +30,20 @@ NORMS, EMBEDDING, REST = "norms", "embedding", "sums, copies, and the rest"
 
 MODULES: Mapping[type[nn.Module], str] = {
     nn.Linear: LINEAR,
+    BlockDiagonal: LINEAR,
     nn.LayerNorm: NORMS,
     nn.Embedding: EMBEDDING,
     nn.Conv1d: SHORT,
 }
 FUNCTIONS: Mapping[str, str] = {  # by their names, for torch has several functions of each
     "gelu": LINEAR,
-    "bmm": LINEAR,  # block-diagonal ones
     "_reorder_linear_weight": LINEAR,  # what oneDNN's layers are prepared by
     "conv1d": SHORT,
     "addcmul": SHORT,
     "fft_rfft": CONVOLUTIONS,
     "fft_irfft": CONVOLUTIONS,
 }
-KERNELS: Mapping[str, str] = {"short_gate": SHORT}  # functions of sparsify.native
+KERNELS: Mapping[str, str] = {"short_gate": SHORT, "gelu_gate": LINEAR}  # functions of sparsify.native
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 
     def takes(self, rows: float) -> torch.dtype:
         """The dtype of input that a pass over `rows` rows, as prepared, need not convert."""
-        return self.precision if rows >= PAYS_AT and usable(self.weight) else self.weight.dtype
+        return self.precision if pays(rows, self.weight) else self.weight.dtype
 
     def prepare(self, rows: float, gelu: bool = False) -> Call:
         """This layer, and tanh's GELU after it if asked, as a function: x (..., in) -> (..., out).
@@ -49,13 +49,62 @@ class Linear(nn.Linear):
         weights, so it is meant for one pass, or for a stream that shall stay as it began.  The result has the dtype of
         `precision` where that is used.  Every call goes through the module, for its hooks.
         """
-        if rows < PAYS_AT or not usable(self.weight):
+        if not pays(rows, self.weight):
             return (lambda x: F.gelu(self(x), approximate="tanh")) if gelu else self
-        weight, bias = self.weight, self.bias
-        shape = (self.in_features, self.out_features, bias is not None, gelu)
-        way = fastest(*shape, self.precision, torch.get_num_threads())
-        call = way(weight.detach().to(self.precision).contiguous(), None if bias is None else bias.detach(), gelu)
+        call = prepared(self.weight, self.bias, self.precision, gelu)
         return lambda x: self(x, call)
+
+
+class BlockDiagonal(nn.Module):
+    """x (..., N P) -> (..., N Q): each of the N pieces of x through a matrix of its own.  weight: (N, Q, P)."""
+
+    precision = torch.float32  # as of `Linear`
+
+    def __init__(self, blocks: int, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, outputs // blocks, inputs // blocks))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def reset_parameters(self) -> None:
+        """As a dense layer of this many inputs a row would be."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, call: Call | None = None) -> Tensor:
+        if call is not None:
+            return call(x)
+        blocks, _, inputs = self.weight.shape
+        rows = x.reshape(-1, blocks, inputs).transpose(0, 1)
+        y = torch.bmm(rows, self.weight.mT).transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def prepare(self, rows: float) -> Call:
+        """As `Linear.prepare`."""
+        if not pays(rows, self.weight):
+            return self
+        blocks = len(self.weight)
+        biases = [None] * blocks if self.bias is None else self.bias.chunk(blocks)
+        calls = [prepared(*pair, self.precision) for pair in zip(self.weight, biases, strict=True)]
+
+        def call(x: Tensor) -> Tensor:
+            pieces = zip(calls, x.chunk(blocks, dim=-1), strict=True)
+            return torch.cat([one(piece) for one, piece in pieces], dim=-1)
+
+        return lambda x: self(x, call)
+
+
+def pays(rows: float, weight: Tensor) -> bool:
+    """Whether a layer of this weight is worth preparing for so many rows."""
+    return rows >= PAYS_AT and usable(weight)
+
+
+def prepared(weight: Tensor, bias: Tensor | None, precision: torch.dtype, gelu: bool = False) -> Call:
+    """A layer of weight (out, in), and tanh's GELU after it if asked, in the way that is fastest here."""
+    outputs, inputs = weight.shape
+    way = fastest(inputs, outputs, bias is not None, gelu, precision, torch.get_num_threads())
+    return way(weight.detach().to(precision).contiguous(), None if bias is None else bias.detach(), gelu)
 
 
 def usable(weight: Tensor) -> bool:
@@ -64,11 +113,11 @@ def usable(weight: Tensor) -> bool:
 
 
 def use_precision(model: nn.Module, precision: str) -> None:
-    """Let prepared passes of every `Linear` in `model` multiply in "float32" or "bfloat16"."""
+    """Let prepared passes of every linear layer of these kinds in `model` multiply in "float32" or "bfloat16"."""
     if precision not in PRECISIONS:
         raise ValueError(f"got linears in {precision!r}; choose one of {', '.join(PRECISIONS)}")
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | BlockDiagonal):
             module.precision = PRECISIONS[precision]
 
 

@@ -84,6 +84,8 @@ def dense(rows: int, width: int) -> None:
         assert torch.equal(total, x + 1) and (y.double() - y_ref).norm() < 4e-3 * y_ref.norm(), (rows, width, dtype)
         short = native.short_gate(torch.ones(1, rows, 3 * width, dtype=dtype), torch.ones(3 * width, 3), None)
         assert native.to_rows(short[1], 0, rows, dtype).dtype == dtype
+    gate, h = torch.cat([x, x], dim=-1).double().chunk(2, dim=-1)
+    check(native.gelu_gate(torch.cat([x, x], dim=-1)), torch.nn.functional.gelu(gate) * h, (rows, width))
     check(native.gelu_(x.clone()), torch.nn.functional.gelu(x.double(), approximate="tanh"), (rows, width))
 
 

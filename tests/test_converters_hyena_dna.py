@@ -11,8 +11,8 @@ from layouts import CHECKPOINTS, DIALECTS, LABELS, TINY, config, dress, shapes, 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify import fftconv_ref, linear, native
-from sparsify.converters import hyena_dna, hyena_model, implicit, load
+from sparsify import fftconv_ref, linear
+from sparsify.converters import hyena_dna, hyena_model, implicit, load, tiles
 from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig
 from sparsify.converters.hyena_model import State
 
@@ -264,18 +264,6 @@ class Direct:
         return (y if gate is None else y * gate).to(u.dtype)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def small_tiles(request, monkeypatch):
-    """Tiles of 16 tokens, prepared linear layers whatever their size, with the compiled kernels and without."""
-    monkeypatch.setattr(hyena_model, "TILE_ROWS", TILE)
-    monkeypatch.setattr(linear, "PAYS_AT", 1)
-    monkeypatch.setattr(linear, "WAYS", (linear.packed, linear.plain))
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
-        pytest.skip("the kernels are not compiled; the same tiles ran through torch")
-
-
 def with_convs(plain, make=Direct):
     """A model with a convolution of its own in every site, and the filters."""
     model, _ = build(plain)
@@ -289,9 +277,9 @@ def with_convs(plain, make=Direct):
 @pytest.mark.parametrize("seqlen", [0, 1, 7, 8, 9, 15, 16, 17, 40])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_tiles_cover_every_token_once(batch, seqlen, monkeypatch):
-    monkeypatch.setattr(hyena_model, "TILE_ROWS", TILE)
+    monkeypatch.setattr(tiles, "TILE_ROWS", TILE)
     x, reached = torch.zeros(batch, seqlen, 3), [0] * batch
-    for b, t in hyena_model.tiles(batch, seqlen):
+    for b, t in tiles.tiles(batch, seqlen):
         assert x[b, t].is_contiguous() and 0 < x[b, t, 0].numel() <= TILE
         assert all(reached[i] == t.start for i in range(b.start, b.stop)), "a sequence's tiles come in order"
         reached[b] = [t.stop] * (b.stop - b.start)
@@ -350,8 +338,8 @@ def test_short_filters_of_any_length(order, small_tiles):
     before, start = None, 0
     for piece in z.split([1, 1, 2, 13, 3], dim=1):
         piece, t = piece.contiguous(), slice(start, start + piece.shape[1])
-        hyena_model.short_gate(piece, k, bias, before, x0[:, :, t], g[:, :, t])
-        before, start = hyena_model.last_rows(piece, before, order - 1), t.stop
+        tiles.short_gate(piece, k, bias, before, x0[:, :, t], g[:, :, t])
+        before, start = tiles.last_rows(piece, before, order - 1), t.stop
     assert_close(x0, first, FLOAT64)
     assert_close(g, x1 * v, FLOAT64)
 

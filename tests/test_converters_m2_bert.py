@@ -9,8 +9,8 @@ import torch
 from helpers import assert_close, relative_l2
 from layouts_m2 import CHECKPOINTS, DIALECTS, TINY, config, dress, extras, shapes, weights
 
-from sparsify import fftconv_ref, policies, swap
-from sparsify.converters import implicit, load, m2_bert, write_folder
+from sparsify import LongConv, fftconv_ref, linear, policies, swap
+from sparsify.converters import implicit, load, m2_bert, m2_bert_model, write_folder
 from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
 from sparsify.converters.text_tokenizer import TextTokenizer
 from sparsify.plan import FilterPlan, Plan
@@ -213,6 +213,64 @@ def test_the_reference_in_every_site_is_the_model(length):
     for site in m2_bert.sites(model):
         site.install(None)
     assert torch.equal(model(ids), own)
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def with_kernels(plain, dialect="mlm"):
+    """A model with the quick operator in every site."""
+    model, _ = build(plain, dialect)
+    for site in m2_bert.sites(model):
+        site.install(LongConv(site.materialize(), site.ahead))
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 15, 17, TINY.k])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("additions", [False, True])
+def test_tiles_compute_what_the_formulas_say(batch, length, additions, small_tiles, monkeypatch):
+    plain, ids = weights(), some_ids(length, batch)
+    model = with_kernels(plain, "composer" if additions else "mlm")
+    states, truth = model.hidden(ids), oracle_hidden(plain, ids, additions)
+    assert_close(states, truth, FLOAT32)
+    with pytest.raises(AssertionError):
+        assert_close(torch.zeros_like(states), truth, FLOAT32)
+    monkeypatch.setattr(m2_bert_model, "takes_tiles", lambda x: False)
+    assert_close(states, model.hidden(ids), FLOAT32)  # whole layers
+
+
+@torch.no_grad()
+def test_bfloat16_linears_are_close_and_not_closer(small_tiles):
+    plain, ids = weights(), some_ids()
+    model = with_kernels(plain)
+    linear.use_precision(model, "bfloat16")
+    assert 1e-4 < relative_l2(model.hidden(ids), oracle_hidden(plain, ids)) < 3e-2
+    linear.use_precision(model, "float32")
+    assert_close(model.hidden(ids), oracle_hidden(plain, ids), FLOAT32)
+
+
+@pytest.mark.parametrize("kind", ["none", "gradients", "training", "autocast", "float64", "one bare"])
+def test_tiles_step_aside(kind, monkeypatch):
+    """Whoever asks for gradients, dropout, another dtype or the model's own convolutions gets whole layers."""
+    model, tiled = with_kernels(weights()), []
+    monkeypatch.setattr(m2_bert_model.Layer, "run_", lambda layer, x, room: tiled.append(layer) or x)
+    if kind == "gradients":
+        model.bert.encoder.layer[0].mlp.wo.weight.requires_grad_()
+    if kind == "one bare":
+        m2_bert.sites(model)[-1].install(None)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        (model.double() if kind == "float64" else model.train(kind == "training"))(some_ids())
+    assert tiled == (list(model.bert.encoder.layer) if kind == "none" else [])
+
+
+@torch.no_grad()
+def test_tiles_leave_their_input_alone(small_tiles):
+    model, x = with_kernels(weights()), torch.randn(2, TINY.k, TINY.d)
+    before = x.clone()
+    model.bert.encoder(x)
+    assert torch.equal(x, before)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from helpers import assert_close, relative_l2
 from torch import nn
 
 from sparsify import linear
-from sparsify.linear import BARS, PAYS_AT, WAYS, Linear, fastest, packed, plain, use_precision
+from sparsify.linear import BARS, PAYS_AT, WAYS, BlockDiagonal, Linear, fastest, packed, plain, use_precision
 
 ROWS = 2 * PAYS_AT
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -193,6 +193,33 @@ def test_to_others_it_is_a_linear_layer():
     assert torch.equal(ours(x), theirs(x))
     ours(x).sum().backward()
     assert ours.weight.grad is not None
+
+
+# --- block-diagonal layers -------------------------------------------------------------------------------------------
+
+
+def blocks(bias=True):
+    own = BlockDiagonal(4, 4 * 6, 4 * 10, bias)
+    own.reset_parameters()
+    if bias:
+        nn.init.normal_(own.bias)
+    return own.requires_grad_(False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_prepared_block_diagonal_layer_is_the_layer(precision, bias, way, monkeypatch):
+    monkeypatch.setattr(linear, "WAYS", (way,))
+    own, x, seen = blocks(bias), torch.randn(2, ROWS // 2, 24), []
+    use_precision(own, str(precision).removeprefix("torch."))
+    whole = torch.block_diag(*own.weight.double())
+    y_ref = F.linear(x.double(), whole, own.bias.double() if bias else None)
+    own.register_forward_hook(lambda module, args, y: seen.append(tuple(y.shape)))
+    assert_close(own(x), y_ref, BARS[torch.float32])
+    assert_close(own.prepare(ROWS)(x), y_ref, BARS[precision])
+    assert torch.equal(own.prepare(1)(x), own(x)) and set(seen) == {(2, ROWS // 2, 40)}
+    assert relative_l2(own(x.flip(-1)), y_ref) > 0.5  # which piece goes where is seen
 
 
 # --- precision -------------------------------------------------------------------------------------------------------

@@ -209,6 +209,16 @@ def test_short_gate(isa, seqlen, width, taps):
         assert all((t[..., :4] == 7).all() and (t[..., 4 + seqlen :] == 7).all() for t in into)
 
 
+@pytest.mark.parametrize("width", [16, 20])
+def test_short_gate_takes_any_third_alone(isa, width):
+    z, weight, bias = torch.randn(2, 50, 3 * width), torch.randn(3 * width, 3), torch.randn(3 * width)
+    for alone in range(3):
+        x0, g = native.short_gate(z, weight, bias, alone=alone)
+        turned = [t.roll(-alone * width, dims=axis) for t, axis in ((z, -1), (weight, 0), (bias, 0))]
+        assert_close(x0, native.short_gate(*turned)[0].double(), 1e-6)
+        assert_close(g, native.short_gate(*turned)[1].double(), 1e-6)
+
+
 @pytest.mark.parametrize("dtype", native.TYPES)
 def test_short_gate_reads_other_types(isa, dtype):
     z, history = torch.randn(2, 50, 3 * 20).to(dtype), torch.randn(2, 2, 3 * 20).to(dtype)
@@ -253,6 +263,18 @@ def test_gelu(isa, count, dtype):
     assert_close(native.gelu_(x.clone()), y_ref, BARS[dtype])
     if count >= 100 and dtype == torch.float32:  # the other form is told apart
         assert relative_l2(torch.nn.functional.gelu(x.double()), y_ref) > 100 * BARS[dtype]
+
+
+@pytest.mark.parametrize("dtype", native.TYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 2 * 21), (2, 40, 2 * 96)])
+def test_gelu_gate(isa, shape, dtype):
+    x = (4 * torch.randn(shape)).to(dtype)
+    gate, h = x.double().chunk(2, dim=-1)
+    y_ref = torch.nn.functional.gelu(gate) * h
+    assert_close(native.gelu_gate(x), y_ref, BARS[dtype])
+    if gate.numel() >= 50 and dtype == torch.float32:  # the other form and swapped halves are told apart
+        other, swapped = torch.nn.functional.gelu(gate, approximate="tanh") * h, torch.nn.functional.gelu(h) * gate
+        assert min(relative_l2(other, y_ref), relative_l2(swapped, y_ref)) > 100 * BARS[dtype]
 
 
 def test_gelu_at_the_ends(isa):

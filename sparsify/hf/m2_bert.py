@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 
 from sparsify.converters import m2_bert, m2_bert_model
 from sparsify.converters.layout import without_tied
+from sparsify.linear import BlockDiagonal
 
 from .base import OURS, FamilyModel, given, told
 from .config import M2BertConfig
@@ -34,7 +35,7 @@ class M2BertPreTrainedModel(FamilyModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, m2_bert_model.BlockDiagonal):
+        if isinstance(module, BlockDiagonal):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -80,7 +80,7 @@ class CValues(ctypes.Structure):
 
 class CShortGate(ctypes.Structure):
     _fields_ = (
-        ("batch", Integer), ("seqlen", Integer), ("width", Integer), ("taps", Integer),
+        ("batch", Integer), ("seqlen", Integer), ("width", Integer), ("taps", Integer), ("alone", Integer),
         ("z", CValues), ("history", CValues), ("weight", Pointer), ("bias", Pointer), ("x0", CSignal), ("g", CSignal),
     )  # fmt: skip
 
@@ -91,6 +91,10 @@ class CTurn(ctypes.Structure):
 
 class CGelu(ctypes.Structure):
     _fields_ = (("count", Integer), ("x", CValues))
+
+
+class CGeluGate(ctypes.Structure):
+    _fields_ = (("rows", Integer), ("width", Integer), ("x", CValues), ("y", CValues))
 
 
 class CNorm(ctypes.Structure):
@@ -196,7 +200,7 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sparsify_transform.argtypes, lib.sparsify_transform.restype = [Integer, ctypes.c_double], Pointer
     lib.sparsify_bins.argtypes, lib.sparsify_bins.restype = [Pointer, Pointer], None
     lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
-    for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu", "norm"):
+    for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu", "gelu_gate", "norm"):
         getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
     lib.sparsify_call_size.restype = Integer
     if lib.sparsify_call_size() != ctypes.sizeof(CCall):
@@ -371,8 +375,11 @@ def short_gate(
     bias: Tensor | None,
     history: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
+    alone: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """x0 and g = x1 * v, with [x0 | x1 | v] a short causal depthwise convolution of z; channel-last to channel-first.
+
+    alone: which third of z becomes x0.
 
     z: (B, P, 3 D) contiguous, float32, float16 or bfloat16.  weight: (3 D, T).  bias: (3 D,).
     history: (B, T - 1, 3 D), the rows before z, zeros if None.
@@ -385,8 +392,8 @@ def short_gate(
         raise ValueError(f"x0 and g take samples side by side, got strides {x0.stride()} and {g.stride()}")
     history = None if history is None else history.to(z.dtype)
     call = CShortGate(
-        batch=batch, seqlen=seqlen, width=width, taps=weight.shape[1], z=values(z), history=values(history),
-        weight=address(weight), bias=address(bias),
+        batch=batch, seqlen=seqlen, width=width, taps=weight.shape[1], alone=alone,
+        z=values(z), history=values(history), weight=address(weight), bias=address(bias),
     )  # fmt: skip
     describe(call.x0, x0)
     describe(call.g, g)
@@ -422,6 +429,17 @@ def gelu_(x: Tensor) -> Tensor:
     """x with GELU in tanh's form applied in place; contiguous, float32, float16 or bfloat16."""
     run(kernels().sparsify_gelu, CGelu(count=x.numel(), x=values(x)))
     return x
+
+
+def gelu_gate(x: Tensor) -> Tensor:
+    """gelu(gate) * h, with x = [gate | h] and GELU in its exact form: (..., F).
+
+    x: (..., 2 F), contiguous, float32, float16 or bfloat16, which the result has, too.
+    """
+    *shape, width = x.shape
+    y = x.new_empty(*shape, width // 2)
+    run(kernels().sparsify_gelu_gate, CGeluGate(rows=x.numel() // width, width=width // 2, x=values(x), y=values(y)))
+    return y
 
 
 def norm(

@@ -93,6 +93,7 @@ struct Call {
 // Short causal depthwise filter and first gate of a Hyena operator, and the turn from channel-last to channel-first.
 struct ShortGate {
     int64_t batch, seqlen, width, taps;  // width: D; z has 3 D columns
+    int64_t alone;                       // which third becomes x0; g is the product of the two others
     struct Values z;                     // (batch, seqlen, 3 D)
     struct Values history;               // (batch, taps - 1, 3 D) of z's type, or null for zeros
     const float* weight;                 // (3 D, taps)
@@ -111,6 +112,13 @@ struct Turn {
 struct Gelu {
     int64_t count;
     struct Values x;  // (count,)
+};
+
+// y = gelu(gate) * h, GELU in its exact form, row by row.
+struct GeluGate {
+    int64_t rows, width;
+    struct Values x;  // (rows, 2 width): gate, then h
+    struct Values y;  // (rows, width) of the same type
 };
 
 // x += sum, and y = layer norm of x, row by row.

@@ -59,6 +59,27 @@ INLINE vec gelu(vec x) {
     return x / (all(1.0f) + power_of_two(t));
 }
 
+// x (1 + erf(x / sqrt(2))) / 2.  erf by the formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7.
+INLINE vec gelu_erf(vec x) {
+    const vec size = x < vec{} ? -x : x, square = x * x * all(-0.5f * 1.44269504088896340736f);
+    const vec t = all(1.0f) / (all(1.0f) + all(0.3275911f * 0.70710678118654752440f) * size);
+    vec p = all(1.061405429f);
+    p = p * t - all(1.453152027f);
+    p = p * t + all(1.421413741f);
+    p = p * t - all(0.284496736f);
+    p = p * t + all(0.254829592f);
+    const vec part = x * (all(0.5f) * p * t * power_of_two(square < all(-126.0f) ? all(-126.0f) : square));
+    return x < vec{} ? part : x - part;
+}
+
+// y = gelu(gate) * h, row by row, with x = [gate | h].
+template <typename T>
+void gelu_gate_row(const T* x, T* y, int64_t width) {
+    int64_t i = 0;
+    for (; i + V <= width; i += V) give(y + i, gelu_erf(take(x + i)) * take(x + width + i));
+    for (; i < width; i++) narrow(gelu_erf(all(widen(x[i])))[0] * widen(x[width + i]), y + i);
+}
+
 template <typename T>
 void gelu_some(T* x, int64_t count) {
     int64_t i = 0;

@@ -87,7 +87,7 @@ struct ThreeTaps {
 
 template <typename T>
 void short_gate_tokens(const ShortGate& c, const T* all_z, const T* all_history, const float* weight, Tokens tokens) {
-    const int64_t D = c.width;
+    const int64_t D = c.width, alone = c.alone, left = (alone + 1) % 3, right = (alone + 2) % 3;
     const bool past = c.batch * D * c.g.channel_stride > LARGE;  // of all tokens, of which these may be a few
     for (int64_t h = 0; h < D; h += V) {  // tokens inside: what a channel gets lies side by side
         const int64_t count = smaller(V, D - h);
@@ -100,12 +100,13 @@ void short_gate_tokens(const ShortGate& c, const T* all_z, const T* all_history,
             const int64_t many = smaller(V, tokens.stop - t);
             vec x0[V], g[V];
             if (c.taps == 3 && count == V && many == V && t >= 2) {
-                const ThreeTaps<T> first(c, z, h, weight), second(c, z + D, D + h, weight), third(c, z + 2 * D, 2 * D + h, weight);
-                for (int64_t i = 0; i < V; i++) x0[i] = first(t + i), g[i] = second(t + i) * third(t + i);
+                auto third = [&](int64_t part) { return ThreeTaps<T>(c, z + part * D, part * D + h, weight); };
+                const ThreeTaps<T> first = third(alone), one = third(left), other = third(right);
+                for (int64_t i = 0; i < V; i++) x0[i] = first(t + i), g[i] = one(t + i) * other(t + i);
             } else {
                 for (int64_t i = 0; i < V; i++) {
-                    x0[i] = i < many ? slowly(t + i, 0) : vec{};
-                    g[i] = i < many ? slowly(t + i, 1) * slowly(t + i, 2) : vec{};
+                    x0[i] = i < many ? slowly(t + i, alone) : vec{};
+                    g[i] = i < many ? slowly(t + i, left) * slowly(t + i, right) : vec{};
                 }
             }
             put_columns(c.x0, tokens.b, h, count, t, many, x0, past);

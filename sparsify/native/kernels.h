@@ -18,6 +18,7 @@ struct Kernels {
     int (*to_rows)(const Turn*, int64_t threads, Parallel);
     int (*to_columns)(const Turn*, int64_t threads, Parallel);
     int (*gelu)(const Gelu*, int64_t threads, Parallel);
+    int (*gelu_gate)(const GeluGate*, int64_t threads, Parallel);
     int (*norm)(const Norm*, int64_t threads, Parallel);
 };
 
@@ -137,6 +138,18 @@ int gelu_all(const Gelu* c, int64_t threads, Parallel parallel) {
     });
 }
 
+int gelu_gate_all(const GeluGate* c, int64_t threads, Parallel parallel) {
+    const int64_t rows = larger(1, VALUES / c->width);
+    return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
+        typed(c->x.type, [&](auto* x) {
+            x = (decltype(x))c->x.data;
+            auto* y = (decltype(x))c->y.data;
+            for (int64_t r = i * rows; r < smaller((i + 1) * rows, c->rows); r++)
+                gelu_gate_row(x + 2 * r * c->width, y + r * c->width, c->width);
+        });
+    });
+}
+
 int norm_all(const Norm* c, int64_t threads, Parallel parallel) {
     const int64_t rows = larger(1, VALUES / c->width);
     return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
@@ -158,7 +171,7 @@ const Kernels SPARSIFY_KERNELS = {
     "base",
 #endif
     fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
-    to_columns_all, gelu_all, norm_all,
+    to_columns_all, gelu_all, gelu_gate_all, norm_all,
 };
 
 #endif
