@@ -14,11 +14,12 @@ from sparsify.plan import FilterPlan
 from sparsify.sensitivity import Candidate
 from sparsify.sites import ConvSite
 
-from .data import Windows
 from .runs import Remembered, Runs
+from .texts import Text
 
 PROBE_WINDOWS = 8  # that a candidate is run on
-PROBE_PASSES = 12  # passes over the calibration windows that all probes together may cost
+FULL = 32  # predicted tokens of a window; where masks leave fewer, more windows are run in its place
+PROBE_PASSES = 12  # passes over the calibration windows that all probes of single sites may cost, or those of all
 FEWEST_PROBES = 2  # candidates a site that are run, whatever that costs
 MOST_ALIKE = 24  # plans that are run on all sites alike
 ALL = ""  # names no site
@@ -33,8 +34,9 @@ class Price(Protocol):
     def name(self) -> str: ...
 
     def seconds(
-        self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None
-    ) -> float: ...
+        self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None,
+        ahead: int = 0,
+    ) -> float: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,20 @@ class Kept:
     name: str = "kept taps plus bins"
 
     def seconds(
-        self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None
-    ) -> float:
-        return channels * min(taps, seqlen) * plan.density(min(taps, seqlen))
+        self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None,
+        ahead: int = 0,
+    ) -> float:  # fmt: skip
+        before = min(ahead, seqlen - 1)  # of taps that windows feel
+        felt = before + min(taps - ahead, seqlen)
+        return channels * felt * plan.density(felt, before)
 
 
 @dataclass(frozen=True)
 class Task:
     """What plans are found on and for, and what they are measured on."""
 
-    calibration: Windows
-    held_out: Windows
+    calibration: Text
+    held_out: Text
     target: Price
     allow_leak: bool = False
 
@@ -104,7 +109,8 @@ def candidates_of(runs: Runs, task: Task) -> dict[str, list[Candidate]]:
 def seconds(runs: Runs, task: Task, site: ConvSite, plan: FilterPlan) -> float:
     """Predicted price of one site under a plan."""
     taps, room = runs.filters[site.name].shape[-1], swap.SPECTRA_BYTES // len(runs.sites)
-    return task.target.seconds(plan, site.channels, taps, task.calibration.context, spectra_bytes=room)
+    context = task.calibration.context
+    return task.target.seconds(plan, site.channels, taps, context, spectra_bytes=room, ahead=site.ahead)
 
 
 def most_ahead(runs: Runs, task: Task) -> float:
@@ -112,14 +118,15 @@ def most_ahead(runs: Runs, task: Task) -> float:
     return FIRST_AHEAD * LEAK_GOAL if bounded(runs, task) else math.inf
 
 
-def probe(runs: Runs, some: Candidates, calibration: Windows) -> dict[str, dict[FilterPlan, float]]:
+def probe(runs: Runs, some: Candidates, calibration: Text) -> dict[str, dict[FilterPlan, float]]:
     """Measured KL to the dense model of candidates, one site changed at a time: site -> plan -> nats a token."""
     windows = probe_windows(calibration, len(some))
-    count = max(FEWEST_PROBES, PROBE_PASSES * len(calibration) // (len(windows) * len(some)))
+    most = PROBE_PASSES * len(calibration) // len(windows)  # plans that all the probes of sites may be
+    count = max(FEWEST_PROBES, most // len(some))
     dense = Remembered(runs.under({}))
     chosen = {name: sensitivity.to_probe(few, count) for name, few in some.items()}
     if len(some) > 1:
-        chosen[ALL] = sensitivity.to_probe(alike(some), MOST_ALIKE)
+        chosen[ALL] = sensitivity.to_probe(alike(some), min(MOST_ALIKE, most))
     found: dict[str, dict[FilterPlan, float]] = {}
     with runs.stage("candidates", len(windows) * sum(1 + len(plans) for plans in chosen.values())):
         for name, plans in chosen.items():
@@ -130,9 +137,15 @@ def probe(runs: Runs, some: Candidates, calibration: Windows) -> dict[str, dict[
     return found
 
 
-def probe_windows(calibration: Windows, sites: int) -> Windows:
+def probe_windows(calibration: Text, sites: int) -> Text:
     """Those that candidates are run on."""
-    return calibration.spread(min(PROBE_WINDOWS, max(1, PROBE_PASSES * len(calibration) // (FEWEST_PROBES * sites))))
+    most = max(1, PROBE_PASSES * len(calibration) // (FEWEST_PROBES * sites))
+    return calibration.spread(min(enough(calibration, PROBE_WINDOWS), most))
+
+
+def enough(text: Text, count: int) -> int:
+    """Windows that predict as many tokens as `count` full ones."""
+    return max(count, count * FULL * len(text) // text.n_tokens)
 
 
 def alike(some: Candidates) -> list[Candidate]:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class Windows:
     left_out: int = 0  # windows left out because of letters outside the alphabet
     tail_tokens: int = 0  # tokens at the ends of documents that fill no window
     available: int = 0  # windows there were before a limit; 0 means these are all
+    figure: ClassVar = "perplexity"
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or self.ids.dtype != torch.int64 or not self.ids.numel():
@@ -74,16 +76,23 @@ class Windows:
         """Documents that have a window here."""
         return len(self.document.unique())
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What tells these windows from others, a row a window."""
+        return {"ids": self.ids, "scored_from": self.scored_from, "document": self.document}
+
+    def inputs(self, rows: slice) -> tuple[Tensor, ...]:
+        """What a model reads of some windows."""
+        return (self.ids[rows],)
+
+    def part(self, rows: slice | list[int]) -> Windows:
+        """Some of these windows; each keeps the tokens it scores."""
+        own = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return replace(self, **own, available=self.available or len(self))  # type: ignore[arg-type]
+
     def spread(self, limit: int) -> Windows:
-        """At most `limit` of these windows, evenly spaced; each keeps the tokens it scores."""
-        rows = evenly(len(self), limit)
-        return replace(
-            self,
-            ids=self.ids[rows],
-            scored_from=self.scored_from[rows],
-            document=self.document[rows],
-            available=self.available or len(self),
-        )
+        """At most `limit` of these windows, evenly spaced."""
+        return self.part(evenly(len(self), limit))
 
     def convention(self) -> str:
         """What was scored, in words that travel with the numbers."""

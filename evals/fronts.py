@@ -19,11 +19,10 @@ from sparsify.plan import FilterPlan
 from sparsify.policies import band, points
 from sparsify.sites import ConvSite
 
-from . import Logits
 from .candidates import ALL, Price, Task, candidates_of, most_ahead, options, prepared, probe, probe_windows, seconds
-from .data import Windows
 from .journal import Journal
 from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
+from .texts import Run, Text
 
 KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
@@ -56,6 +55,7 @@ class Fronts:
     """What was compared, and on what."""
 
     target: str
+    figure: str  # "perplexity", or what stands for it
     dense_cost: float
     pairs: tuple[Pair, ...]
     not_cheaper: tuple[str, ...]  # of the uniform ones, which cost as much as dense on this target
@@ -98,7 +98,7 @@ def within(offered: Options, cost: float) -> dict[str, FilterPlan] | None:
 
 
 def nearest(
-    runs: Runs, task: Task, dense: Logits, offered: Options, same: Mapping[FilterPlan, float], cost: float
+    runs: Runs, task: Task, dense: Run, offered: Options, same: Mapping[FilterPlan, float], cost: float
 ) -> Picks | None:
     """The choice that is nearest to the dense model on some calibration windows, of those that cost no more.
 
@@ -118,8 +118,8 @@ def compared(
     model: nn.Module,
     sites: Sequence[ConvSite],
     filters: Mapping[str, Tensor],
-    calibration: Windows,
-    held_out: Windows,
+    calibration: Text,
+    held_out: Text,
     target: Price,
     say: Say = nothing,
     bar: Bar = no_bar,
@@ -146,7 +146,9 @@ def compared(
                 pairs.append(pair)
                 say(told(pair, most))
     windows = len(task.calibration), len(task.held_out)
-    return Fronts(task.target.name, most, tuple(pairs), tuple(dear), *windows, task.calibration.context)
+    return Fronts(
+        task.target.name, task.held_out.figure, most, tuple(pairs), tuple(dear), *windows, task.calibration.context
+    )
 
 
 def price(runs: Runs, task: Task, picks: Picks) -> float:
@@ -154,7 +156,7 @@ def price(runs: Runs, task: Task, picks: Picks) -> float:
     return sum(seconds(runs, task, site, picks[site.name]) for site in runs.sites)
 
 
-def point(runs: Runs, task: Task, dense: Logits, picks: Picks) -> Point:
+def point(runs: Runs, task: Task, dense: Run, picks: Picks) -> Point:
     """What a choice does on the held-out windows."""
     found = runs.versus(dense, picks, task.held_out)
     leaks = any(site.causal and picks[site.name].leaks for site in runs.sites)

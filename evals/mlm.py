@@ -6,14 +6,17 @@ a text, and two figures compare only under the same masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .quality import Versus, exponential, refuse_not_finite, score, standard_error
+from .data import evenly
+from .quality import Comparison, Quality, Versus, exponential, refuse_not_finite, score, standard_error
 
 FillIn = Callable[[Tensor, Tensor], Tensor]
 """ids (B, L) int64 and which were masked (B, L) bool -> logits (n, V) of the masked ones, row by row."""
@@ -25,18 +28,81 @@ SHARE = 0.15  # of a window's tokens
 class Masked:
     """Windows with some of their tokens hidden."""
 
-    ids: Tensor  # (W, L) int64 as the model reads them, hidden tokens replaced
+    words: Tensor  # (W, L) int64, what the text has
     hidden: Tensor  # (W, L) bool
-    targets: Tensor  # (n,) int64, what was hidden, row by row
-    convention: str
+    document: Tensor  # (W,) int64, windows of the same number are of one document
+    mask_id: int
+    how: str  # which tokens are hidden
+    available: int = 0  # windows there were before a limit; 0 means these are all
+    figure: ClassVar = "pseudo-perplexity"
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """(W, L) int64 as the model reads them, hidden tokens replaced."""
+        return self.words.masked_fill(self.hidden, self.mask_id)
+
+    @property
+    def targets(self) -> Tensor:
+        """What is hidden, row by row: (n,) int64."""
+        return self.words[self.hidden]
 
     @property
     def per_window(self) -> Tensor:
         """Hidden tokens of every window: (W,) int64."""
         return self.hidden.sum(1)
+
+    @property
+    def context(self) -> int:
+        return self.words.shape[1]
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one window's start to the next: they do not overlap."""
+        return self.context
+
+    @property
+    def n_tokens(self) -> int:
+        """Hidden tokens."""
+        return int(self.hidden.sum())
+
+    @property
+    def n_documents(self) -> int:
+        """Documents that have a window here."""
+        return len(self.document.unique())
+
+    @property
+    def sample(self) -> Tensor:
+        """(W,) int64, windows of the same number are not independent of each other."""
+        return self.document if self.n_documents > 1 else torch.arange(len(self))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What tells these windows from others, a row a window."""
+        return {"words": self.words, "hidden": self.hidden, "document": self.document}
+
+    def inputs(self, rows: slice) -> tuple[Tensor, ...]:
+        """What a model reads of some windows: `FillIn`."""
+        return self.ids[rows], self.hidden[rows]
+
+    def part(self, rows: slice | list[int]) -> Masked:
+        """Some of these windows, with the same tokens hidden."""
+        own = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return replace(self, **own, available=self.available or len(self))  # type: ignore[arg-type]
+
+    def spread(self, limit: int) -> Masked:
+        """At most `limit` of these windows, evenly spaced."""
+        return self.part(evenly(len(self), limit))
+
+    def convention(self) -> str:
+        """What was scored, in words that travel with the numbers."""
+        few = f", evenly spaced among {self.available:,}" if self.available > len(self) else ""
+        return (
+            f"{self.figure} = exp(mean NLL over masked tokens), {self.how}; {self.n_tokens} tokens in {len(self)} "
+            f"windows of {self.context}{few}, documents: {self.n_documents}; softmax over all logit columns in float64"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +117,12 @@ class FilledIn:
     accuracy: float  # share of hidden tokens that are the first guess
     versus: Versus | None  # None for the baseline
 
+    @property
+    def quality(self) -> Quality:
+        """The same with the pseudo-perplexity for a perplexity."""
+        own = self.nll_per_token, self.nll_stderr, self.pseudo_perplexity, self.pseudo_perplexity_stderr
+        return Quality(self.name, *own, self.nll_per_token / math.log(2), (), self.versus)
+
     def to_dict(self) -> dict[str, Any]:
         """Plainly named numbers, JSON types only; differences, ratio, kl and agreement are against `baseline`."""
         versus = {} if self.versus is None else asdict(self.versus)
@@ -58,12 +130,20 @@ class FilledIn:
         return own | {name.replace("perplexity", "pseudo_perplexity"): value for name, value in versus.items()}
 
 
-def mask(ids: Tensor, special: Sequence[int], mask_id: int, share: float = SHARE, seed: int = 0) -> Masked:
+def mask(
+    ids: Tensor,
+    special: Sequence[int],
+    mask_id: int,
+    share: float = SHARE,
+    seed: int = 0,
+    document: Tensor | None = None,
+    available: int = 0,
+) -> Masked:
     """The same windows with `share` of their ordinary tokens, at least one, replaced by `mask_id`.
 
-    ids: (W, L) int64.  special: ids that are never hidden, such as [CLS] and padding.  Which tokens are hidden follows
-    from the seed, their number and the windows' order alone.  Every hidden token becomes the mask, none stays or
-    becomes another one as in training.
+    ids: (W, L) int64.  special: ids that are never hidden, such as [CLS] and padding.  document: (W,) int64, all of one
+    unless given.  available: windows there were.  Which tokens are hidden follows from the seed, their number and the
+    windows' order alone.  Every hidden token becomes the mask, none stays or becomes another one as in training.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must lie in (0, 1), got {share}; try {SHARE}")
@@ -74,41 +154,35 @@ def mask(ids: Tensor, special: Sequence[int], mask_id: int, share: float = SHARE
     wanted = (counts * share).round().clamp_min(1)
     draw = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     place = draw.masked_fill(~ordinary, torch.inf).argsort(1).argsort(1)  # of every token in the order of the draw
-    hidden = place < wanted[:, None]
-    convention = (
-        f"pseudo-perplexity = exp(mean NLL over masked tokens), {share:.0%} of the tokens of every window masked (seed "
-        f"{seed}), all replaced by the mask; {int(hidden.sum())} tokens in {len(ids)} windows of {ids.shape[1]}, "
-        f"softmax over all logit columns in float64"
-    )
-    return Masked(ids.masked_fill(hidden, mask_id), hidden, ids[hidden], convention)
+    how = f"{share:.0%} of the tokens of every window masked (seed {seed}), all replaced by the mask"
+    document = torch.zeros(len(ids), dtype=torch.int64) if document is None else document
+    return Masked(ids, place < wanted[:, None], document, mask_id, how, available)
 
 
 def compare(
     variants: Mapping[str, FillIn],
     masked: Masked,
-    sample: Tensor | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FilledIn]:
     """Every variant on the same masks, and its distance from the first, the baseline: name -> FilledIn.
 
-    sample: (W,) int64, windows of the same number are not independent of each other; without it all are.
     progress(done, total) is called in windows.
     """
     if not variants:
         raise ValueError("no variants were given; pass at least the dense model")
-    per_window = masked.per_window
+    per_window, all_targets = masked.per_window, masked.targets
     sums = {name: torch.zeros(4, len(masked), dtype=torch.float64) for name in variants}  # nll, kl, agreement, hits
     seen = 0
     for start in range(0, len(masked), batch_size):
         rows = slice(start, start + batch_size)
         count = int(per_window[rows].sum())
         window = torch.arange(len(masked))[rows].repeat_interleave(per_window[rows])
-        targets, seen = masked.targets[seen : seen + count], seen + count
+        targets, seen = all_targets[seen : seen + count], seen + count
         baseline: Tensor | None = None
         for name, fill_in in variants.items():
             with torch.no_grad():
-                logits = fill_in(masked.ids[rows], masked.hidden[rows])
+                logits = fill_in(*masked.inputs(rows))
             if logits.dim() != 2 or len(logits) != count:
                 raise ValueError(
                     f"variant {name!r} gave {tuple(logits.shape)}, expected a row for each of {count} masks"
@@ -120,7 +194,7 @@ def compare(
             refuse_not_finite(name, sums[name][0, rows], start)
         if progress is not None:
             progress(min(start + batch_size, len(masked)), len(masked))
-    return summarise(sums, per_window.double(), torch.arange(len(masked)) if sample is None else sample)
+    return summarise(sums, per_window.double(), masked.sample)
 
 
 def summarise(sums: Mapping[str, Tensor], tokens: Tensor, sample: Tensor) -> dict[str, FilledIn]:
@@ -137,3 +211,12 @@ def summarise(sums: Mapping[str, Tensor], tokens: Tensor, sample: Tensor) -> dic
         own = mean(nll)
         found[name] = FilledIn(name, *own, *exponential(*own), mean(hits)[0], None if name == first else versus)
     return found
+
+
+def comparison(found: Mapping[str, FilledIn], masked: Masked) -> Comparison:
+    """The same as `quality.compare` says it of next tokens."""
+    by_document = masked.n_documents > 1
+    count, samples = (masked.n_documents, "documents") if by_document else (len(masked), "windows")
+    convention = f"{masked.convention()}; standard errors over {count} {samples}"
+    variants = {name: row.quality for name, row in found.items()}
+    return Comparison(variants, masked.n_tokens, count, samples, convention, masked.figure)

@@ -8,6 +8,9 @@
     again       with another limit, until the measured increase and its standard error just fit
     re-fit      on request: other numbers for what the plan keeps, where they lose less     (sparsify.refit)
 
+Of a model that fills in masked tokens, perplexity is the pseudo-perplexity of those, and there is nothing to cut and no
+leak: its filters look both ways, and any mask is admissible (`sparsify.evals.texts`).
+
 The proof is looked at once a step, `STEPS` times at most and once for a re-fit, so little is learnt from it; how often
 is in the report.
 
@@ -33,7 +36,6 @@ from sparsify.plan import FilterPlan, Plan
 from sparsify.refit import refitted
 from sparsify.sites import ConvSite
 
-from . import Logits
 from .candidates import (
     LEAK_GOAL,
     Candidates,
@@ -42,15 +44,16 @@ from .candidates import (
     Task,
     bounded,
     candidates_of,
+    enough,
     most_ahead,
     options,
     prepared,
     probe,
     quickest,
 )  # fmt: skip
-from .data import Windows
 from .journal import Journal
 from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
+from .texts import Run, Text
 
 STEPS = 6  # looks at the held-out windows
 JUDGED_WINDOWS = 32  # that a re-fit is judged on
@@ -112,6 +115,7 @@ class Planned:
 
     plan: Plan
     budget: float  # relative increase of perplexity
+    figure: str  # "perplexity", or what stands for it
     target: str
     chosen: Step
     dense_cost: float  # the same, dense
@@ -134,7 +138,7 @@ class Planned:
         return {**asdict(step), "gain": self.dense_cost / step.cost}
 
 
-def divide(windows: Windows) -> tuple[Windows, Windows]:
+def divide(windows: Text) -> tuple[Text, Text]:
     """Windows to calibrate on and windows held out: the first of a file and the last, with no token in common."""
     if len(windows) < FEWEST_WINDOWS:
         raise ValueError(
@@ -147,13 +151,7 @@ def divide(windows: Windows) -> tuple[Windows, Windows]:
         raise ValueError(
             f"windows {windows.stride} tokens apart overlap too much to hold some out; use a longer stride"
         )
-    return part(windows, slice(cut - shared)), part(windows, slice(cut, None))
-
-
-def part(windows: Windows, rows: slice) -> Windows:
-    """Some of the windows."""
-    return replace(windows, ids=windows.ids[rows], scored_from=windows.scored_from[rows],
-                   document=windows.document[rows], available=windows.available or len(windows))  # fmt: skip
+    return windows.part(slice(cut - shared)), windows.part(slice(cut, None))
 
 
 def parse_budget(text: str) -> float:
@@ -171,8 +169,8 @@ def plan_within(
     model: nn.Module,
     sites: Sequence[ConvSite],
     filters: Mapping[str, Tensor],
-    calibration: Windows,
-    held_out: Windows,
+    calibration: Text,
+    held_out: Text,
     budget: float,
     target: Price,
     allow_leak: bool = False,
@@ -243,14 +241,14 @@ def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned
     return summary(runs, task, some, kl, best, tuple(steps), ahead)
 
 
-def mended(runs: Runs, task: Promise, dense: Logits, best: Found) -> Found | None:
+def mended(runs: Runs, task: Promise, dense: Run, best: Found) -> Found | None:
     """The plan found, re-fitted, if that loses less; what it costs stays the same.
 
     Sites are re-fitted one after the other, each only if the whole plan then is nearer to the dense model on some
     calibration windows: second moments do not know what errors of several channels do together.  The outcome is
     measured on the held-out windows as every step is, and taken if it fits and is nearer to the dense model there.
     """
-    windows = task.calibration.spread(min(JUDGED_WINDOWS, len(task.calibration)))
+    windows = task.calibration.spread(min(enough(task.calibration, JUDGED_WINDOWS), len(task.calibration)))
 
     def judge(plan: Plan) -> float:
         return runs.versus(dense, plan.filters, windows).kl
@@ -259,7 +257,7 @@ def mended(runs: Runs, task: Promise, dense: Logits, best: Found) -> Found | Non
     if plan.sha256 == best.plan.sha256:
         return None
     step = measure(runs, task, dense, plan, best.assignment, best.step.limit)
-    runs.say(f"re-fitted: measured {step.increase:+.3%} +- {step.stderr:.3%}, leak {step.leak:.1e}")
+    runs.say(f"re-fitted: {outcome(step)}")
     return Found(step, plan, best.assignment) if step.fits and step.kl < best.step.kl else None
 
 
@@ -280,14 +278,14 @@ def next_limit(limit: float, fitting: float, failing: float, room: float) -> flo
     return limit * max(CLOSE, room)
 
 
-def measure(runs: Runs, task: Promise, dense: Logits, plan: Plan, assignment: Assignment, limit: float) -> Step:
+def measure(runs: Runs, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float) -> Step:
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out)
     causal = bounded(runs, task)
     leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
     assert found.perplexity_ratio_stderr is not None  # a task has two windows
     increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
-    density = [kept.density(runs.filters[name].shape[-1]) for name, kept in plan.filters.items()]
+    density = [runs.density(name, kept) for name, kept in plan.filters.items()]
     fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
     mean = sum(density) / len(density)
     predicted = math.expm1(assignment.loss)
@@ -297,10 +295,15 @@ def measure(runs: Runs, task: Promise, dense: Logits, plan: Plan, assignment: As
 def told(number: int, step: Step, dense_cost: float) -> str:
     """A step in one line."""
     return (
-        f"step {number}: predicted {dense_cost / step.cost:.2f}x at {step.predicted:+.3%}; "
-        f"measured {step.increase:+.3%} +- {step.stderr:.3%}, leak {step.leak:.1e}: "
+        f"step {number}: predicted {dense_cost / step.cost:.2f}x at {step.predicted:+.3%}; {outcome(step)}: "
         f"{'fits' if step.fits else 'does not fit'}"
     )
+
+
+def outcome(step: Step) -> str:
+    """What was measured, in a few words."""
+    leak = f", leak {step.leak:.1e}" if step.leak else ""
+    return f"measured {step.increase:+.3%} +- {step.stderr:.3%}{leak}"
 
 
 def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Sequence[Option]]) -> str:
@@ -351,8 +354,8 @@ def summary(
         )
     points = tuple((dense / found.seconds, math.expm1(found.loss)) for found in front(options(some, kl, ahead)))
     return Planned(
-        plan=best.plan, budget=task.budget, target=task.target.name, chosen=best.step, dense_cost=dense,
-        bound=best.assignment.bound, steps=steps, sites=tuple(rows), points=points,
+        plan=best.plan, budget=task.budget, figure=task.held_out.figure, target=task.target.name, chosen=best.step,
+        dense_cost=dense, bound=best.assignment.bound, steps=steps, sites=tuple(rows), points=points,
         calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
         passes=runs.windows / len(task.calibration),
     )  # fmt: skip

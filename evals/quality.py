@@ -64,6 +64,7 @@ class Comparison:
     count: int  # independent samples behind the standard errors
     samples: str  # what they are: "documents" or "windows"
     convention: str
+    figure: str = "perplexity"  # what "perplexity" stands for in the numbers
 
     def __getitem__(self, name: str) -> Quality:
         if name not in self.variants:

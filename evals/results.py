@@ -140,6 +140,7 @@ def report(
         rows.append(result.to_dict())
     return {
         "schema": SCHEMA,
+        "figure": comparison.figure,
         "convention": comparison.convention,
         "n_tokens": comparison.n_tokens,
         "count": comparison.count,

@@ -16,11 +16,12 @@ from sparsify.sensitivity import Moments
 from sparsify.sites import Conv, ConvSite
 from sparsify.stored import fingerprint
 
-from . import Logits, causality
+from . import causality
 from .causality import Leak
 from .data import Windows
 from .journal import Journal, about
-from .quality import Versus, compare
+from .quality import Versus
+from .texts import Run, Text, compare, saying
 
 TOKENS_A_BATCH = 1 << 14
 LEAK_WINDOWS = 4
@@ -39,7 +40,7 @@ def no_bar(what: str, windows: int) -> AbstractContextManager[Callable[[int], An
     return nullcontext(nothing)
 
 
-def batches(windows: Windows) -> int:
+def batches(windows: Text) -> int:
     """Windows in a batch."""
     return max(1, TOKENS_A_BATCH // windows.context)
 
@@ -62,10 +63,11 @@ class Runs:
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters))
+        self.ahead = swap.ahead_of(self.sites)
+        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters), ahead=self.ahead)
         self.device = next(self.model.parameters()).device
         self.advance: Callable[[int], Any] = nothing
-        self.names: dict[Windows, str] = {}
+        self.names: dict[Text, str] = {}
         if self.journal is not None:
             self.journal.open(about({**self.model.state_dict(), **self.filters}, self.device))
             if self.journal:
@@ -84,22 +86,29 @@ class Runs:
             yield
         self.advance = nothing
 
-    def under(self, picks: Picks, cut: bool = True) -> Logits:
-        """Logits with these sites changed; with negative lags cut unless told.  Other variants may run in between."""
+    def under(self, picks: Picks, cut: bool = True) -> Run:
+        """Logits with these sites changed; with negative lags of causal ones cut unless told.
+
+        Other variants may run in between.
+        """
         changed = {name: plan for name, plan in picks.items() if plan.kind != "dense"}
         own = {name: self.filters[name] for name in changed}
-        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut) if own else {})
-        run = swap.variant(self.model, self.sites, convs)
+        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut, self.ahead) if own else {})
+        run = swap.variant(self.model, self.sites, convs, saying(self.model))
 
-        def logits(ids: Tensor) -> Tensor:
-            found = run(ids)
-            self.count(len(ids))
+        def logits(*inputs: Tensor) -> Tensor:
+            found = run(*inputs)
+            self.count(len(inputs[0]))
             return found
 
         return logits
 
-    def versus(self, dense: Logits, picks: Picks, windows: Windows) -> Versus:
-        """A choice against the dense model, with negative lags cut."""
+    def density(self, name: str, plan: FilterPlan) -> float:
+        """What a site keeps under a plan, as a share of its filter."""
+        return plan.density(self.filters[name].shape[-1], self.ahead.get(name, 0))
+
+    def versus(self, dense: Run, picks: Picks, windows: Text) -> Versus:
+        """A choice against the dense model, with negative lags of causal sites cut."""
 
         def measure() -> dict[str, Any]:
             variants = {"dense": dense, "sparse": self.under(picks)}
@@ -109,17 +118,16 @@ class Runs:
 
         return Versus(**self.recall("versus", picks, windows, measure))
 
-    def leak(self, picks: Picks, windows: Windows) -> Leak:
-        """How far a choice reads the future."""
+    def leak(self, picks: Picks, windows: Text) -> Leak:
+        """How far a choice reads the future, of a model of next tokens."""
+        assert isinstance(windows, Windows)
 
         def measure() -> dict[str, Any]:
             return asdict(causality.leak(self.under(picks, cut=False), windows, LEAK_WINDOWS))
 
         return Leak(**self.recall("leak", picks, windows, measure))
 
-    def recall(
-        self, kind: str, picks: Picks, windows: Windows, measure: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def recall(self, kind: str, picks: Picks, windows: Text, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` finds, or found when it was first asked for; either way the windows it read are counted."""
         if self.journal is None:
             return measure()
@@ -130,27 +138,26 @@ class Runs:
         self.count(before + found["windows"] - self.windows)  # none, where they were read just now
         return dict(found["found"])
 
-    def name(self, windows: Windows) -> str:
+    def name(self, windows: Text) -> str:
         """What tells these windows from others."""
         if windows not in self.names:
-            own = {"ids": windows.ids, "scored_from": windows.scored_from, "document": windows.document}
-            self.names[windows] = fingerprint(own)
+            self.names[windows] = fingerprint(windows.tensors)
         return self.names[windows]
 
-    def read(self, windows: Windows) -> None:
+    def read(self, windows: Text) -> None:
         """Find the moments: one pass of the dense model over these windows, or the rest of one."""
         key = "" if self.journal is None else self.name(windows)
         before = {} if self.journal is None else self.journal.moments(key)
         done = min((one.windows for one in before.values()), default=0)
-        ids, step = windows.ids[done:], batches(windows)
+        run, step = saying(self.model), batches(windows)
         with torch.no_grad(), sensitivity.recording(self.sites, self.filters, before) as so_far:
             self.count(done)
-            for start in range(0, len(ids), step):
-                some = ids[start : start + step]
-                self.model(some.to(self.device))
-                self.count(len(some))
+            for start in range(done, len(windows), step):
+                some = windows.inputs(slice(start, start + step))
+                run(*(x.to(self.device) for x in some))
+                self.count(len(some[0]))
                 if self.journal is not None:
-                    self.journal.keep(key, so_far(), last=start + step >= len(ids))
+                    self.journal.keep(key, so_far(), last=start + step >= len(windows))
             self.moments = so_far()
 
 
@@ -159,14 +166,14 @@ class Remembered:
 
     BYTES = 1 << 29
 
-    def __init__(self, logits: Logits) -> None:
+    def __init__(self, logits: Run) -> None:
         self.logits, self.known, self.bytes = logits, dict[bytes, Tensor](), 0
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        key = ids.numpy().tobytes()
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        key = b"".join(x.numpy().tobytes() for x in inputs)
         if key in self.known:
             return self.known[key]
-        found = self.logits(ids)
+        found = self.logits(*inputs)
         if self.bytes + found.nbytes <= self.BYTES:
             self.known[key] = found
             self.bytes += found.nbytes

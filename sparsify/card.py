@@ -34,7 +34,7 @@ model = sparsify.load("{result["repo"] or name}").model
 
 def promised(planned: Mapping[str, Any]) -> str:
     """The budget, and the plans that were measured for it."""
-    rows = markdown(figures.STEP_COLUMNS, figures.step_rows(planned))
+    rows = markdown(figures.step_columns(planned), figures.step_rows(planned))
     return "\n".join(["", f"{figures.promise(planned)}.", "", *rows, "", f"- {figures.searched(planned)}", ""])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from . import figures
+
 FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 LONGEST = 1 << 15  # characters of a front matter that are read
 WORD, WORDS = 200, 50  # characters in a value, values in a list
@@ -73,7 +75,7 @@ def figure(evaluation: Mapping[str, Any]) -> tuple[str, float]:
     """The one figure that stands for a model: perplexity without what it reads of the future, and its name."""
     if evaluation["perplexity_cut"] is not None:
         return "perplexity, negative lags cut", evaluation["perplexity_cut"]
-    return "perplexity", evaluation["perplexity"]
+    return figures.figure(evaluation), evaluation["perplexity"]
 
 
 def model_index(result: Mapping[str, Any]) -> list[Metadata]:
@@ -81,9 +83,9 @@ def model_index(result: Mapping[str, Any]) -> list[Metadata]:
     if not (evaluation := result["evaluation"]):
         return []
     name, value = figure(evaluation)
-    task = {"type": result["origin"].get("pipeline_tag", "text-generation")}
+    task = {"type": result["origin"].get("pipeline_tag", "text-generation" if result["causal"] else "fill-mask")}
     dataset = {"name": result["data"], "type": result["data"], "args": {"convention": evaluation["convention"]}}
-    metric = {"name": name, "type": "perplexity", "value": value}
+    metric = {"name": name, "type": figures.figure(evaluation), "value": value}
     return [{"name": called(result), "results": [{"task": task, "dataset": dataset, "metrics": [metric]}]}]
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
     from torch import Tensor
 
     from sparsify.converters import Pretrained
-    from sparsify.evals import Logits
     from sparsify.evals.candidates import Price
+    from sparsify.evals.texts import Run
 
     from .plan import Plan
     from .sites import Conv
@@ -107,16 +107,18 @@ def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dic
     return swap.operators(p.filters, plan or Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
 
 
-def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Logits:
+def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Run:
     """The model with these convolutions and linear layers as a function; other variants may run in between."""
+    from sparsify.evals.texts import saying
+
     from . import swap
     from .linear import use_precision
 
-    run = swap.variant(p.model, p.sites, convs)
+    run = swap.variant(p.model, p.sites, convs, saying(p.model))
 
-    def forward(ids: Tensor) -> Tensor:
+    def forward(*inputs: Tensor) -> Tensor:
         use_precision(p.model, linears)
-        return run(ids)
+        return run(*inputs)
 
     return forward
 

@@ -28,12 +28,12 @@ from .cli_common import (
 )
 from .cli_glue import how_to_score
 from .cli_hub import check_push, in_words, pushed
-from .cli_measure import measured, windows_of
+from .cli_measure import measured, text_of
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from sparsify.converters import Pretrained
-    from sparsify.evals.data import Windows
     from sparsify.evals.planning import Planned
+    from sparsify.evals.texts import Text
 
     from .plan import Plan
 
@@ -62,7 +62,8 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
 @click.option("--low-pass", type=float, help="Keep the lowest share of every spectrum; a causal model then leaks.")
 @click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), help="Use the plan in this file.")
 @click.option("--max-ppl-increase", "budget", metavar="SHARE",
-              help="Find the fastest plan that adds at most this to the perplexity, as 0.1% or 0.001.")  # fmt: skip
+              help="Find the fastest plan that adds at most this to the perplexity, as 0.1% or 0.001; to the "
+              "pseudo-perplexity of masked tokens, if SRC reads both ways.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), help="Text or FASTA file to find that plan on; without "
               "--data its last 3/10 are held out, and prove it.")  # fmt: skip
 @click.option("--target", help="What that plan is to be fast on: cpu, cuda, sm_90, h100, ...; kept counts taps plus "
@@ -101,10 +102,10 @@ def convert(
     if repo:
         check_push(repo)
     p = open_checkpoint(src, **where)
-    windows = windows_of(p, data, context, stride, limit, upper) if data else None
+    windows = text_of(p, data, context, stride, limit, upper) if data else None
     planned = None
     if calibration is not None:
-        known = windows_of(p, calibration, context, stride, limit, upper)
+        known = text_of(p, calibration, context, stride, limit, upper)
         planned, windows = planned_within(p, out, str(budget), known, windows, target, allow_leak, refit)
     chosen = planned.plan if planned else chosen_plan(p, asked)
     filters = filter_report(p, chosen)
@@ -158,9 +159,9 @@ def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
 
 def next_step(p: Pretrained, out: Path, data: Path | str | None, options: str) -> str:
     """The command that measures what was written."""
-    if p.head != "lm":
+    if p.head not in (verbs := {"lm": "ppl", "mlm": "mlm"}):
         return how_to_score(p, out)
-    return f"{program()} eval ppl {quoted(out)} --data {quoted(data or 'FILE')}{options}"
+    return f"{program()} eval {verbs[p.head]} {quoted(out)} --data {quoted(data or 'FILE')}{options}"
 
 
 def typed(context: int | None, stride: int | None, limit: int, upper: bool, linears: str) -> str:
@@ -203,9 +204,9 @@ def check_search(
 
 
 def planned_within(
-    p: Pretrained, out: Path, budget: str, calibration: Windows, held_out: Windows | None, target: str | None,
+    p: Pretrained, out: Path, budget: str, calibration: Text, held_out: Text | None, target: str | None,
     allow_leak: bool, refit: bool,
-) -> tuple[Planned, Windows]:  # fmt: skip
+) -> tuple[Planned, Text]:  # fmt: skip
     """The plan that a budget asks for, and the windows that prove it.  Measurements are kept beside `out` till then."""
     from sparsify.evals import planning
     from sparsify.evals.journal import Journal

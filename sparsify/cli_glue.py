@@ -26,7 +26,7 @@ from .cli_common import (
     quoted,
     say,
 )
-from .cli_measure import TOKENS_A_BATCH, evaluate
+from .cli_measure import TOKENS_A_BATCH, evaluate, masked_of
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from torch import Tensor, nn
@@ -175,39 +175,23 @@ def mlm(
     as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Pseudo-perplexity of MODEL on masked tokens of a text, paired with the dense model under the same masks."""
-    import torch.nn.functional as F
-
     from sparsify.evals import mlm as filling
     from sparsify.evals import results
-    from sparsify.evals.data import read_documents, windows
+    from sparsify.evals.texts import saying
 
     p, base = pair_of(model, baseline, where)
     check_head(p, "mlm", "pass the masked language model that it was made from")
-    if context is not None and context > p.context:
-        raise ValueError(f"--context {context} is longer than the {p.context} tokens this model takes; choose less")
-    tokenizer: Any = p.tokenizer
-    cut = windows(
-        read_documents(data), lambda text: tokenizer.pieces([text])[0], context or p.context, limit=limit or None
-    )
-    ids = F.pad(F.pad(cut.ids, (1, 0), value=tokenizer.cls_id), (0, 1), value=tokenizer.sep_id)
-    masked = filling.mask(ids, sorted(tokenizer.special_ids), tokenizer.mask_id, share, seed)
-    variants = {name: run for name, (_, run) in compared(p, base, fill_in).items()}
+    masked = masked_of(p, data, context, limit, share=share, seed=seed)
+    variants = {name: run for name, (_, run) in compared(p, base, saying).items()}
     with counting("masked tokens", len(masked), "window") as progress:
-        by_document = cut.document if cut.n_documents > 1 else None
-        found = filling.compare(variants, masked, by_document, batch_of(p, ids.shape[1]), progress)
+        found = filling.compare(variants, masked, batch_of(p, masked.context), progress)
     result = {
         **described(p),
         "variants": [row.to_dict() for row in found.values()],
-        "convention": f"{masked.convention}; [CLS] before and [SEP] behind every window; documents: "
-        f"{cut.n_documents}, windows there were: {max(cut.available, len(cut)):,}",
+        "convention": masked.convention(),
         "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "filled_in")
-
-
-def fill_in(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Logits of masked tokens alone, which spares the product with the whole vocabulary elsewhere."""
-    return lambda ids, hidden: model.predict(model.hidden(ids)[hidden])
 
 
 def embed_with(model: Any) -> Callable[..., Tensor]:

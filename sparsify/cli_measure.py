@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsify.converters import Pretrained
-    from sparsify.evals.data import Windows
+    from sparsify.evals.data import Document, Windows
+    from sparsify.evals.mlm import Masked
+    from sparsify.evals.texts import Text
     from sparsify.evals.throughput import Timing
 
     from .plan import Plan
@@ -99,8 +101,8 @@ def front(
 
     price = priced(target or where["device"])
     p = open_checkpoint(src, **where)
-    known = windows_of(p, calibration, context, stride, limit, upper)
-    held_out = windows_of(p, data, context, stride, limit, upper) if data else None
+    known = text_of(p, calibration, context, stride, limit, upper)
+    held_out = text_of(p, data, context, stride, limit, upper) if data else None
     if held_out is None:
         known, held_out = planning.divide(known)
     found = fronts.compared(p.model, p.sites, p.filters, known, held_out, price, say, bar)
@@ -114,11 +116,13 @@ def front(
 
 def drawn(result: dict[str, Any]) -> bytes:
     """Speed against loss as a PNG."""
-    from .figures import gain_unit
+    from .figures import figure, gain_unit
     from .report import pareto, plots
 
     try:
-        return plots.speed_against_loss(pareto.series_of_fronts(result), None, gain_unit(result["target"]))
+        return plots.speed_against_loss(
+            pareto.series_of_fronts(result), None, gain_unit(result["target"]), figure(result)
+        )
     except ImportError as error:
         raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}") from error
 
@@ -129,22 +133,66 @@ def keep(path: Path, content: str | bytes) -> None:
     write_whole(path, content)
 
 
+def text_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Text:
+    """What to score: windows of DATA in this model's tokens, with some of them masked for a model that fills those in.
+
+    Raises ValueError for a model that does neither.
+    """
+    if p.head not in ("lm", "mlm"):
+        raise ValueError(
+            f"{p.source.name} has the head {p.head!r}, which predicts no tokens and so has no perplexity; find a plan "
+            f"for the masked language model that it was made from, `finetune` that or pass its plan.json, without its "
+            f"sha256, with --plan, and score the outcome on its task: a perplexity says little of that"
+        )
+    if p.head == "lm":
+        return windows_of(p, data, context, stride, limit, upper)
+    if stride is not None:
+        raise ValueError("windows with masked tokens lie side by side, so --stride says nothing to them; leave it out")
+    return masked_of(p, data, context, limit, upper)
+
+
 def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:
-    """What to score: windows of DATA in this model's tokens."""
-    from sparsify.evals.data import Document, read_documents, windows
+    """Windows of DATA in this model's tokens."""
+    from sparsify.evals.data import windows
 
     if p.head != "lm":
         raise ValueError(f"{p.source.name} has the head {p.head!r}, and perplexity takes a language model's, 'lm'")
+    documents = documents_of(p, data, context, upper)
+    return windows(documents, p.tokenizer.encode, context or p.context, stride, p.tokenizer.alphabet, limit or None)
+
+
+def masked_of(
+    p: Pretrained, data: Path, context: int | None, limit: int, upper: bool = False, share: float | None = None,
+    seed: int = 0,
+) -> Masked:  # fmt: skip
+    """Windows of DATA, each between [CLS] and [SEP], with some tokens masked.  context: tokens of text in a window."""
+    import torch.nn.functional as F
+
+    from sparsify.evals import mlm
+    from sparsify.evals.data import windows
+
+    tokenizer: Any = p.tokenizer
+    documents = documents_of(p, data, context, upper)
+    cut = windows(documents, lambda text: tokenizer.pieces([text])[0], context or p.context, limit=limit or None)
+    ids = F.pad(F.pad(cut.ids, (1, 0), value=tokenizer.cls_id), (0, 1), value=tokenizer.sep_id)
+    share = mlm.SHARE if share is None else share
+    found = mlm.mask(ids, sorted(tokenizer.special_ids), tokenizer.mask_id, share, seed, cut.document, cut.available)
+    return replace(found, how=f"{found.how}, [CLS] before and [SEP] behind every window")
+
+
+def documents_of(p: Pretrained, data: Path, context: int | None, upper: bool) -> list[Document]:
+    """The documents of DATA as this model's tokenizer takes them.  context: refused if the model cannot."""
+    from sparsify.evals.data import Document, read_documents
+
     if context is not None and context > p.context:
         raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
-    documents = [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
-    return windows(documents, p.tokenizer.encode, context or p.context, stride, p.tokenizer.alphabet, limit or None)
+    return [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
 
 
 def measured(
     p: Pretrained,
     plan: Plan,
-    windows: Windows,
+    windows: Text,
     base: Pretrained | None = None,
     linears: str = FLOAT32,
     speed: bool = False,
@@ -153,7 +201,8 @@ def measured(
 
     linears: what the variant multiplies in; the dense model has float32 always.
     """
-    from sparsify.evals import causality, quality, results, throughput
+    from sparsify.evals import causality, results, texts, throughput
+    from sparsify.evals.data import Windows
 
     check_linears(p, linears, windows.context)
     own, causal = base or p, any(site.causal for site in p.sites)
@@ -165,13 +214,16 @@ def measured(
     shown, cuts = list(variants), {}
     if plan.leaks and causal:
         variants["cut"], cuts = running(p, operators(p, plan, cut=True), linears), {name: "cut"}
-    with counting("perplexity", len(windows), "window") as progress:
-        comparison = quality.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
-    leaks = {name: causality.leak(variants[name], windows) for name in shown} if causal else {}
+    with counting(windows.figure, len(windows), "window") as progress:
+        comparison = texts.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
+    leaks = {}
+    if causal and isinstance(windows, Windows):
+        leaks = {name: causality.leak(variants[name], windows) for name in shown}
     timings: dict[str, Timing] = {}
     if speed:
         say("timing")
-        timings = throughput.paired({name: partial(variants[name], windows.ids[:1]) for name in shown})
+        first = windows.inputs(slice(1))
+        timings = throughput.paired({name: partial(variants[name], *first) for name in shown})
     report = results.report(comparison, results.conditions(p.device), cuts, leaks, timings, windows.context)
     rows = {row["variant"]: row for row in report.pop("results")}
     dense, row = rows["dense"], rows[name]

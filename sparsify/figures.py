@@ -46,6 +46,19 @@ def speed(row: Row) -> str:
     return f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f}), {row['tokens_per_second']:,.0f} tokens/s"
 
 
+PERPLEXITY = "perplexity"
+
+
+def figure(row: Row) -> str:
+    """What was measured: perplexity, or as said the pseudo-perplexity of masked tokens, under the same keys."""
+    return str(row.get("figure", PERPLEXITY))
+
+
+def may_leak(row: Row) -> bool:
+    """Whether there is a future that it could read: models that fill in masked tokens look both ways anyhow."""
+    return figure(row) == PERPLEXITY
+
+
 FIGURES: Sequence[tuple[str, Callable[[Row], str]]] = (  # label, cell of one variant
     ("perplexity", lambda r: spread(r["perplexity"], r["perplexity_stderr"])),
     ("perplexity, negative lags cut", lambda r: spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
@@ -67,7 +80,11 @@ def variants(evaluation: Row) -> dict[str, Row]:
 
 def figure_rows(evaluation: Row) -> list[tuple[str, ...]]:
     """A row a figure that was measured: its label, then a cell a variant."""
-    rows = [(label, *(cell(row) for row in variants(evaluation).values())) for label, cell in FIGURES]
+    name = figure(evaluation)
+    rows = [
+        (label.replace(PERPLEXITY, name), *(cell(row) for row in variants(evaluation).values()))
+        for label, cell in FIGURES
+    ]
     return [row for row in rows if any(row[1:])]
 
 
@@ -100,16 +117,19 @@ def promise(planned: Row) -> str:
     leak = f", the worst leak {power(chosen['leak'])}" if chosen["leak"] else ""
     return (
         f"{gain(planned)} {gain_unit(planned['target'])}, at "
-        f"{percent(chosen['increase'], chosen['stderr'])} perplexity on held-out windows; "
+        f"{percent(chosen['increase'], chosen['stderr'])} {figure(planned)} on held-out windows; "
         f"the budget is {100 * planned['budget']:g} %{leak}"
     )
 
 
-STEP_COLUMNS = ("step", "gain, predicted", "density", "perplexity, predicted", "measured, held out", "leak", "fits")
+def step_columns(planned: Row) -> tuple[str, ...]:
+    """Names of what `step_rows` has."""
+    leak = ("leak",) if may_leak(planned) else ()
+    return "step", "gain, predicted", "density", f"{figure(planned)}, predicted", "measured, held out", *leak, "fits"
 
 
 def step_rows(planned: Row) -> list[tuple[str, ...]]:
-    """A row a plan that was measured on the way to one within a budget, for STEP_COLUMNS."""
+    """A row a plan that was measured on the way to one within a budget."""
     return [
         (
             f"{i}" + (" (chosen)" if step == planned["chosen"] else ""),
@@ -117,26 +137,28 @@ def step_rows(planned: Row) -> list[tuple[str, ...]]:
             number(step["density"], 3),
             percent(step["predicted"]),
             percent(step["increase"], step["stderr"]),
-            power(step["leak"]),
+            *((power(step["leak"]),) if may_leak(planned) else ()),
             "yes" if step["fits"] else "no",
         )
         for i, step in enumerate(planned["steps"], 1)
     ]
 
 
-LOSSES = ("perplexity", "KL", "leak")
-FRONT_COLUMNS = ("the same everywhere", "gain, predicted", *LOSSES, "chosen: gain", *LOSSES)
+def front_columns(fronts: Row) -> tuple[str, ...]:
+    """Names of what `front_rows` has."""
+    losses = (figure(fronts), "KL", *(("leak",) if may_leak(fronts) else ()))
+    return "the same everywhere", "gain, predicted", *losses, "chosen: gain", *losses
 
 
 def front_rows(fronts: Row) -> list[tuple[str, ...]]:
-    """A row a mask for every convolution, beside what sensitivity chooses at the same cost, for FRONT_COLUMNS."""
+    """A row a mask for every convolution, beside what sensitivity chooses at the same cost."""
 
     def cells(one: Row) -> tuple[str, ...]:
         return (
             times(fronts["dense_cost"] / one["cost"]),
             percent(one["increase"], one["stderr"]),
             power(one["kl"]),
-            power(one["leak"]),
+            *((power(one["leak"]),) if may_leak(fronts) else ()),
         )
 
     return [(f"{p['kind']} {p['share']:g}", *cells(p["uniform"]), *cells(p["chosen"])) for p in fronts["pairs"]]
@@ -145,10 +167,11 @@ def front_rows(fronts: Row) -> list[tuple[str, ...]]:
 def searched(planned: Row) -> str:
     """How a plan within a budget was found, in a sentence."""
     most = f", at most {times(planned['most'])} among these candidates" if planned["most"] else ""
+    cut = ", negative lags cut" if may_leak(planned) else ""
     return (
         f"gain of the convolutions alone{most}; found on {planned['calibration_windows']} windows in "
-        f"{planned['passes']:.1f} passes over them, measured on {planned['held_out_windows']} others, negative lags "
-        f"cut; a step fits if its increase and one standard error do"
+        f"{planned['passes']:.1f} passes over them, measured on {planned['held_out_windows']} others{cut}; "
+        f"a step fits if its increase and one standard error do"
     )
 
 

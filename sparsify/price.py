@@ -56,26 +56,29 @@ class Target:
         batch: int = 1,
         dtype: torch.dtype | None = None,
         spectra_bytes: int | None = None,
+        ahead: int = 0,
     ) -> float:
         """Predicted seconds of one convolution of (batch, channels, seqlen) with what `plan` leaves of the filters.
 
-        taps: of every filter before.  dtype: of the signal, on a card float16 unless given; the CPU computes in float32
-        whatever it is.  spectra_bytes: as for `cpu.prepare`.  Gates and skips are not counted.
+        taps, ahead: of every filter before, and how many of them at negative lags.  dtype: of the signal, on a card
+        float16 unless given; the CPU computes in float32 whatever it is.  spectra_bytes: as for `cpu.prepare`.  Gates
+        and skips are not counted.
         Raises ValueError for sizes below 1, and where no kernel of the card takes such a signal or type.
         """
         if min(channels, taps, seqlen, batch) < 1:
             raise ValueError(f"sizes are at least 1, got {channels=}, {taps=}, {seqlen=}, {batch=}")
         if self.card is not None:
-            return on_card(choosing.Layer(self.card, dtype or torch.float16, seqlen, batch, channels), plan, taps)
-        k, ahead, structure = outline(plan, taps, seqlen)
-        ns, way = cpu_way(k.shape[-1], ahead, seqlen, structure)
+            layer = choosing.Layer(self.card, dtype or torch.float16, seqlen, batch, channels)
+            return on_card(layer, plan, taps, ahead)
+        k, before, structure = outline(plan, taps, seqlen, ahead)
+        ns, way = cpu_way(k.shape[-1], before, seqlen, structure)
         if way == "whole" and not cpu.keeps_spectra(native.good_size(seqlen), channels, spectra_bytes):
             ns *= 1 + MAKING / batch
         return 1e-9 * -(-batch * channels // self.threads) * ns
 
 
-def outline(plan: FilterPlan, taps: int, seqlen: int) -> tuple[torch.Tensor, int, cpu.Structure | None]:
-    """`plan.apply` and `cpu.crop` of a filter of `taps` taps, in tensors that have sizes but no values.
+def outline(plan: FilterPlan, taps: int, seqlen: int, ahead: int = 0) -> tuple[torch.Tensor, int, cpu.Structure | None]:
+    """`plan.apply` and `cpu.crop` of a filter of `taps` taps, tap j at lag j - ahead, in tensors of sizes, no values.
 
     Returns k (1, K) as a signal of `seqlen` samples feels it, how many of its taps lie ahead, and its structure if such
     a signal can make use of it.
@@ -84,13 +87,15 @@ def outline(plan: FilterPlan, taps: int, seqlen: int) -> tuple[torch.Tensor, int
     def empty(count: int) -> torch.Tensor:
         return torch.empty(1, count, device="meta")
 
-    few = min(plan.taps or taps, taps)
+    own = plan.near(taps, ahead)
+    few, before = empty(own.stop - own.start), ahead - own.start
     if plan.mask is None:
-        return *cpu.crop(empty(few), 0, seqlen), None
+        return *cpu.crop(few, before, seqlen), None
     n = plan.mask.n
-    felt = cpu.crop(empty(n + max(taps, n)), n, seqlen)
-    head = empty(few) if plan.taps else None
-    return *felt, cpu.Structure(plan.mask, head) if seqlen <= n else None
+    reach = max(ahead, n)
+    felt = cpu.crop(empty(reach + max(taps - ahead, n)), reach, seqlen)
+    structure = cpu.Structure(plan.mask, few, before) if plan.taps else cpu.Structure(plan.mask)
+    return *felt, structure if seqlen <= n else None
 
 
 def cpu_way(taps: int, ahead: int, seqlen: int, structure: cpu.Structure | None) -> tuple[float, str]:
@@ -103,10 +108,10 @@ def cpu_way(taps: int, ahead: int, seqlen: int, structure: cpu.Structure | None)
 
 
 @lru_cache(maxsize=4096)  # a search among kernels takes tens of milliseconds, and a model's layers are much alike
-def on_card(layer: choosing.Layer, plan: FilterPlan, taps: int) -> float:
+def on_card(layer: choosing.Layer, plan: FilterPlan, taps: int, ahead: int) -> float:
     """Seconds of the quickest way, as the planner of the kernels predicts."""
-    k, ahead, structure = outline(plan, taps, layer.seqlen)
-    found = choosing.ways(layer, k.shape[-1], ahead, structure)
+    k, before, structure = outline(plan, taps, layer.seqlen, ahead)
+    found = choosing.ways(layer, k.shape[-1], before, structure)
     if not found:
         sizes: dict[str, Any] = {"dtype": layer.dtype, "rows_total": layer.rows, "batch": layer.batch}
         advice = tiling.facts(layer.card, layer.seqlen, **sizes)["advice"]

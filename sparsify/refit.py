@@ -1,7 +1,7 @@
 """Kept coefficients that do better than a filter's own: the same taps and bins, other numbers in them.
 
-What a plan keeps of a filter is linear in its coefficients v: taps at lags 0 .. taps - 1, and the waves of the kept
-bins.  The power of the output error is a quadratic form of k - A v, known from the second moments of what arrives
+What a plan keeps of a filter is linear in its coefficients v: taps near lag 0, and the waves of the kept bins.  The
+power of the output error is a quadratic form of k - A v, known from the second moments of what arrives
 (`sensitivity.Moments`), so the best coefficients solve linear equations, channel by channel:
 
     A' G A v = A' G k,     G = W T W + FLOOR
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import sensitivity
 from .coefficients import Coefficients
-from .monarch import roots
+from .monarch import roots, wrap
 from .plan import FilterPlan, Plan
 from .sensitivity import CHUNK_BYTES, TINY, Moments
 from .sites import ConvSite
@@ -51,6 +51,7 @@ class Equations:
     power: Tensor  # (H, n) of the input, float64, mean 1
     felt: Tensor  # (n,) complex128: real part for the lags from 0 on, imaginary part for the negative ones
     taps: int
+    ahead: int  # of these taps at negative lags
     bins: Tensor | None  # (count,) int64, where the kept bins are
     weight: Tensor | None  # (H, 1) of negative lags; None for sites that look both ways
 
@@ -65,12 +66,11 @@ class Equations:
         if self.bins is not None:
             z[:, self.bins] = as_complex(v[:, self.taps :])
             z = torch.fft.ifft(z, norm="ortho") * self.turn.conj()
-        z[:, : self.taps] += v[:, : self.taps]
-        return z
+        return z + wrap(v[:, : self.taps], z.shape[1], self.ahead)
 
     def coefficients(self, z: Tensor) -> Tensor:
         """A' z."""
-        parts = [z.real[:, : self.taps]]
+        parts = [z.imag[:, z.shape[1] - self.ahead :], z.real[:, : self.taps - self.ahead]]
         if self.bins is not None:
             parts.append(as_real(torch.fft.fft(z * self.turn, norm="ortho")[:, self.bins]))
         return torch.cat(parts, dim=1)
@@ -132,14 +132,15 @@ class Fit:
     plan: FilterPlan
     moments: Moments
     causal: bool
+    ahead: int  # taps of k at negative lags
     taps: Tensor | None  # those so far: (H, taps) float32
     bins: Tensor | None  # (H, count) complex64
 
     @classmethod
-    def start(cls, k: Tensor, plan: FilterPlan, moments: Moments, causal: bool) -> Fit:
+    def start(cls, k: Tensor, plan: FilterPlan, moments: Moments, causal: bool, ahead: int = 0) -> Fit:
         """From the filter's own."""
-        taps, bins = plan.own(k)
-        return cls(k, plan, moments, causal, None if taps is None else taps.float().clone(),
+        taps, bins = plan.own(k, ahead)
+        return cls(k, plan, moments, causal, ahead, None if taps is None else taps.float().clone(),
                    None if bins is None else bins.to(torch.complex64))  # fmt: skip
 
     @property
@@ -147,14 +148,14 @@ class Fit:
         """The plan with the coefficients so far."""
         return replace(self.plan, values=Coefficients(self.taps, self.bins))
 
-    def excess(self, ahead: float, leak: float) -> Tensor:
+    def excess(self, future: float, leak: float) -> Tensor:
         """Power of negative lags, by channel, over what is asked: (H,) float64."""
         if not self.causal or not self.plan.leaks:
             return torch.zeros(len(self.k), dtype=torch.float64)
         # where the site as a whole leaks too much, one more weight for all channels costs least
         whole = sensitivity.errors(self.k, self.found, self.moments, self.causal).ahead
         own = self.found.apply(self.k).leaks()
-        return (own / max(leak, ROUND_OFF)).square().clamp_min(whole / max(ahead, ROUND_OFF**2))
+        return (own / max(leak, ROUND_OFF)).square().clamp_min(whole / max(future, ROUND_OFF**2))
 
     def silence(self, rows: Tensor) -> None:
         """Leave the waves of some channels out, and fit their taps alone."""
@@ -167,22 +168,28 @@ class Fit:
     def improve(self, rows: Tensor, weight: Tensor) -> None:
         """Solve the equations of some channels, from where they are.  rows: (some,) int64.  weight: (H,)."""
         n = self.moments.power.shape[1]
-        felt_taps = 0 if self.taps is None else min(self.taps.shape[1], n)
+        own, before = self.felt_taps(n)
         where = None if self.plan.mask is None else self.plan.mask.frequencies().flatten()
         for some in rows.split(max(1, CHUNK_BYTES // (48 * n))):
             power = self.moments.power[some].double()
             power /= power.mean(1, keepdim=True).clamp_min(TINY)
             heavy = weight[some, None] if self.causal else None
-            equations = Equations(power, felt(n, self.moments.seqlen), felt_taps, where, heavy)
-            parts = [] if self.taps is None else [self.taps[some, :felt_taps].double()]
+            count = own.stop - own.start
+            equations = Equations(power, felt(n, self.moments.seqlen), count, before, where, heavy)
+            parts = [] if self.taps is None else [self.taps[some, own].double()]
             parts += [] if self.bins is None else [as_real(self.bins[some].to(torch.complex128) / n**0.5)]
-            z = torch.zeros(power.shape, dtype=torch.complex128)
-            z[:, : self.k.shape[1]] += self.k[some, :n]
-            v = equations.solve(torch.cat(parts, dim=1), z)
+            v = equations.solve(torch.cat(parts, dim=1), wrap(self.k[some], n, self.ahead))
             if self.taps is not None:
-                self.taps[some, :felt_taps] = v[:, :felt_taps].float()
+                self.taps[some, own] = v[:, :count].float()
             if self.bins is not None:
-                self.bins[some] = (as_complex(v[:, felt_taps:]) * n**0.5).to(torch.complex64)
+                self.bins[some] = (as_complex(v[:, count:]) * n**0.5).to(torch.complex64)
+
+    def felt_taps(self, n: int) -> tuple[slice, int]:
+        """Those of the kept taps that lie within -n .. n - 1, and how many of them at negative lags."""
+        if self.taps is None:
+            return slice(0, 0), 0
+        before = self.ahead - self.plan.near(self.k.shape[1], self.ahead).start
+        return slice(max(0, before - n), min(self.taps.shape[1], before + n)), min(before, n)
 
 
 def refit(
@@ -190,13 +197,15 @@ def refit(
     plan: FilterPlan,
     moments: Moments,
     causal: bool,
-    ahead: float | None = None,
+    ahead: int = 0,
+    future: float | None = None,
     leak: float | None = None,
 ) -> FilterPlan:
     """The plan with the coefficients that make the least output error; as it is where it keeps everything.
 
-    k: (H, K) float32.  ahead, leak: the most that a causal site may have of `Errors.ahead`, and of `Filter.leak`; what
-    the plan has with the filter's own coefficients unless given.  Both are kept to, whatever that does to the error.
+    k: (H, K) float32, tap j at lag j - ahead.  future, leak: the most that a causal site may have of `Errors.ahead`,
+    and of `Filter.leak`; what the plan has with the filter's own coefficients unless given.  Both are kept to, whatever
+    that does to the error.
     """
     if plan.kind == "dense":
         return plan
@@ -204,14 +213,13 @@ def refit(
     if plan.mask is not None and plan.mask.n != n:
         raise ValueError(f"the plan's mask is on {plan.mask.n} points and the moments on {n}; make both on as many")
     plan = replace(plan, values=None)
-    before = sensitivity.errors(k, plan, moments, causal)
-    ahead = before.ahead if ahead is None else ahead
-    leak = plan.apply(k).leak() if leak is None else leak
-    fit, weight = Fit.start(k, plan, moments, causal), torch.ones(len(k), dtype=torch.float64)
+    future = sensitivity.errors(k, plan, moments, causal, ahead).ahead if future is None else future
+    leak = plan.apply(k, ahead).leak() if leak is None else leak
+    fit, weight = Fit.start(k, plan, moments, causal, ahead), torch.ones(len(k), dtype=torch.float64)
     rows = torch.arange(len(k))
     for _ in range(WEIGHTS):
         fit.improve(rows, weight)
-        excess = fit.excess(ahead, leak)
+        excess = fit.excess(future, leak)
         rows = (excess > 1).nonzero().flatten()
         if not len(rows):
             return fit.found
@@ -225,15 +233,15 @@ def refitted(
     filters: Mapping[str, Tensor],
     moments: Mapping[str, Moments],
     sites: Sequence[ConvSite],
-    ahead: float | Mapping[str, float] | None = None,
+    future: float | Mapping[str, float] | None = None,
     leak: float | None = None,
     judge: Callable[[Plan], float] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """The plan with its sites re-fitted, one after the other.
 
-    filters: site -> k (H, K) float32.  moments: of the sites that do not keep everything.  ahead, leak: see `refit`;
-    ahead one for all sites, or one a site.  judge: what a plan loses, measured; a site is re-fitted only if the whole
+    filters: site -> k (H, K) float32.  moments: of the sites that do not keep everything.  future, leak: see `refit`;
+    future one for all sites, or one a site.  judge: what a plan loses, measured; a site is re-fitted only if the whole
     plan then loses less.  Moments know neither what errors of several channels do together nor the rare sample on which
     all hangs, so a smaller output error is no proof.
     """
@@ -243,9 +251,11 @@ def refitted(
         kept, k = plan.filters[site.name], filters[site.name]
         if kept.kind == "dense":
             continue
-        own = ahead.get(site.name) if isinstance(ahead, Mapping) else ahead
-        better = refit(k, kept, moments[site.name], site.causal, own, leak)
-        was, now = (sensitivity.errors(k, some, moments[site.name], site.causal).error for some in (kept, better))
+        own = future.get(site.name) if isinstance(future, Mapping) else future
+        better = refit(k, kept, moments[site.name], site.causal, site.ahead, own, leak)
+        was, now = (
+            sensitivity.errors(k, some, moments[site.name], site.causal, site.ahead).error for some in (kept, better)
+        )
         told = f"{site.name}: {kept}, output error {was:.1e} with its own coefficients, {now:.1e} re-fitted"
         trial = replace(plan, filters={**plan.filters, site.name: better})
         if judge is not None:

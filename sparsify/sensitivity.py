@@ -21,16 +21,18 @@ from torch.nn.functional import pad
 
 from . import swap
 from .fftconv import LongConv
-from .monarch import BlockMask, roots
+from .monarch import BlockMask, roots, wrap
 from .plan import Filter, FilterPlan
 from .policies import AHEAD_LIMIT, band, points
 from .sites import ConvSite
 from .spectra import spectrum
-from .split import REACH, moves, split
+from .split import REACH, moves, near, split
 
 TAPS = tuple(sorted({1, *(step << i for i in range(20) for step in (2, 3))}))  # 1, 2, 3, 4, 6, 8, 12, 16, ...
 HEADS = (16, 32, 48, 64, 96, 128, 192, 256)
+SHORT_HEADS = (1, 2, 4, 8, 12)  # as well, where a filter looks both ways: what rings ahead of them is no leak there
 SHARES = tuple(2.0**-i for i in range(2, 11))  # of a tail's spectrum, or of a whole one
+WIDE = (3 / 4, 1 / 2, 3 / 8)  # as well, where a filter looks both ways
 LARGEST_ERROR = 0.5  # of an output's power; nobody wants what loses more
 CLEARLY = 4.0  # ratio of two errors from which on their order is believed before anything is measured
 CHUNK_BYTES = 1 << 24  # complex work on spectra proceeds in channels of about this size, which caches hold
@@ -66,8 +68,8 @@ class Moments:
 class Recorder(LongConv):
     """The convolution as it is, which takes note of what it is given, on top of what was noted before."""
 
-    def __init__(self, k: Tensor, n: int, before: Moments | None = None) -> None:
-        super().__init__(k)
+    def __init__(self, k: Tensor, n: int, before: Moments | None = None, ahead: int = 0) -> None:
+        super().__init__(k, ahead)
         self.power, self.gated = torch.zeros(k.shape[0], n), torch.zeros(k.shape[0])
         self.windows = self.seqlen = 0
         if before is not None:
@@ -108,13 +110,11 @@ def recording(
     Run the dense model on windows of one length, in batches; memory does not grow with their number.  The sites have
     the convolutions that they came with back afterwards.  before: what other windows left, to go on from.
     """
-    if two_sided := [site.name for site in sites if site.ahead]:
-        raise ValueError(
-            f"{two_sided[0]} looks both ways, and plans within a budget are found for causal filters only so far; "
-            f"choose what to keep with --taps, --energy, --split or --low-pass"
-        )
     known = before or {}
-    recorders = {site.name: Recorder(filters[site.name], points(site.context), known.get(site.name)) for site in sites}
+    recorders = {
+        site.name: Recorder(filters[site.name], points(site.context), known.get(site.name), site.ahead)
+        for site in sites
+    }
 
     def so_far() -> dict[str, Moments]:
         if idle := [name for name, recorder in recorders.items() if not recorder.windows]:
@@ -133,26 +133,29 @@ class Errors:
     ahead: float  # power that comes from negative lags of a causal site, over the same; 0 for one that looks both ways
 
 
-def output_error(k: Tensor, kept: Filter, moments: Moments) -> float:
-    """E |gate ((k - k') * g)|^2 over E |gate (k * g)|^2, by Parseval; k: (H, K), k' as `kept` has it."""
-    return power(*difference(k, kept), moments) / max(power(k, 0, moments), TINY)
+def output_error(k: Tensor, kept: Filter, moments: Moments, ahead: int = 0) -> float:
+    """E |gate ((k - k') * g)|^2 over E |gate (k * g)|^2, by Parseval, with k' as `kept` has it.
+
+    k: (H, K), tap j at lag j - ahead.
+    """
+    return power(*difference(k, kept, ahead), moments) / max(power(k, ahead, moments), TINY)
 
 
-def errors(k: Tensor, plan: FilterPlan, moments: Moments, causal: bool) -> Errors:
-    """What a plan does to the output of a site with the filter k: (H, K)."""
-    lost = ahead = 0.0
+def errors(k: Tensor, plan: FilterPlan, moments: Moments, causal: bool, ahead: int = 0) -> Errors:
+    """What a plan does to the output of a site with the filter k: (H, K), tap j at lag j - ahead."""
+    lost = future = 0.0
     for rows in chunks(*moments.power.shape):
-        kept, part = plan.of(rows).apply(k[rows]), moments.of(rows)
-        lost += power(*difference(k[rows], kept.cut() if causal else kept), part)
+        kept, part = plan.of(rows).apply(k[rows], ahead), moments.of(rows)
+        lost += power(*difference(k[rows], kept.cut() if causal else kept, ahead), part)
         if causal and kept.ahead:
-            ahead += power(kept.k[:, : kept.ahead], kept.ahead, part)
-    whole = total(k, moments)
-    return Errors(lost / whole, ahead / whole)
+            future += power(kept.k[:, : kept.ahead], kept.ahead, part)
+    whole = total(k, moments, ahead)
+    return Errors(lost / whole, future / whole)
 
 
-def total(k: Tensor, moments: Moments) -> float:
-    """Power of the whole output of a site, on the scale of `power`; above zero."""
-    return max(TINY, sum(power(k[rows], 0, moments.of(rows)) for rows in chunks(*moments.power.shape)))
+def total(k: Tensor, moments: Moments, ahead: int = 0) -> float:
+    """Power of the whole output of a site, on the scale of `power`; above zero.  k: (H, K), tap j at lag j - ahead."""
+    return max(TINY, sum(power(k[rows], ahead, moments.of(rows)) for rows in chunks(*moments.power.shape)))
 
 
 def chunks(channels: int, n: int) -> Iterator[slice]:
@@ -161,12 +164,14 @@ def chunks(channels: int, n: int) -> Iterator[slice]:
     yield from (slice(h, h + step) for h in range(0, channels, step))
 
 
-def difference(k: Tensor, kept: Filter) -> tuple[Tensor, int]:
-    """k - k', and how many of its taps lie ahead."""
-    lost = torch.zeros(len(k), kept.ahead + max(k.shape[-1], kept.k.shape[-1] - kept.ahead), dtype=torch.float64)
-    lost[:, kept.ahead : kept.ahead + k.shape[-1]] = k
-    lost[:, : kept.k.shape[-1]] -= kept.k
-    return lost, kept.ahead
+def difference(k: Tensor, kept: Filter, ahead: int = 0) -> tuple[Tensor, int]:
+    """k - k', and how many of its taps lie ahead.  k: (H, K), tap j at lag j - ahead."""
+    most = max(ahead, kept.ahead)
+    length = most + max(k.shape[-1] - ahead, kept.k.shape[-1] - kept.ahead)
+    lost = torch.zeros(len(k), length, dtype=torch.float64)
+    lost[:, most - ahead :][:, : k.shape[-1]] += k
+    lost[:, most - kept.ahead :][:, : kept.k.shape[-1]] -= kept.k
+    return lost, most
 
 
 def power(k: Tensor, ahead: int, moments: Moments) -> float:
@@ -200,23 +205,24 @@ def walked(
     ladder: Sequence[FilterPlan],
     moments: Moments,
     causal: bool,
-    ahead: float = math.inf,
+    ahead: int = 0,
+    future: float = math.inf,
     whole: float | None = None,
 ) -> list[tuple[FilterPlan, Errors]]:
     """`errors` of the rungs of one ladder, the most careful first, down to where more than LARGEST_ERROR is lost.
 
-    Left out is also what leaks too much: more than `ahead` of the output's power, or AHEAD_LIMIT of the filter's norm
-    where `ahead` has a limit.  whole: `total(k, moments)`, if known.
+    Left out is also what leaks too much: more than `future` of the output's power from negative lags, or AHEAD_LIMIT
+    of the filter's norm where `future` has a limit.  whole: `total(k, moments, ahead)`, if known.
     A rung takes two or three transforms a channel, in float32, while the channels lie in a cache; what only grows from
     channel to channel is not followed beyond its limit.
     """
-    whole = total(k, moments) if whole is None else whole
+    whole = total(k, moments, ahead) if whole is None else whole
     channels, n = moments.power.shape
     turn, felt = turns(n, moments.seqlen)
     alive = [Rung(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
     for rows in chunks(channels, n):
         part = moments.of(rows)
-        for rung, lost in zip(alive, taken(k[rows, :n], alive, turn), strict=True):
+        for rung, lost in zip(alive, taken(k[rows], alive, turn, ahead), strict=True):
             now, past = lost.real * felt[0], lost.imag * felt[1]
             if not causal:
                 rung.lost += transformed(torch.complex(now, past), turn, part)
@@ -226,12 +232,12 @@ def walked(
                 rung.ahead += transformed(past, turn, part)
                 rung.leak = max(rung.leak, leak(lost, k[rows]))
         low = next((i for i, rung in enumerate(alive) if rung.lost > LARGEST_ERROR * whole), len(alive))
-        alive = [rung for rung in alive[:low] if math.isinf(ahead) or allowed(rung, ahead * whole)]
+        alive = [rung for rung in alive[:low] if math.isinf(future) or allowed(rung, future * whole)]
     return [(rung.plan, Errors(rung.lost / whole, rung.ahead / whole)) for rung in alive]
 
 
-def allowed(rung: Rung, ahead: float) -> bool:
-    return rung.ahead <= ahead and rung.leak <= AHEAD_LIMIT
+def allowed(rung: Rung, future: float) -> bool:
+    return rung.ahead <= future and rung.leak <= AHEAD_LIMIT
 
 
 def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
@@ -241,26 +247,32 @@ def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
     return roots(4 * n, j).to(torch.complex64), felt
 
 
-def taken(k: Tensor, rungs: Sequence[Rung], turn: Tensor) -> Iterator[Tensor]:
+def taken(k: Tensor, rungs: Sequence[Rung], turn: Tensor, ahead: int = 0) -> Iterator[Tensor]:
     """What each plan takes away from the filters: (H, n) complex64, lag j in the real part, lag j - n in the other.
 
-    k: (H, K), K <= n.  rungs: their masks have n points; those that share their taps are best next to each other.
+    k: (H, K), tap j at lag j - ahead.  rungs: their masks have n points; those that share their taps are best next to
+    each other.
     """
     n = len(turn)
+    lags = torch.arange(n)
     tail_f, taps = None, None
     for rung in rungs:
         if rung.missing is None:
-            yield pad(k, (0, n - k.shape[-1])) * (torch.arange(n) >= (rung.plan.taps or n)) + 0j
+            few = rung.plan.taps or n
+            whole = wrap(k, n, ahead).to(turn.dtype)
+            yield torch.complex(whole.real * (lags >= few), whole.imag * (lags <= n - few))
             continue
         if tail_f is None or taps != rung.plan.taps:
             taps = rung.plan.taps  # transformed in float64: what is lost may be little of a lot
-            tail_f = spectrum(split(k, taps)[1] if taps else k, n).to(turn.dtype)
+            tail_f = spectrum(split(k, taps, ahead=ahead)[1] if taps else k, n, ahead).to(turn.dtype)
         lost = torch.fft.ifft(tail_f * rung.missing) * turn.conj()
         if taps:  # as `split` does it with a mask, from there on
             assert rung.plan.mask is not None
-            moved = moves(lost.real[:, : min(taps, k.shape[-1], REACH)], rung.plan.mask).to(turn.dtype)
-            moved_f = torch.fft.fft(moved * turn[: moved.shape[-1]], n)
-            lost -= torch.fft.ifft(moved_f * rung.missing) * turn.conj()
+            own = near(min(taps, n, REACH), k.shape[-1], ahead)
+            before = ahead - own.start
+            seen = torch.cat([lost.imag[:, n - before :], lost.real[:, : own.stop - ahead]], dim=-1)
+            moved = wrap(moves(seen, rung.plan.mask), n, before).to(turn.dtype)
+            lost -= torch.fft.ifft(torch.fft.fft(moved * turn) * rung.missing) * turn.conj()
         yield lost
 
 
@@ -296,13 +308,13 @@ def candidates(
     site: ConvSite,
     moments: Moments,
     seconds: Callable[[FilterPlan], float],
-    ahead: float = AHEAD_LIMIT**2,
+    future: float = AHEAD_LIMIT**2,
 ) -> list[Candidate]:
     """What is worth a thought at one site, dense first; each of the others is quicker than dense.
 
     Ladders of leading taps, of splits, and of masks alone where the site looks both ways or may leak.  Left out is what
     another beats clearly: no slower, and an error `CLEARLY` times smaller.  seconds: predicted time of a plan.
-    ahead: share of a causal site's output power that may come from negative lags; infinite if it may leak.
+    future: share of a causal site's output power that may come from negative lags; infinite if it may leak.
     """
     if moments.power.shape != (len(k), points(site.context)):
         raise ValueError(
@@ -310,11 +322,12 @@ def candidates(
             f"{points(site.context)} bins; record them at this site"
         )
     found = [Candidate(FilterPlan("dense"), Errors(0.0, 0.0), seconds(FilterPlan("dense")))]
-    dense, whole = found[0].seconds, total(k, moments)
-    for ladder in ladders(k, site, math.isinf(ahead)):
-        costs = {plan: seconds(plan) for plan in ladder if plan.density(k.shape[-1]) < 1}
+    dense, whole = found[0].seconds, total(k, moments, site.ahead)
+    future = future if site.causal else math.inf
+    for ladder in ladders(k, site, math.isinf(future)):
+        costs = {plan: seconds(plan) for plan in ladder if plan.density(k.shape[-1], site.ahead) < 1}
         quicker = [plan for plan, cost in costs.items() if cost < dense]
-        kept = walked(k, quicker, moments, site.causal, ahead if site.causal else math.inf, whole)
+        kept = walked(k, quicker, moments, site.causal, site.ahead, future, whole)
         found += [Candidate(plan, error, costs[plan]) for plan, error in kept]
     return [one for one in found if not any(beats(other, one) for other in found)]
 
@@ -324,14 +337,15 @@ def beats(one: Candidate, other: Candidate) -> bool:
     return better and one.seconds <= other.seconds
 
 
-def ladders(k: Tensor, site: ConvSite, allow_leak: bool) -> list[list[FilterPlan]]:
+def ladders(k: Tensor, site: ConvSite, masks_alone: bool) -> list[list[FilterPlan]]:
     """Plans of one kind each, the most careful first."""
-    length, n = k.shape[-1], points(site.context)
-    made = [[FilterPlan("partial", taps) for taps in reversed(TAPS) if taps < length]]
-    bands = list(dict.fromkeys(band(site, share) for share in SHARES))
-    made += [[FilterPlan("split", taps, mask) for mask in bands] for taps in HEADS if taps < length]
-    if allow_leak or not site.causal:
-        combs = list(dict.fromkeys(BlockMask.comb(n, share) for share in SHARES))
+    reach, n = max(k.shape[-1] - site.ahead, site.ahead + 1), points(site.context)
+    heads, shares = (HEADS, SHARES) if site.causal else ((*SHORT_HEADS, *HEADS), (*WIDE, *SHARES))
+    made = [[FilterPlan("partial", taps) for taps in reversed(TAPS) if taps < reach]]
+    bands = list(dict.fromkeys(band(site, share) for share in shares))
+    made += [[FilterPlan("split", taps, mask) for mask in bands] for taps in heads if taps < reach]
+    if masks_alone:
+        combs = list(dict.fromkeys(BlockMask.comb(n, share) for share in shares))
         made += [[FilterPlan("frequency-sparse", mask=mask) for mask in masks] for masks in (bands, combs)]
     return made
 

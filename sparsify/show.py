@@ -79,7 +79,8 @@ def quality(console: Console, result: Mapping[str, Any]) -> None:
     """Dense against sparse: one row a figure, one column a model."""
     names = figures.variants(result)
     table(console, "Quality and speed", ("", *names), figures.figure_rows(result))
-    table(console, "Perplexity by position", ("tokens", *names), figures.position_rows(result))
+    if by_position := figures.position_rows(result):
+        table(console, "Perplexity by position", ("tokens", *names), by_position)
     console.print()
     for sentence in result["verdict"]:
         console.print(f"[bold]{sentence[0].upper()}{sentence[1:]}.[/bold]")
@@ -245,18 +246,19 @@ def converted(console: Console, result: Mapping[str, Any]) -> None:
 def planned(console: Console, found: Mapping[str, Any]) -> None:
     """How a plan within a budget was found, and what stands behind it."""
     title = f"Fastest within {found['budget']:.3%} on {found['target']}"
-    table(console, title, figures.STEP_COLUMNS, figures.step_rows(found))
+    table(console, title, figures.step_columns(found), figures.step_rows(found))
     console.print(f"[dim]{figures.searched(found)}[/dim]")
 
 
 def fronts(console: Console, found: Mapping[str, Any]) -> None:
     """One mask for every convolution against plans by sensitivity, at the same cost."""
-    table(console, f"At the same cost on {found['target']}", figures.FRONT_COLUMNS, figures.front_rows(found))
+    table(console, f"At the same cost on {found['target']}", figures.front_columns(found), figures.front_rows(found))
     if found["not_cheaper"]:
         console.print(f"[dim]no cheaper than dense there: {', '.join(found['not_cheaper'])}[/dim]")
+    cut = ", negative lags cut; the leak is that of the plan as it is" if figures.may_leak(found) else ""
     console.print(
         f"[dim]found on {found['calibration_windows']} windows of {found['context']:,} tokens, measured on "
-        f"{found['held_out_windows']} others, negative lags cut; the leak is that of the plan as it is[/dim]"
+        f"{found['held_out_windows']} others{cut}[/dim]"
     )
     taken_under(console, found["conditions"])
 

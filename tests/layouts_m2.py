@@ -15,7 +15,11 @@ from typing import Any
 import layouts
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from sparsify.converters import m2_bert
+from sparsify.evals.mlm import Masked, mask
+from sparsify.sites import ConvSite
 
 Tensors = dict[str, Tensor]
 
@@ -234,6 +238,20 @@ def config(s: Sizes, dialect: Dialect) -> dict[str, Any]:
         "use_positional_encodings": True,
         "vocab_size": s.vocab,
     }
+
+
+def tiny_model() -> tuple[nn.Module, tuple[ConvSite, ...]]:
+    """A masked language model of random weights, and its sites."""
+    kind = DIALECTS["mlm"]
+    model, _ = m2_bert.build(dress(weights(), kind), config(TINY, kind))
+    return model.eval().requires_grad_(False), m2_bert.sites(model)
+
+
+def masked_windows(count: int = 60, seed: int = 0) -> Masked:
+    """Random tokens of the tiny model's vocabulary between [CLS] and [SEP], some of them masked."""
+    ids = torch.randint(5, len(WORDS), (count, TINY.k), generator=torch.Generator().manual_seed(seed))
+    ids[:, 0], ids[:, -1] = WORDS.index("[CLS]"), WORDS.index("[SEP]")
+    return mask(ids, range(5), WORDS.index("[MASK]"), available=count)
 
 
 def write(folder: Path, dialect: str = "mlm", s: Sizes = TINY, plain: Tensors | None = None, **changed: Any) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -214,6 +215,82 @@ def test_retrieval(sparse, text):
     assert whole["cut"] == 16 and "longer ones cut, as 16 of 24 were" in whole["convention"]
 
 
+@pytest.fixture(scope="module")
+def planned(pretrained, text, tmp_path_factory):
+    """A folder that a budget was asked for, and what was said of it."""
+    out = tmp_path_factory.mktemp("planned") / "out"
+    ask = ("--max-ppl-increase", "2%", "--calibration", text, "--target", "kept", "--context", 10)
+    return out, answer("convert", pretrained, out, *ask)
+
+
+def test_a_plan_within_a_budget(planned, text):
+    """Measured on masked tokens of windows held out, and called what it is wherever it is told."""
+    out, result = planned
+    found, evaluation = result["planned"], result["evaluation"]
+    assert found["chosen"]["fits"] and found["chosen"]["increase"] + found["chosen"]["stderr"] <= 0.02
+    assert found["chosen"]["gain"] > 1.5 and load(out).plan.policy == "max-ppl-increase 2%"
+    assert evaluation["perplexity_ratio"] - 1 == pytest.approx(found["chosen"]["increase"], abs=1e-9)
+    assert evaluation["kl"] == pytest.approx(found["chosen"]["kl"], rel=1e-6)
+    assert evaluation["leak"] is None and evaluation["perplexity_by_position"] == [] and evaluation["speedup"] > 0
+    assert found["figure"] == evaluation["figure"] == "pseudo-perplexity"
+    assert json.loads((out / "report.json").read_text())["planned"] == found
+    for name in ("README.md", "report.html"):
+        told = re.sub("<[^>]*>", "", (out / name).read_text())
+        assert "pseudo-perplexity on held-out windows; the budget is 2 %" in told
+        assert "lags cut" not in told and "perplexity" not in told.lower().replace("pseudo-perplexity", "")
+    assert "fill-mask" in (out / "README.md").read_text()
+    assert result["next"].endswith(f"eval mlm {out} --data {text} --context 10")
+    assert answer(*shlex.split(result["next"].split("sparsify", 1)[1]))["variants"][1]["kl"] > 0
+    assert not out.with_name(".out.planning").exists()
+
+
+def test_one_mask_everywhere_or_a_plan(pretrained, text, tmp_path):
+    ask = ("eval", "front", pretrained, "--calibration", text, "--target", "kept", "--context", 10)
+    result = answer(*ask, "--picture", tmp_path / "front.png")
+    assert result["figure"] == "pseudo-perplexity" and len(result["pairs"]) > 6
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    said = run(*ask).stdout
+    assert "pseudo-perplexity" in said and "leak" not in said and "lags cut" not in said
+
+
+def test_a_plan_for_the_classifier(planned, classifier, data, tmp_path):
+    """Refused in a sentence where a budget is asked for; the language model's plan fits once it claims no weights."""
+    text = tmp_path / "text.txt"
+    text.write_text("a film " * 500)
+    ask = ("convert", classifier, tmp_path / "out")
+    said = refusal(*ask, "--max-ppl-increase", "1%", "--calibration", text)
+    assert "has the head 'classifier', which predicts no tokens" in said and "`finetune`" in said and "--plan" in said
+    plan = json.loads((planned[0] / "plan.json").read_text())
+    mine = tmp_path / "plan.json"
+    mine.write_text(json.dumps(plan))
+    assert "take the sha256 out of the file" in refusal(*ask, "--plan", mine)
+    del plan["source"]["sha256"]
+    mine.write_text(json.dumps(plan))
+    answer(*ask, "--plan", mine)
+    assert load(tmp_path / "out").plan.filters == load(planned[0]).plan.filters
+    figure = answer("eval", "glue", tmp_path / "out", "--task", "sst2", "--data", data)["figures"][0]
+    assert list(figure["values"]) == ["dense", "sparse"]
+
+
+def test_a_search_that_is_killed(pretrained, text, tmp_path):
+    """The same command goes on from the measurements that are on the disk, and finds the same plan."""
+    script = (
+        "import os, signal, sys\nfrom sparsify.evals.journal import Journal\nappend = Journal.append\n"
+        "def mortal(self, entry):\n"
+        "    if len(self.known) == 7: os.kill(os.getpid(), signal.SIGKILL)\n    append(self, entry)\n"
+        "Journal.append = mortal\nfrom sparsify.cli import main\nmain(sys.argv[1:])\n"
+    )
+    ask = ("--max-ppl-increase", "1%", "--calibration", text, "--target", "kept", "--context", 10)
+    args = [str(a) for a in ("convert", pretrained, tmp_path / "out", *ask)]
+    killed = subprocess.run([sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    again, alone = run(*args), run("convert", pretrained, tmp_path / "alone", *ask)
+    assert again.exit_code == 0 and "going on from 7 measurements and the moments of" in again.stderr
+    assert alone.exit_code == 0
+    assert (tmp_path / "out" / "plan.json").read_bytes() == (tmp_path / "alone" / "plan.json").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "alone"}
+
+
 def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
     answer("convert", pretrained, tmp_path / "sparse", "--low-pass", 0.25)
     where = ("--task", "sst2", "--data", data)
@@ -254,7 +331,8 @@ def test_refusals(pretrained, classifier, data, text, tmp_path):
         ("has the head 'mlm', and this takes 'classifier'; `sparsify finetune`", ("eval", "glue", pretrained, *where)),
         ("has the head 'classifier', and this takes 'mlm'", ("eval", "mlm", classifier, "--data", text)),
         ("--pad-to 99 is longer than the 24 tokens", ("eval", "glue", classifier, *where, "--pad-to", 99)),
-        ("--context 99 is longer than the 22 tokens", ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
+        ("--context 99 is longer than the model's 22 tokens",
+         ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
         ("is there already", ("finetune", pretrained, *where, "--out", data)),
         ("fine-tuned on one task, got sst2,cola",
          ("finetune", pretrained, "--task", "sst2,cola", "--data", data, "--out", tmp_path / "x")),

@@ -1,5 +1,6 @@
 """Interrupted at any moment, a search goes on from where it was and finds the same."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import layouts_m2
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,6 +23,7 @@ from sparsify.evals import journal, planning, runs
 from sparsify.evals.candidates import Kept
 from sparsify.evals.journal import Journal, about
 from sparsify.evals.planning import divide, plan_within
+from sparsify.evals.runs import Runs
 from sparsify.sensitivity import Moments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +184,35 @@ def test_interrupted_again_and_again(tiny, short, tmp_path, monkeypatch):
     assert figures(found) == figures(straight) and len(taken) > 5
     assert sum(map(sum, taken)) > found.passes * 28 >= straight.passes * 28  # what was lost is not counted
     assert len({*kept}) == len({json.loads(line).get("key") for line in kept})  # nothing was measured twice
+
+
+def test_masked_tokens_go_on_where_they_were(short, tmp_path, monkeypatch):
+    """Of a model that looks both ways; other masks on the same text find nothing of it."""
+    model, sites = layouts_m2.tiny_model()
+    filters, halves = swap.materialize(sites), divide(layouts_m2.masked_windows(40))
+    straight = plan_within(model, sites, filters, *halves, 0.03, Kept())
+    hidden, most = type(model).hidden, itertools.count(1)
+    taken = []
+
+    def counted(self, ids, *rest):
+        if not taken[-1]:
+            raise KeyboardInterrupt
+        taken[-1] -= 1
+        return hidden(self, ids, *rest)
+
+    monkeypatch.setattr(type(model), "hidden", counted)
+    while True:
+        taken.append(next(most))
+        try:
+            found = plan_within(model, sites, filters, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert figures(found) == figures(straight) and len(taken) > 5
+    names = {Runs(model, sites, filters).name(text) for text in (
+        halves[0], halves[1], replace(halves[1], hidden=halves[1].hidden.roll(1, 1)),
+        replace(halves[1], words=halves[1].words.clamp_max(20)))}  # fmt: skip
+    assert len(names) == 4
 
 
 def test_what_is_recalled_is_believed(tiny, short, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparsify.evals import texts
 from sparsify.evals.mlm import compare, mask
 
 V, MASK, SPECIAL = 11, 10, (8, 9, 10)
@@ -68,12 +69,61 @@ def test_figures_are_those_of_the_definition():
 
 
 def test_windows_of_a_document_count_once():
-    masked = mask(windows(), SPECIAL, MASK)
     models = {"dense": table(1), "sparse": table(2)}
-    alone, together = (compare(models, masked, sample) for sample in (None, torch.arange(40) // 10))
+    documents = (None, torch.arange(40) // 10)
+    alone, together = (compare(models, mask(windows(), SPECIAL, MASK, document=of)) for of in documents)
     assert alone["sparse"].versus.nll_difference == together["sparse"].versus.nll_difference
     assert alone["sparse"].nll_stderr != together["sparse"].nll_stderr
-    assert compare(models, masked, torch.zeros(40).long())["dense"].nll_stderr is None
+    assert compare(models, mask(windows(1), SPECIAL, MASK))["dense"].nll_stderr is None
+
+
+def test_a_part_has_the_same_tokens_hidden():
+    whole = mask(windows(), SPECIAL, MASK, document=torch.arange(40) // 10, available=90)
+    for some, rows in ((whole.part(slice(4, 9)), list(range(4, 9))), (whole.spread(8), list(range(0, 40, 5)))):
+        assert torch.equal(some.ids, whole.ids[rows]) and torch.equal(some.hidden, whole.hidden[rows])
+        assert torch.equal(some.targets, whole.words[rows][some.hidden]) and len(some) == len(rows)
+        assert torch.equal(some.document, whole.document[rows]) and some.n_tokens == 3 * len(rows)
+        assert "evenly spaced among 90" in some.convention() and f"{len(rows)} windows of 22" in some.convention()
+        assert all(torch.equal(a, b[rows]) for a, b in zip(some.inputs(slice(None)), whole.inputs(slice(None)),
+                                                           strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("document", [None, torch.arange(40) // 10])
+def test_told_as_a_perplexity_is(document):
+    """The same numbers under the names that plans and reports go by, with the figure's own name beside them."""
+    masked = mask(windows(), SPECIAL, MASK, document=document)
+    models = {"dense": table(1), "sparse": table(2)}
+    own, told = compare(models, masked), texts.compare(models, masked, 7)
+    for name, row in own.items():
+        assert told[name].perplexity == pytest.approx(row.pseudo_perplexity, rel=1e-12)
+        assert told[name].perplexity_stderr == pytest.approx(row.pseudo_perplexity_stderr, rel=1e-9)
+        assert told[name].versus == row.versus or name == "sparse"
+    assert told["sparse"].versus.kl == pytest.approx(own["sparse"].versus.kl, rel=1e-12)
+    count, samples = (40, "windows") if document is None else (4, "documents")
+    assert (told.figure, told.count, told.samples, told.n_tokens) == ("pseudo-perplexity", count, samples, 120)
+    assert f"standard errors over {count} {samples}" in told.convention
+
+
+def test_what_is_run_of_a_model():
+    """Masked tokens alone go through the head."""
+
+    class Model:
+        def __call__(self, ids):
+            return self.predict(self.hidden(ids))
+
+        def hidden(self, ids):
+            return ids.double()[..., None]
+
+        def predict(self, states):
+            self.rows = len(states.flatten(0, -2))
+            return states * torch.arange(V)
+
+    model, masked = Model(), mask(windows(), SPECIAL, MASK)
+    run = texts.saying(model)
+    assert torch.equal(run(masked.ids), model(masked.ids)) and model.rows == masked.ids.numel()
+    assert torch.equal(run(masked.ids, masked.hidden), model(masked.ids)[masked.hidden])
+    run(*masked.inputs(slice(5)))
+    assert model.rows == 15
 
 
 def test_the_same_model_twice_differs_by_nothing():

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 
+import layouts_m2
 import pytest
 import torch
 from layouts import tiny_model
 
-from sparsify import sensitivity, swap
-from sparsify.converters import load
+from sparsify import policies, sensitivity, swap
+from sparsify.converters import load, m2_bert
 from sparsify.evals import candidates, causality, planning, runs
 from sparsify.evals.candidates import LEAK_GOAL, Kept, alike, options, quickest
 from sparsify.evals.data import Document, read_documents, windows
@@ -32,7 +33,7 @@ class Flat:
 
     name: str = "flat"
 
-    def seconds(self, plan, channels, taps, seqlen, spectra_bytes=None):
+    def seconds(self, plan, channels, taps, seqlen, spectra_bytes=None, ahead=0):
         return 1.0
 
 
@@ -47,6 +48,18 @@ def planned(tiny):
     """Plans within three budgets, random weights."""
     calibration, held_out = divide(data())
     return [plan_within(*tiny, calibration, held_out, budget, Kept()) for budget in (1e-4, 3e-3, 3e-2)]
+
+
+@pytest.fixture(scope="module")
+def both_ways():
+    model, sites = layouts_m2.tiny_model()
+    return model, sites, swap.materialize(sites)
+
+
+@pytest.fixture(scope="module")
+def planned_both_ways(both_ways):
+    halves = divide(layouts_m2.masked_windows(60))
+    return [plan_within(*both_ways, *halves, budget, Kept()) for budget in (3e-3, 3e-2, 0.1)]
 
 
 def test_windows_are_divided():
@@ -123,6 +136,99 @@ def test_what_was_measured_is_what_another_measures(planned, tiny):
         assert found.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
         leak = causality.leak(swap.variant(model, sites, swap.operators(filters, found.plan)), held_out).worst
         assert leak == pytest.approx(found.chosen.leak, abs=1e-6)
+
+
+# --- models that look both ways ------------------------------------------------------------------------------------
+
+
+def filled_in(both_ways, plan, masked):
+    """Loss of every masked token under a plan, and KL to the dense model, of all logits of the plain model."""
+    model, sites, filters = both_ways
+    logits = [
+        swap.variant(model, sites, swap.operators(filters, some, ahead=swap.ahead_of(sites)))(masked.ids)[masked.hidden]
+        for some in (Plan.dense(filters), plan)
+    ]
+    p, q = (one.double().log_softmax(-1) for one in logits)
+    nll = [torch.nn.functional.nll_loss(one, masked.targets, reduction="none") for one in (p, q)]
+    return nll[1] - nll[0], float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_the_promise_is_kept_of_masked_tokens(planned_both_ways, both_ways):
+    """By the pseudo-perplexity and its paired standard error on the windows held out, computed once more here."""
+    _, held_out = divide(layouts_m2.masked_windows(60))
+    per_window = held_out.per_window.tolist()
+    for found in planned_both_ways:
+        step = found.chosen
+        assert step.fits and step.increase + step.stderr <= found.budget and step.leak == 0
+        assert found.bound <= step.cost * (1 + 1e-9) < found.dense_cost and found.passes < 40
+        worse, kl = filled_in(both_ways, found.plan, held_out)
+        assert step.increase == pytest.approx(math.expm1(worse.mean()), abs=1e-6)
+        assert step.kl == pytest.approx(kl, rel=1e-3, abs=1e-9)
+        by_window = torch.stack([part.mean() for part in worse.split(per_window)])
+        spread = float(by_window.std()) / len(held_out) ** 0.5  # of a logarithm
+        assert step.stderr == pytest.approx((1 + step.increase) * spread, rel=1e-3)
+        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert told["figure"] == "pseudo-perplexity" and told["held_out_windows"] == 18
+    costs = [found.chosen.cost for found in planned_both_ways]
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+
+
+def test_nothing_chosen_by_hand_is_as_cheap(planned_both_ways, both_ways):
+    """What is as near to the dense model costs more: low-passes and taps everywhere a lot, splits a little."""
+    _, held_out = divide(layouts_m2.masked_windows(60))
+    sites, filters = both_ways[1:]
+    plain = [policies.low_pass(i / 16) for i in range(1, 16)] + [policies.taps(count) for count in range(1, 32)]
+    parted = [policies.split(head, 2.0**-i) for head in (1, 2, 4, 8) for i in (1, 2, 3)]
+
+    def by_cost(some):
+        plans = [policies.make_plan(sites, filters, one) for one in some]
+        return [(cost(plan), filled_in(both_ways, plan, held_out)[1]) for plan in plans]
+
+    def cost(plan):
+        return sum(kept.density(64, 32) for kept in plan.filters.values())
+
+    by_hand, by_split = by_cost(plain), by_cost(parted)
+    for found in planned_both_ways:
+        near, parted_near = ([c for c, kl in some if kl <= found.chosen.kl] for some in (by_hand, by_split))
+        assert cost(found.plan) < 0.8 * min(near) and cost(found.plan) <= min(parted_near, default=math.inf)
+
+
+def test_masks_alone_are_offered(both_ways):
+    runs = candidates.prepared(planning.Runs(*both_ways), task := candidates.Task(
+        *divide(layouts_m2.masked_windows(20)), Kept()))  # fmt: skip
+    offered = {one.plan for some in candidates.candidates_of(runs, task).values() for one in some}
+    assert {"frequency-sparse", "split", "partial", "dense"} == {plan.kind for plan in offered}
+    assert not candidates.bounded(runs, task)
+
+
+def test_masked_windows_are_few_tokens():
+    """So that more of them are run than of windows in which every token is predicted."""
+    assert len(candidates.probe_windows(layouts_m2.masked_windows(400), 1)) == 64  # of four tokens each
+    assert len(candidates.probe_windows(data(40), 1)) == candidates.PROBE_WINDOWS
+
+
+def test_a_refit_of_both_sides_is_nearer(both_ways):
+    halves = divide(layouts_m2.masked_windows(60))
+    plain, better = (plan_within(*both_ways, *halves, 0.03, Kept(), refit=refit) for refit in (False, True))
+    assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
+    assert filled_in(both_ways, better.plan, halves[1])[1] == pytest.approx(better.chosen.kl, rel=1e-3)
+
+
+def test_a_plan_fits_a_classifier_of_the_same_trunk(planned_both_ways, both_ways):
+    """Sites have the same names, whatever the head; the model under it is not the dense one."""
+    classifier = both_ways[0].with_head("classifier").eval()
+    sites = m2_bert.sites(classifier)
+    ids = layouts_m2.masked_windows(3).ids
+    with torch.no_grad():
+        dense = classifier(ids)
+        undo = swap.apply_(sites, planned_both_ways[-1].plan)
+        sparse = classifier(ids)
+        undo()
+        assert torch.equal(classifier(ids), dense)
+    assert 1e-5 < (sparse - dense).norm() / dense.norm() < 0.5
+
+
+# --- whichever way -------------------------------------------------------------------------------------------------
 
 
 def test_model_is_left_as_it_was(tiny):

@@ -44,11 +44,11 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
 
 
-def prepared(plan, taps, seqlen, channels=2):
+def prepared(plan, taps, seqlen, channels=2, before=0):
     """What the CPU makes ready, and the sizes that the price goes by."""
-    k = plan.apply(torch.randn(channels, taps))
-    structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
-    outlined, ahead, own = price.outline(plan, taps, seqlen)
+    k = plan.apply(torch.randn(channels, taps), before)
+    structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
+    outlined, ahead, own = price.outline(plan, taps, seqlen, before)
     return cpu.prepare(k.k, k.ahead, seqlen, structure), (outlined.shape[-1], ahead, seqlen, own)
 
 
@@ -58,17 +58,21 @@ def prepared(plan, taps, seqlen, channels=2):
 @pytest.mark.parametrize(
     ("taps", "seqlen"), [(1, 1), (50, 50), (50, 200), (50, 300), (256, 256), (256, 100), (256, 257), (700, 300)]
 )
-def test_outline_has_the_sizes_of_the_filter(taps, seqlen):
+@pytest.mark.parametrize("before", [0, 1, 0.5, 1.0])
+def test_outline_has_the_sizes_of_the_filter(taps, seqlen, before):
+    """Whether it looks back, both ways, or ahead alone."""
+    before = min(taps - 1, before if isinstance(before, int) else round(before * taps))
     for plan in plans(256):
-        kept = plan.apply(torch.randn(1, taps))
+        kept = plan.apply(torch.randn(1, taps), before)
         felt, ahead = cpu.crop(kept.k, kept.ahead, seqlen)
-        outlined, own_ahead, structure = price.outline(plan, taps, seqlen)
+        outlined, own_ahead, structure = price.outline(plan, taps, seqlen, before)
         assert outlined.is_meta and (outlined.shape, own_ahead) == (felt.shape, ahead)
         assert (structure is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
         if structure is not None:
             assert structure.mask == kept.mask
             assert (structure.head is None) == (kept.head is None)
             assert structure.head is None or structure.head.shape == kept.head.shape
+            assert structure.head_ahead == kept.head_ahead
 
 
 WAYS = {
@@ -82,13 +86,15 @@ WAYS = {
 
 @compiled
 @pytest.mark.parametrize(("taps", "seqlen"), [(N, N), (N, N // 4 + 1), (900, N), (N, N + 1)])
-def test_the_price_is_that_of_the_way_prepared(taps, seqlen):
-    seen = set()
+@pytest.mark.parametrize("both", [False, True])
+def test_the_price_is_that_of_the_way_prepared(taps, seqlen, both):
+    seen, before = set(), taps if both else 0
     for plan in plans(N):
-        made, sizes = prepared(plan, taps, seqlen)
+        made, sizes = prepared(plan, taps + before, seqlen, before=before)
         way = WAYS[type(cpu.parts_of(made.tables, made.layout)[-1])]  # a head comes before its tail
         assert price.cpu_way(*sizes)[1] == way
-        assert CPU.seconds(plan, 2, taps, seqlen) == pytest.approx(2e-9 * price.cpu_way(*sizes)[0])
+        found = CPU.seconds(plan, 2, taps + before, seqlen, ahead=before)
+        assert found == pytest.approx(2e-9 * price.cpu_way(*sizes)[0])
         seen.add(way)
     assert seen == (set(WAYS.values()) if seqlen <= N else {"few taps", "whole"})
 
@@ -131,6 +137,32 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
         felt, ahead, outlined = price.outline(plan, taps, seqlen)
         found = choosing.ways(choosing.Layer(card, own, seqlen, 3, 2), felt.shape[-1], ahead, outlined)
         assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]
+
+
+@compiled
+def test_the_other_side_costs_where_it_is_taken_along():
+    """One transform serves both directions; the taps of a short filter are twice as many."""
+
+    def cost(plan, ahead):
+        return CPU.seconds(plan, 2, N + ahead, N, ahead=ahead)
+
+    narrow = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 1 / 32))
+    assert cost(DENSE, N) == cost(DENSE, 0) and cost(narrow, N) == cost(narrow, 0)
+    few = FilterPlan("partial", 12)
+    assert 1.2 * cost(few, 0) < cost(few, N) <= 1.01 * cost(FilterPlan("partial", 23), 0)
+    wide, twice = (FilterPlan("split", taps, narrow.mask) for taps in (12, 23))
+    assert cost(wide, 0) < cost(wide, N) == pytest.approx(cost(twice, 0), rel=0.01)
+
+
+def test_a_card_takes_filters_that_look_both_ways():
+    card, n = CARDS["sm_90"], 1024
+    for plan in plans(n):
+        k = plan.apply(torch.randn(2, 2 * n), n)
+        structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
+        felt, ahead = cpu.crop(k.k, k.ahead, n)
+        found = choosing.ways(choosing.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], ahead, structure)
+        best = min(seconds for seconds, _ in found.values())
+        assert target("sm_90").seconds(plan, 2, 2 * n, n, 3, ahead=n) == best
 
 
 # --- what must be --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from helpers import assert_close
 from layouts import tiny_model
-from test_sensitivity import H, L, N, measured, recorded, signals, site
+from test_sensitivity import H, L, N, measured, recorded, signals, site, two_sided
 from test_split import smooth_filter
 
 from sparsify import sensitivity, swap
@@ -50,7 +50,7 @@ def lost(k, plan, moments, causal):
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_other_coefficients_nearby_do_better(gathered, plan, causal):
     k, _, _, moments = gathered
-    found = refit(k, plan, moments, causal, ahead=1.0, leak=1.0)
+    found = refit(k, plan, moments, causal, future=1.0, leak=1.0)
     least = lost(k, found, moments, causal)
     assert least < (0.8 if plan.kind in ("partial", "split") else 1) * lost(k, plan, moments, causal)
     for name, part in found.values:
@@ -72,6 +72,40 @@ def test_leading_taps_solve_the_equations(gathered, monkeypatch):
         gram = felt[:, None] * r[(lags[:, None] - lags).abs()] * felt + FLOOR * torch.eye(N)
         target = torch.nn.functional.pad(k[h].double(), (0, N - L))
         assert_close(found[h], torch.linalg.solve(gram[:24, :24], gram[:24] @ target), 1e-5)
+
+
+@pytest.mark.parametrize("ahead", [L, 30, N + 9])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_filter_that_looks_both_ways(gathered, plan, ahead):
+    """No other coefficients nearby do better, at either side; the kernels get the structure that they are promised."""
+    _, _, _, moments = gathered
+    k = torch.cat([torch.ones(H, max(0, ahead - L)), two_sided(min(ahead, L))], dim=-1)
+    found = refit(k, plan, moments, False, ahead)
+    least, was = (errors(k, some, moments, False, ahead).error for some in (found, plan))
+    assert least < (0.9 if plan.kind in ("partial", "split") else 1) * was
+    for name, part in found.values:
+        sides = [part, part.flip(-1)] if name == "taps" else [part]
+        for noise in (0.1 * side.abs() * torch.randn(part.shape) for side in sides for _ in range(2)):
+            other = {**dict(found.values), name: part + noise}
+            assert errors(k, replace(found, values=Coefficients(**other)), moments, False, ahead).error > least
+    kept, u = found.apply(k, ahead), torch.randn(2, H, L)
+    fast = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+    assert_close(fast(u), fftconv_ref(u, kept.k, kept.ahead), 1e-5)
+
+
+def test_taps_of_both_sides_solve_the_equations(gathered, monkeypatch):
+    """Against a dense solve over the lags from -23 to 23."""
+    monkeypatch.setattr("sparsify.refit.CLOSE", 1e-7)
+    _, _, _, moments = gathered
+    k, lags = two_sided(L), torch.arange(-L, L)
+    found = refit(k, PLANS[0], moments, False, L).values.taps
+    f, felt = torch.arange(N).double() + 0.25, (1 - lags.abs() / L).clamp_min(0).sqrt().double()
+    kept = lags.abs() < 24
+    for h in range(H):
+        power = moments.power[h].double() / moments.power[h].double().mean()
+        r = (torch.exp(2j * torch.pi * torch.arange(2 * L)[:, None] * f / N) @ power.to(torch.complex128)).real / N
+        gram = felt[:, None] * r[(lags[:, None] - lags).abs()] * felt + FLOOR * torch.eye(2 * L)
+        assert_close(found[h], torch.linalg.solve(gram[kept][:, kept], gram[kept] @ k[h].double()), 1e-4)
 
 
 @pytest.mark.parametrize("plan", PLANS[:3], ids=str)
@@ -96,7 +130,7 @@ def test_kernels_get_the_structure_they_are_promised(gathered, plan):
 @pytest.mark.parametrize(("ahead", "leak"), [(1e-7, 1.0), (1.0, 1e-3), (1e-30, 1e-30)])
 def test_a_leak_keeps_to_its_limit(gathered, ahead, leak):
     k, _, _, moments = gathered
-    free, bound = (refit(k, PLANS[1], moments, True, a, b) for a, b in ((1.0, 1.0), (ahead, leak)))
+    free, bound = (refit(k, PLANS[1], moments, True, future=a, leak=b) for a, b in ((1.0, 1.0), (ahead, leak)))
     assert errors(k, free, moments, True).ahead > ahead or free.apply(k).leak() > leak  # so it takes something
     assert errors(k, bound, moments, True).ahead <= max(ahead, 1e-12)
     assert bound.apply(k).leak() <= max(leak, 1e-6)

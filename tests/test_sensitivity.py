@@ -2,6 +2,7 @@
 
 import math
 
+import layouts_m2
 import pytest
 import torch
 from helpers import assert_close, reference_conv
@@ -9,6 +10,7 @@ from layouts import tiny_model
 from test_split import smooth_filter
 
 from sparsify import sensitivity, swap
+from sparsify.converters import load
 from sparsify.fftconv import LongConv, fftconv_ref
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
@@ -24,6 +26,12 @@ LOW = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 0.125))
 
 def site(k, causal=True):
     return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
+
+
+def two_sided(ahead, channels=H):
+    """Slow waves to either side of lag 0, others ahead of it than behind it, which jump there: (H, ahead + L)."""
+    behind, before = smooth_filter(L, channels), -0.6 * smooth_filter(L, channels).flip(0)
+    return torch.cat([before[:, :ahead].flip(-1), behind], dim=-1)
 
 
 def signals(windows=400, color=0.9):
@@ -62,6 +70,39 @@ def test_predicted_error_is_the_measured_one(plan, causal):
         assert found.ahead == pytest.approx(measured(future, g, gate, kept.ahead) / whole, rel=0.1)
     else:
         assert found.ahead == 0
+
+
+PARTIAL = FilterPlan("partial", 10)
+COMB = FilterPlan("frequency-sparse", mask=BlockMask.comb(N, 0.25))
+SHORT = FilterPlan("split", 1, SPLIT.mask)
+BOTH_WAYS = [PARTIAL, FilterPlan("partial", 60), SPLIT, SHORT, LOW, COMB]
+
+
+@pytest.mark.parametrize("ahead", [L, L - 1, 30])
+@pytest.mark.parametrize("plan", BOTH_WAYS, ids=str)
+def test_predicted_error_of_a_filter_that_looks_both_ways(plan, ahead):
+    """By what each side loses, and where: it is not the error of one side, nor of the same taps at other lags."""
+    k, (g, gate) = two_sided(ahead), signals()
+    moments, kept = recorded(g, gate), plan.apply(k, ahead)
+    lost, before = sensitivity.difference(k, kept, ahead)
+    expected = measured(lost, g, gate, before) / measured(k.double(), g, gate, ahead)
+    found = sensitivity.errors(k, plan, moments, causal=False, ahead=ahead)
+    assert found.error == pytest.approx(expected, rel=0.05) and found.ahead == 0
+    assert found.error == pytest.approx(sensitivity.output_error(k, kept, moments, ahead), rel=1e-9)
+    wrong = [sensitivity.errors(k[:, ahead:], plan, moments, causal=False)]
+    wrong += [sensitivity.errors(k, plan, moments, causal=False)] if plan.taps else []
+    assert all(abs(other.error / expected - 1) > 0.08 for other in wrong)
+
+
+def test_what_is_taken_away_of_a_filter_that_looks_both_ways():
+    k, kept = two_sided(3), FilterPlan("partial", 2).apply(two_sided(3), 3)
+    lost, ahead = sensitivity.difference(k, kept, 3)
+    expected = k.double().clone()
+    expected[:, 2:5] = 0  # lags -1, 0, 1
+    assert ahead == 3 and torch.equal(lost, expected)
+    lost, ahead = sensitivity.difference(k, LOW.apply(k, 3), 3)
+    assert ahead == N and lost.shape == (H, 2 * N)
+    assert_close(lost[:, N - 3 : N + L] + LOW.apply(k, 3).k[:, N - 3 : N + L], k, 1e-6)
 
 
 def test_what_arrives_decides():
@@ -109,6 +150,8 @@ def test_recorder_convolves_and_takes_note():
     ungated = Recorder(k, 64)
     ungated(u)
     assert torch.equal(ungated.moments().gate, torch.ones(H))
+    both_ways = Recorder(k, 64, ahead=9)
+    assert_close(both_ways(u), fftconv_ref(u, k, 9), 1e-5)
 
 
 def test_recording_reads_a_model_and_leaves_it_as_it_was():
@@ -169,7 +212,7 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
     k, moments = smooth_filter(taps, H), recorded(*signals(20))
     there = site(k[:, :L], causal)
     rungs = 0
-    for ladder in sensitivity.ladders(k, there, allow_leak=True):
+    for ladder in sensitivity.ladders(k, there, masks_alone=True):
         found = sensitivity.walked(k, ladder, moments, causal)
         assert [plan for plan, _ in found] == ladder[: len(found)]
         for plan, error in found:
@@ -187,6 +230,24 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
     assert rungs > 40
 
 
+@pytest.mark.parametrize("ahead", [1, 30, L, N, N + 9])
+def test_a_ladder_of_a_filter_that_looks_both_ways(ahead):
+    """Rung by rung what `errors` says, in float64, with heads on both sides and lags that no window feels."""
+    k = torch.cat([torch.randn(H, max(0, ahead - L)), two_sided(min(ahead, L)), torch.randn(H, 2 * (N - L))], dim=-1)
+    moments, rungs = recorded(*signals(20)), 0
+    there = ConvSite("site", H, k.shape[-1], L, False, lambda: k, lambda conv: None, ahead=ahead)
+    for ladder in sensitivity.ladders(k, there, masks_alone=True):
+        found = sensitivity.walked(k, ladder, moments, False, ahead)
+        for plan, error in found:
+            expected = sensitivity.errors(k, plan, moments, False, ahead)
+            assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-9) and error.ahead == 0
+        if len(found) < len(ladder):
+            beyond = sensitivity.errors(k, ladder[len(found)], moments, False, ahead).error
+            assert beyond > sensitivity.LARGEST_ERROR
+        rungs += len(found)
+    assert rungs > 60
+
+
 def test_a_ladder_leaves_out_what_leaks():
     k, moments = smooth_filter(L, H), recorded(*signals(20))
     masks = [FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, share)) for share in (0.5, 0.25, 0.125)]
@@ -195,7 +256,7 @@ def test_a_ladder_leaves_out_what_leaks():
         found = dict(sensitivity.walked(k, ladder, moments, causal=True))
         leaks = [plan.apply(k).leak() for plan in ladder]
         limit = sorted(error.ahead for error in found.values())[1]
-        few = sensitivity.walked(k, ladder, moments, causal=True, ahead=limit)
+        few = sensitivity.walked(k, ladder, moments, causal=True, future=limit)
         assert [plan for plan, _ in few] == [
             plan for plan, leak in zip(ladder, leaks, strict=True)
             if found[plan].ahead <= limit and leak <= sensitivity.AHEAD_LIMIT
@@ -233,7 +294,7 @@ def test_candidates(causal):
     assert not any(sensitivity.beats(a, b) for a in others for b in others)
     kinds = {one.plan.kind for one in others}
     assert ("frequency-sparse" in kinds) == (not causal)
-    leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, ahead=math.inf)
+    leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, future=math.inf)
     assert "frequency-sparse" in {one.plan.kind for one in leaky}
     limit = sorted(one.errors.ahead for one in others)[len(others) // 2]
     for one in sensitivity.candidates(k, site(k, causal), moments, weigh, limit):
@@ -290,8 +351,41 @@ def test_moments_that_do_not_fit_are_refused():
         Moments(torch.ones(2, 8), torch.ones(2), 9, 1)
 
 
-def test_filters_that_look_both_ways_are_not_planned_for_yet():
-    k = torch.randn(2, 16)
-    one = ConvSite("site", 2, 16, 8, False, lambda: k, lambda conv: None, ahead=8)
-    with pytest.raises(ValueError, match="site looks both ways"), sensitivity.recording([one], {"site": k}):
-        pass
+def test_a_filter_that_looks_both_ways_may_keep_anything():
+    """Masks alone and the shortest heads, which a causal site of the same taps is not offered."""
+    k, moments = two_sided(L), recorded(*signals(20))
+    there = ConvSite("site", H, 2 * L, L, False, lambda: k, lambda conv: None, ahead=L)
+    dense, *others = sensitivity.candidates(k, there, moments, lambda plan: plan.density(2 * L, L))
+    assert dense.plan == DENSE and all(one.seconds < 1 for one in others)
+    kinds = {(one.plan.kind, one.plan.taps) for one in others}
+    assert ("frequency-sparse", None) in kinds and any(kind == "split" and taps <= 12 for kind, taps in kinds)
+    assert all(taps is None or taps < L for _, taps in kinds)
+    for one in others:
+        assert one.errors == sensitivity.walked(k, [one.plan], moments, False, L)[0][1]
+
+
+def test_recording_reads_a_model_that_looks_both_ways(tmp_path):
+    """What its two convolutions a layer are given, by the model's own code."""
+    p = load(layouts_m2.write(tmp_path / "m2"))
+    ids = torch.randint(5, 30, (6, 32))
+    seen = {}
+
+    def watch(name, k, ahead):
+        def conv(g, gate=None, skip=None):
+            seen[name] = g, torch.ones(6, len(k), 1) if gate is None else gate
+            return (1 if gate is None else gate) * (fftconv_ref(g, k, ahead).float() + skip[:, None] * g)
+
+        return conv
+
+    with torch.no_grad():
+        with sensitivity.recording(p.sites, p.filters) as so_far:
+            logits = p.model(ids)
+        convs = {site.name: watch(site.name, p.filters[site.name], site.ahead) for site in p.sites}
+        with swap.installed(p.sites, convs):
+            assert_close(p.model(ids), logits, 1e-4)
+    assert len(p.sites) == 4 and all(site.ahead == 32 for site in p.sites)
+    for name, found in so_far().items():
+        g, gate = seen[name]
+        expected = torch.stack([spectrum(window, 32).abs().square() for window in g]).mean(0)
+        assert_close(found.power, expected, 1e-3)
+        assert torch.allclose(found.gate, gate.square().mean((0, 2)), rtol=1e-3) and found.windows == 6

@@ -36,7 +36,7 @@ def page(result: Mapping[str, Any]) -> str:
         ),
         ("What is kept of every filter", site_map(filters)),
         ("Where the energy lies", spectra(filters)),
-        ("Perplexity by position", evaluation and positions(evaluation)),
+        ("Perplexity by position", evaluation and evaluation["perplexity_by_position"] and positions(evaluation)),
         (f"Plan: {result['plan']}", plan(filters, planned)),
         ("How it was found", planned and search(planned)),
         ("Conditions", conditions(result)),
@@ -95,7 +95,7 @@ def tiles(
         note = "against dense" + (f", ± {error}" if error else "") + (", negative lags cut" if cut else "")
         speed, _, quartiles = figures.speed(evaluation if evaluation["dense"] else {}).split(",")[0].partition(" ")
         found = [
-            ("perplexity", value, note),
+            (figures.figure(evaluation), value, note),
             *found,
             ("speed", speed, f"of the whole model against dense, measured, quartiles {quartiles}"),
             ("leak", power(evaluation["leak"]), f"trusted up to {LEAK_LIMIT:g}"),
@@ -127,10 +127,11 @@ def sentences(evaluation: Mapping[str, Any] | None) -> Sequence[str]:
         return ["what this plan costs is not known yet", "convert with --data FILE to measure quality and speed"]
     if evaluation["verdict"]:
         return evaluation["verdict"]
+    value = f"{figures.figure(evaluation)} {evaluation['perplexity']:.4f}"
     if evaluation["dense"] is None:
-        return [f"the plan keeps everything: perplexity {evaluation['perplexity']:.4f}, that of the dense model"]
+        return [f"the plan keeps everything: {value}, that of the dense model"]
     against, dense = ratio(evaluation, "perplexity_ratio"), evaluation["dense"]["perplexity"]
-    return [f"perplexity {evaluation['perplexity']:.4f}, {against} against dense {dense:.4f}"]
+    return [f"{value}, {against} against dense {dense:.4f}"]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def plan(filters: Sequence[Mapping[str, Any]], planned: Mapping[str, Any] | None
     rows: list[tuple[str, ...]] = [(f["name"], f["plan"], f"{f['density']:.3f}", power(f["leak"])) for f in filters]
     if planned:
         sites = {site["name"]: site for site in planned["sites"]}
-        head += ["gain, predicted", "perplexity, predicted"]
+        head += ["gain, predicted", f"{figures.figure(planned)}, predicted"]
         rows = [(*row, *predicted(sites[row[0]])) for row in rows]
     return wide("plan", table(head, rows))
 
@@ -157,7 +158,7 @@ def predicted(site: Mapping[str, Any]) -> tuple[str, str]:
 
 def search(planned: Mapping[str, Any]) -> str:
     """The plans that were measured on the way."""
-    steps = table(figures.STEP_COLUMNS, figures.step_rows(planned))
+    steps = table(figures.step_columns(planned), figures.step_rows(planned))
     return f'<p class="soft">{escape(figures.searched(planned))}</p>{wide("steps", steps)}'
 
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ..figures import gain_unit, percent, times
+from ..figures import PERPLEXITY, gain_unit, percent, times
+from ..figures import figure as measured_figure
 from .charts import Axis, Frame, at, factors, figure, label, share, symlog
 from .labels import NARROW, Box, Place, Placed, place
 
@@ -116,11 +117,11 @@ def axes(series: Sequence[Series], budget: float | None) -> tuple[Axis, Axis, fl
     return across, symlog(low, 1.5 * highest, even), even
 
 
-def chart(series: Sequence[Series], budget: float | None, unit: str) -> str:
+def chart(series: Sequence[Series], budget: float | None, unit: str, what: str = PERPLEXITY) -> str:
     """Gain against loss, with error bars.
 
     series: later ones on top.  budget: largest increase allowed, drawn as a line.  unit: what gains are times of, as
-    `figures.gain_unit` says it.
+    `figures.gain_unit` says it.  what: increases, as `figures.figure` says it.
     """
     series = drawable(series)
     across, up, even = axes(series, budget)
@@ -138,13 +139,13 @@ def chart(series: Sequence[Series], budget: float | None, unit: str) -> str:
     top, bottom = frame.y(even), frame.y(max(-even, up.low))
     strip = f'<rect class="even" width="100%" y="{top:g}" height="{bottom - top:g}"/>'
     words = [at(x, label(text, y, anchor, dx)) for text, x, y, anchor, dx in placed(frame, series, budget)]
-    title = f"increase of perplexity against {unit}"
+    title = f"increase of {what} against {unit}"
     desc = "; ".join(f"{one.name}: {len(one.dots)} plans" for one in series)
     drawn = frame.svg(title, desc, "".join(lines), limit + "".join(marks) + "".join(words), strip)
     shown = [(f"{one.kind} {'stroke' if one.line else ''}".strip(), one.name) for one in series if one.in_legend]
-    return figure("increase of perplexity", shown, drawn, f"times {unit} →") + (
+    return figure(f"increase of {what}", shown, drawn, f"times {unit} →") + (
         f'<p class="soft">Whiskers are standard errors. The grey strip is an even scale, up to {share(even)} of '
-        f"perplexity; from there on every line is ten times the one before.</p>"
+        f"{what}; from there on every line is ten times the one before.</p>"
     )
 
 
@@ -204,6 +205,6 @@ def traced(frame: Frame, dots: Sequence[Dot]) -> Iterator[Box]:
 
 def section(planned: Mapping[str, Any]) -> str:
     """The chart of a plan within a budget."""
-    drawn = chart(series_of(planned), planned["budget"], gain_unit(planned["target"]))
+    drawn = chart(series_of(planned), planned["budget"], gain_unit(planned["target"]), measured_figure(planned))
     fits = "A plan fits if its increase and one standard error lie within the budget, and if it leaks little enough."
     return f'{drawn}<p class="soft">{fits}</p>'

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..figures import gain_unit
+from ..figures import PERPLEXITY, gain_unit
+from ..figures import figure as measured_figure
 from ..install_check import DISTRIBUTION
 from . import pareto
 from .charts import Axis, share
@@ -35,16 +36,19 @@ def picture(result: Mapping[str, Any]) -> bytes | None:
     planned, filters = result.get("planned"), [row for row in result["filters"] if row.get("curves")]
     try:
         if planned:
-            return speed_against_loss(pareto.series_of(planned), planned["budget"], gain_unit(planned["target"]))
+            unit = gain_unit(planned["target"])
+            return speed_against_loss(pareto.series_of(planned), planned["budget"], unit, measured_figure(planned))
         return what_is_kept(filters) if filters else None
     except ImportError:
         return None
 
 
-def speed_against_loss(series: Sequence[pareto.Series], budget: float | None, unit: str) -> bytes:
+def speed_against_loss(
+    series: Sequence[pareto.Series], budget: float | None, unit: str, what: str = PERPLEXITY
+) -> bytes:
     """The chart of `pareto.chart` as a PNG."""
     figure = blank(4.5)
-    draw_pareto(figure.subplots(), pareto.drawable(series), budget, unit)
+    draw_pareto(figure.subplots(), pareto.drawable(series), budget, unit, what)
     return png(figure)
 
 
@@ -71,7 +75,7 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def draw_pareto(panel: Axes, series: Sequence[pareto.Series], budget: float | None, unit: str) -> None:
+def draw_pareto(panel: Axes, series: Sequence[pareto.Series], budget: float | None, unit: str, what: str) -> None:
     across, up, even = pareto.axes(series, budget)
     panel.set_xscale("log")
     panel.set_yscale("symlog", linthresh=even)
@@ -93,7 +97,7 @@ def draw_pareto(panel: Axes, series: Sequence[pareto.Series], budget: float | No
                 ground = {"fc": "white", "lw": 0, "alpha": 0.8, "pad": 1}
                 place = dot.gain, dot.increase
                 panel.annotate(dot.label, place, (10, -14), textcoords="offset points", bbox=ground)
-    panel.set(xlabel=f"times {unit}", ylabel="increase of perplexity")
+    panel.set(xlabel=f"times {unit}", ylabel=f"increase of {what}")
     panel.grid(axis="y", alpha=0.25)
     panel.legend(frameon=False, fontsize="small", loc="best")
 
