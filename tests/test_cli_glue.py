@@ -240,7 +240,7 @@ def test_a_plan_within_a_budget(planned, text):
         assert "lags cut" not in told and "perplexity" not in told.lower().replace("pseudo-perplexity", "")
     assert "fill-mask" in (out / "README.md").read_text()
     assert result["next"].endswith(f"eval mlm {out} --data {text} --context 10")
-    assert answer(*shlex.split(result["next"].split("sparsify", 1)[1]))["variants"][1]["kl"] > 0
+    assert answer("eval", *shlex.split(result["next"].split(" eval ", 1)[1]))["variants"][1]["kl"] > 0
     assert not out.with_name(".out.planning").exists()
 
 

@@ -372,7 +372,7 @@ def test_recording_reads_a_model_that_looks_both_ways(tmp_path):
 
     def watch(name, k, ahead):
         def conv(g, gate=None, skip=None):
-            seen[name] = g, torch.ones(6, len(k), 1) if gate is None else gate
+            seen[name] = g.clone(), torch.ones(6, len(k), 1) if gate is None else gate.clone()
             return (1 if gate is None else gate) * (fftconv_ref(g, k, ahead).float() + skip[:, None] * g)
 
         return conv
