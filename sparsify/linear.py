@@ -19,15 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import native
-
 PAYS_AT = 256  # rows from which preparing a layer pays, measured; fewer take F.linear, in float32
 SAMPLE_ROWS, ROUNDS = 256, 5  # what a way is checked and timed on
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BARS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative L2 error against float64 that a way may have
 
 Call = Callable[[Tensor], Tensor]  # x (..., in) -> (..., out)
-Way = Callable[[Tensor, Tensor | None], Call]  # weight (out, in), float32 bias (out) or None
+Way = Callable[[Tensor, Tensor | None, bool], Call]  # weight (out, in), float32 bias (out) or None, GELU or not
 
 
 class Linear(nn.Linear):
@@ -51,8 +49,7 @@ class Linear(nn.Linear):
         """
         if not pays(rows, self.weight):
             return (lambda x: F.gelu(self(x), approximate="tanh")) if gelu else self
-        product = prepared(self.weight, self.bias, self.precision)
-        call = (lambda x: gelu_(product(x))) if gelu else product
+        call = prepared(self.weight, self.bias, self.precision, gelu)
         return lambda x: self(x, call)
 
 
@@ -101,11 +98,11 @@ def pays(rows: float, weight: Tensor) -> bool:
     return rows >= PAYS_AT and usable(weight)
 
 
-def prepared(weight: Tensor, bias: Tensor | None, precision: torch.dtype) -> Call:
-    """A layer of weight (out, in) in the way that is fastest here."""
+def prepared(weight: Tensor, bias: Tensor | None, precision: torch.dtype, gelu: bool = False) -> Call:
+    """A layer of weight (out, in), and tanh's GELU after it if asked, in the way that is fastest here."""
     outputs, inputs = weight.shape
-    way = fastest(inputs, outputs, bias is not None, precision, torch.get_num_threads())
-    return way(weight.detach().to(precision).contiguous(), None if bias is None else bias.detach())
+    way = fastest(inputs, outputs, bias is not None, gelu, precision, torch.get_num_threads())
+    return way(weight.detach().to(precision).contiguous(), None if bias is None else bias.detach(), gelu)
 
 
 def usable(weight: Tensor) -> bool:
@@ -122,43 +119,48 @@ def use_precision(model: nn.Module, precision: str) -> None:
             module.precision = PRECISIONS[precision]
 
 
-def plain(weight: Tensor, bias: Tensor | None) -> Call:
+def plain(weight: Tensor, bias: Tensor | None, gelu: bool) -> Call:
     """torch's own way."""
     bias = bias if bias is None else bias.to(weight.dtype)
-    return lambda x: F.linear(x.to(weight.dtype), weight, bias)
+
+    def call(x: Tensor) -> Tensor:
+        y = F.linear(x.to(weight.dtype), weight, bias)
+        return F.gelu(y, approximate="tanh") if gelu else y
+
+    return call
 
 
-def packed(weight: Tensor, bias: Tensor | None) -> Call:
-    """oneDNN, with weights in its own layout.
+def packed(weight: Tensor, bias: Tensor | None, gelu: bool) -> Call:
+    """oneDNN, with weights in its own layout and GELU applied before the product leaves the cache.
 
     A float32 bias beside bfloat16 weights is right: it is added to the float32 sums.
     """
     inner = torch.ops.mkldnn
     laid_out = inner._reorder_linear_weight(weight, SAMPLE_ROWS)  # the number of rows is a hint
-    return lambda x: inner._linear_pointwise(x.to(weight.dtype), laid_out, bias, "none", [], "")
+    after, algorithm = ("gelu", "tanh") if gelu else ("none", "")
 
+    def call(x: Tensor) -> Tensor:
+        return inner._linear_pointwise(x.to(weight.dtype), laid_out, bias, after, [], algorithm)
 
-def gelu_(x: Tensor) -> Tensor:
-    """x with GELU in tanh's form, perhaps in place; the kernels here take a fraction of torch's and oneDNN's time."""
-    return native.gelu_(x) if native.available() else F.gelu(x, approximate="tanh")
+    return call
 
 
 WAYS: tuple[Way, ...] = (plain, packed)
 
 
 @functools.cache
-def fastest(inputs: int, outputs: int, bias: bool, precision: torch.dtype, threads: int) -> Way:
+def fastest(inputs: int, outputs: int, bias: bool, gelu: bool, precision: torch.dtype, threads: int) -> Way:
     """The way that is right and takes the least time for such a layer on this CPU; measured once a process."""
     draw = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
     x = torch.randn(SAMPLE_ROWS, inputs, generator=draw)
     weight = torch.randn(outputs, inputs, generator=draw) / math.sqrt(inputs)
     offset = torch.randn(outputs, generator=draw) if bias else None
-    truth = plain(weight.double(), offset)(x)
+    truth = plain(weight.double(), offset, gelu)(x)
     calls: dict[Way, Call] = {}
     with torch.no_grad():
         for way in WAYS:
             try:
-                call = way(weight.to(precision), offset)
+                call = way(weight.to(precision), offset, gelu)
                 error = (call(x).double() - truth).norm() / truth.norm()
             except (RuntimeError, AttributeError):  # private operators that this torch or this CPU does not have
                 continue

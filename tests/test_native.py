@@ -256,16 +256,6 @@ BARS = {torch.float32: 2e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # round
 
 
 @pytest.mark.parametrize("dtype", native.TYPES)
-@pytest.mark.parametrize("count", [1, 15, 16, 100, 50_000])
-def test_gelu(isa, count, dtype):
-    x = (4 * torch.randn(count)).to(dtype)
-    y_ref = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    assert_close(native.gelu_(x.clone()), y_ref, BARS[dtype])
-    if count >= 100 and dtype == torch.float32:  # the other form is told apart
-        assert relative_l2(torch.nn.functional.gelu(x.double()), y_ref) > 100 * BARS[dtype]
-
-
-@pytest.mark.parametrize("dtype", native.TYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 2 * 21), (2, 40, 2 * 96)])
 def test_gelu_gate(isa, shape, dtype):
     x = (4 * torch.randn(shape)).to(dtype)
@@ -277,9 +267,9 @@ def test_gelu_gate(isa, shape, dtype):
         assert min(relative_l2(other, y_ref), relative_l2(swapped, y_ref)) > 100 * BARS[dtype]
 
 
-def test_gelu_at_the_ends(isa):
-    x = torch.tensor([0.0, 1e-30, 1e30, -1e30, -20.0, torch.inf, torch.nan])
-    y = native.gelu_(x.clone())
+def test_gelu_gate_at_the_ends(isa):
+    gate = torch.tensor([0.0, 1e-30, 1e30, -1e30, -20.0, torch.inf, torch.nan])
+    y = native.gelu_gate(torch.cat([gate, torch.ones(7)])[None])[0]
     assert y[-1].isnan() and y[-2] == torch.inf
     torch.testing.assert_close(y[:-2], torch.tensor([0.0, 5e-31, 1e30, 0.0, 0.0]), rtol=1e-6, atol=1e-8)
 
@@ -319,7 +309,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="there is no transform of 7 points; take good_size"):
         native.transform(7, 0.25)
     with pytest.raises(ValueError, match="contiguous floats on the CPU, got torch"):
-        native.gelu_(torch.arange(3))
+        native.gelu_gate(torch.arange(4))
     with pytest.raises(ValueError, match="rows of 8 take as many weights"):
         native.norm(torch.randn(2, 8), torch.ones(7), torch.ones(8), 1e-5)
     with pytest.raises(ValueError, match=r"cannot add \(2, 7\) to \(2, 8\)"):

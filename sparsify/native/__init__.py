@@ -89,10 +89,6 @@ class CTurn(ctypes.Structure):
     _fields_ = (("batch", Integer), ("channels", Integer), ("seqlen", Integer), ("y", CSignal), ("rows", CValues))
 
 
-class CGelu(ctypes.Structure):
-    _fields_ = (("count", Integer), ("x", CValues))
-
-
 class CGeluGate(ctypes.Structure):
     _fields_ = (("rows", Integer), ("width", Integer), ("x", CValues), ("y", CValues))
 
@@ -200,7 +196,7 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sparsify_transform.argtypes, lib.sparsify_transform.restype = [Integer, ctypes.c_double], Pointer
     lib.sparsify_bins.argtypes, lib.sparsify_bins.restype = [Pointer, Pointer], None
     lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
-    for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu", "gelu_gate", "norm"):
+    for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu_gate", "norm"):
         getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
     lib.sparsify_call_size.restype = Integer
     if lib.sparsify_call_size() != ctypes.sizeof(CCall):
@@ -423,12 +419,6 @@ def to_columns(rows: Tensor) -> Tensor:
     describe(call.y, y)
     run(kernels().sparsify_to_columns, call)
     return y
-
-
-def gelu_(x: Tensor) -> Tensor:
-    """x with GELU in tanh's form applied in place; contiguous, float32, float16 or bfloat16."""
-    run(kernels().sparsify_gelu, CGelu(count=x.numel(), x=values(x)))
-    return x
 
 
 def gelu_gate(x: Tensor) -> Tensor:

@@ -83,7 +83,6 @@ EXPORT int sparsify_convolve(const Call* c, int64_t threads) { return chosen->co
 EXPORT int sparsify_short_gate(const ShortGate* c, int64_t threads) { return chosen->short_gate(c, threads, parallel); }
 EXPORT int sparsify_to_rows(const Turn* c, int64_t threads) { return chosen->to_rows(c, threads, parallel); }
 EXPORT int sparsify_to_columns(const Turn* c, int64_t threads) { return chosen->to_columns(c, threads, parallel); }
-EXPORT int sparsify_gelu(const Gelu* c, int64_t threads) { return chosen->gelu(c, threads, parallel); }
 EXPORT int sparsify_gelu_gate(const GeluGate* c, int64_t threads) { return chosen->gelu_gate(c, threads, parallel); }
 EXPORT int sparsify_norm(const Norm* c, int64_t threads) { return chosen->norm(c, threads, parallel); }
 EXPORT int64_t sparsify_call_size(void) { return sizeof(Call); }

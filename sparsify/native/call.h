@@ -108,12 +108,6 @@ struct Turn {
     struct Values rows;  // (batch, seqlen, channels)
 };
 
-// GELU in tanh's form, in place.
-struct Gelu {
-    int64_t count;
-    struct Values x;  // (count,)
-};
-
 // y = gelu(gate) * h, GELU in its exact form, row by row.
 struct GeluGate {
     int64_t rows, width;

@@ -1,4 +1,4 @@
-// What stands between linear layers: norms and GELU.
+// What stands between linear layers: norms and gates.
 #pragma once
 
 #include "signal.h"
@@ -51,40 +51,26 @@ INLINE vec power_of_two(vec t) {
     return (vec)((whole)p + (__builtin_convertvector(n, whole) << 23));
 }
 
-// x (1 + tanh(c (x + 0.044715 x^3))) / 2 = x / (1 + exp(-2 c (x + 0.044715 x^3))),  c = sqrt(2 / pi)
-INLINE vec gelu(vec x) {
-    constexpr float a = -2 * 0.79788456080286535588f * 1.44269504088896340736f;
-    vec t = x * (all(a) + all(a * 0.044715f) * x * x);
-    t = t < all(-126.0f) ? all(-126.0f) : t > all(127.0f) ? all(127.0f) : t;
-    return x / (all(1.0f) + power_of_two(t));
-}
-
 // x (1 + erf(x / sqrt(2))) / 2.  erf by the formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7.
-INLINE vec gelu_erf(vec x) {
-    const vec size = x < vec{} ? -x : x, square = x * x * all(-0.5f * 1.44269504088896340736f);
+INLINE vec gelu(vec x) {
+    vec size = x < vec{} ? -x : x;
+    size = size > all(12.0f) ? all(12.0f) : size;  // beyond, the result is x or 0
     const vec t = all(1.0f) / (all(1.0f) + all(0.3275911f * 0.70710678118654752440f) * size);
     vec p = all(1.061405429f);
     p = p * t - all(1.453152027f);
     p = p * t + all(1.421413741f);
     p = p * t - all(0.284496736f);
     p = p * t + all(0.254829592f);
-    const vec part = x * (all(0.5f) * p * t * power_of_two(square < all(-126.0f) ? all(-126.0f) : square));
-    return x < vec{} ? part : x - part;
+    const vec part = size * (all(0.5f) * p * t * power_of_two(size * size * all(-0.5f * 1.44269504088896340736f)));
+    return x < vec{} ? -part : x - part;
 }
 
 // y = gelu(gate) * h, row by row, with x = [gate | h].
 template <typename T>
 void gelu_gate_row(const T* x, T* y, int64_t width) {
     int64_t i = 0;
-    for (; i + V <= width; i += V) give(y + i, gelu_erf(take(x + i)) * take(x + width + i));
-    for (; i < width; i++) narrow(gelu_erf(all(widen(x[i])))[0] * widen(x[width + i]), y + i);
-}
-
-template <typename T>
-void gelu_some(T* x, int64_t count) {
-    int64_t i = 0;
-    for (; i + V <= count; i += V) give(x + i, gelu(take(x + i)));
-    for (; i < count; i++) narrow(gelu(all(widen(x[i])))[0], x + i);
+    for (; i + V <= width; i += V) give(y + i, gelu(take(x + i)) * take(x + width + i));
+    for (; i < width; i++) narrow(gelu(all(widen(x[i])))[0] * widen(x[width + i]), y + i);
 }
 
 INLINE float total(vec x) {

@@ -17,7 +17,6 @@ struct Kernels {
     int (*short_gate)(const ShortGate*, int64_t threads, Parallel);
     int (*to_rows)(const Turn*, int64_t threads, Parallel);
     int (*to_columns)(const Turn*, int64_t threads, Parallel);
-    int (*gelu)(const Gelu*, int64_t threads, Parallel);
     int (*gelu_gate)(const GeluGate*, int64_t threads, Parallel);
     int (*norm)(const Norm*, int64_t threads, Parallel);
 };
@@ -130,14 +129,6 @@ int to_columns_all(const Turn* c, int64_t threads, Parallel parallel) {
 
 constexpr int64_t VALUES = 1 << 14;  // of what stands between linear layers, that one thread takes at a time
 
-int gelu_all(const Gelu* c, int64_t threads, Parallel parallel) {
-    return share_out((c->count + VALUES - 1) / VALUES, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        typed(c->x.type, [&](auto* x) {
-            gelu_some((decltype(x))c->x.data + i * VALUES, smaller(VALUES, c->count - i * VALUES));
-        });
-    });
-}
-
 int gelu_gate_all(const GeluGate* c, int64_t threads, Parallel parallel) {
     const int64_t rows = larger(1, VALUES / c->width);
     return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
@@ -171,7 +162,7 @@ const Kernels SPARSIFY_KERNELS = {
     "base",
 #endif
     fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
-    to_columns_all, gelu_all, gelu_gate_all, norm_all,
+    to_columns_all, gelu_gate_all, norm_all,
 };
 
 #endif
