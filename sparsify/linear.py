@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PAYS_AT = 256  # rows from which preparing a layer pays, measured; fewer take F.linear, in float32
-SAMPLE_ROWS, ROUNDS = 256, 5  # what a way is checked and timed on
+SAMPLE_ROWS, ROUNDS = 256, 9  # what a way is checked and timed on
+TYPICAL = 256, 768  # inputs and outputs of the layer that ways are timed on
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BARS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative L2 error against float64 that a way may have
 
@@ -145,34 +146,56 @@ def packed(weight: Tensor, bias: Tensor | None, gelu: bool) -> Call:
     return call
 
 
-WAYS: tuple[Way, ...] = (plain, packed)
+WAYS: tuple[Way, ...] = (packed, plain)  # a later one has to be clearly quicker
+CLEARLY = 1.05
 
 
 @functools.cache
 def fastest(inputs: int, outputs: int, bias: bool, gelu: bool, precision: torch.dtype, threads: int) -> Way:
-    """The way that is right and takes the least time for such a layer on this CPU; measured once a process."""
-    draw = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    x = torch.randn(SAMPLE_ROWS, inputs, generator=draw)
-    weight = torch.randn(outputs, inputs, generator=draw) / math.sqrt(inputs)
-    offset = torch.randn(outputs, generator=draw) if bias else None
-    truth = plain(weight.double(), offset, gelu)(x)
-    calls: dict[Way, Call] = {}
-    with torch.no_grad():
-        for way in WAYS:
-            try:
-                call = way(weight.to(precision), offset, gelu)
-                error = (call(x).double() - truth).norm() / truth.norm()
-            except (RuntimeError, AttributeError):  # private operators that this torch or this CPU does not have
-                continue
-            if error < BARS[precision]:
-                calls[way] = call
-        taken = {way: math.inf for way in calls}
-        for _ in range(ROUNDS):
-            for way, call in calls.items():
-                taken[way] = min(taken[way], seconds(call, x))
-    return min(taken, key=taken.__getitem__, default=plain)
+    """The quickest way on this CPU that is right for such a layer."""
+    sample = Sample(inputs, outputs, bias, gelu, precision)
+    return next((way for way in by_speed(precision, threads) if sample.is_right(way)), plain)
 
 
+@functools.cache
+def by_speed(precision: torch.dtype, threads: int) -> tuple[Way, ...]:
+    """The ways, the quickest first; measured once a process, on one layer for all, so that processes agree.
+
+    Their results differ in the last bits, and who goes on with the work of another process wants the same.
+    """
+    sample = Sample(*TYPICAL, True, False, precision)
+    calls = {way: sample.call(way) for way in WAYS if sample.is_right(way)}
+    taken = {way: math.inf for way in calls}
+    for _ in range(ROUNDS):
+        for way, call in calls.items():
+            taken[way] = min(taken[way], seconds(call, sample.x))
+    return tuple(sorted(WAYS, key=lambda way: taken.get(way, math.inf) * CLEARLY ** WAYS.index(way)))
+
+
+class Sample:
+    """A layer to try ways on."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, gelu: bool, precision: torch.dtype) -> None:
+        draw = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+        self.x = torch.randn(SAMPLE_ROWS, inputs, generator=draw)
+        self.weight = torch.randn(outputs, inputs, generator=draw) / math.sqrt(inputs)
+        self.bias = torch.randn(outputs, generator=draw) if bias else None
+        self.gelu, self.precision = gelu, precision
+
+    def call(self, way: Way) -> Call:
+        return way(self.weight.to(self.precision), self.bias, self.gelu)
+
+    @torch.no_grad()
+    def is_right(self, way: Way) -> bool:
+        truth = plain(self.weight.double(), self.bias, self.gelu)(self.x)
+        try:
+            error = (self.call(way)(self.x).double() - truth).norm() / truth.norm()
+        except (RuntimeError, AttributeError):  # private operators that this torch or this CPU does not have
+            return False
+        return bool(error < BARS[self.precision])
+
+
+@torch.no_grad()
 def seconds(call: Call, x: Tensor) -> float:
     start = time.perf_counter()
     call(x)

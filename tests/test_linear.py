@@ -10,7 +10,7 @@ from helpers import assert_close, relative_l2
 from torch import nn
 
 from sparsify import linear
-from sparsify.linear import BARS, PAYS_AT, WAYS, BlockDiagonal, Linear, fastest, packed, plain, use_precision
+from sparsify.linear import BARS, PAYS_AT, WAYS, BlockDiagonal, Linear, by_speed, fastest, packed, plain, use_precision
 
 ROWS = 2 * PAYS_AT
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -19,9 +19,11 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def measured_anew():
     """What was found in one test holds for that test only."""
-    fastest.cache_clear()
+    for cached in (fastest, by_speed):
+        cached.cache_clear()
     yield
-    fastest.cache_clear()
+    for cached in (fastest, by_speed):
+        cached.cache_clear()
 
 
 def layer(inputs=24, outputs=40, bias=True):
@@ -54,11 +56,12 @@ def test_every_way_computes_the_layer(way, bias, gelu, precision):
         assert relative_l2(y, truth(own, x, not gelu)) > 0.1  # GELU is seen
 
 
-def test_the_quickest_right_way_is_taken(monkeypatch):
-    def patient(weight, bias, gelu):
-        call = plain(weight, bias, gelu)
-        return lambda x: (time.sleep(0.01), call(x))[1]
+def patient(weight, bias, gelu):
+    call = plain(weight, bias, gelu)
+    return lambda x: (time.sleep(0.01), call(x))[1]
 
+
+def test_the_quickest_right_way_is_taken(monkeypatch):
     def wrong(weight, bias, gelu):
         return lambda x: x.new_zeros(len(x), len(weight))
 
@@ -71,26 +74,32 @@ def test_the_quickest_right_way_is_taken(monkeypatch):
     def refused(weight, bias, gelu):
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr(linear, "WAYS", (wrong, undefined, absent, refused, patient, plain))
-    assert fastest(24, 40, True, False, torch.float32, 1) is plain
-    monkeypatch.setattr(linear, "WAYS", (wrong, patient))
-    assert fastest(24, 40, True, True, torch.float32, 1) is patient
-    monkeypatch.setattr(linear, "WAYS", (absent,))
-    assert fastest(24, 40, False, True, torch.float32, 1) is plain
+    def found(*ways):
+        monkeypatch.setattr(linear, "WAYS", ways)
+        fastest.cache_clear(), by_speed.cache_clear()
+        return fastest(24, 40, True, False, torch.float32, 1)
+
+    assert found(wrong, undefined, absent, refused, patient, plain) is plain
+    assert found(patient, plain) is plain and found(plain, patient) is plain
+    assert found(wrong, patient) is patient
+    assert found(absent) is plain
 
 
-def test_a_shape_is_measured_once(monkeypatch):
-    made = []
+def test_a_way_that_is_wrong_for_one_layer_serves_others(monkeypatch):
+    def fussy(weight, bias, gelu):
+        return plain(weight if len(weight) != 40 else 2 * weight, bias, gelu)
 
-    def counted(weight, bias, gelu):
-        made.append(weight.shape)
-        return plain(weight, bias, gelu)
+    monkeypatch.setattr(linear, "WAYS", (fussy, patient))
+    assert fastest(24, 40, True, False, torch.float32, 1) is patient
+    assert fastest(24, 41, True, False, torch.float32, 1) is fussy
 
-    monkeypatch.setattr(linear, "WAYS", (counted,))
-    own = layer()
-    for _ in range(3):
-        own.prepare(ROWS)
-    assert len(made) == 1 + 3  # on a sample, then for each pass
+
+def test_ways_are_timed_once(monkeypatch):
+    timed = []
+    monkeypatch.setattr(linear, "seconds", lambda call, x: timed.append(x.shape) or 1.0)
+    for outputs in (40, 41, 40):
+        Linear(24, outputs).requires_grad_(False).prepare(ROWS)
+    assert timed == [(linear.SAMPLE_ROWS, linear.TYPICAL[0])] * linear.ROUNDS * len(WAYS)
 
 
 def test_measuring_leaves_random_numbers_alone():
