@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,10 @@ def front(
     """Compare one mask for every convolution of SRC with plans by sensitivity that cost the same."""
     from sparsify.evals import fronts, planning, results
 
+    from .report import plots
+
+    if picture and find_spec("matplotlib") is None:
+        raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}")
     price = priced(target or where["device"])
     p = open_checkpoint(src, **where)
     known = text_of(p, calibration, context, stride, limit, upper)
@@ -119,12 +124,8 @@ def drawn(result: dict[str, Any]) -> bytes:
     from .figures import figure, gain_unit
     from .report import pareto, plots
 
-    try:
-        return plots.speed_against_loss(
-            pareto.series_of_fronts(result), None, gain_unit(result["target"]), figure(result)
-        )
-    except ImportError as error:
-        raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}") from error
+    series = pareto.series_of_fronts(result)
+    return plots.speed_against_loss(series, None, gain_unit(result["target"]), figure(result))
 
 
 def keep(path: Path, content: str | bytes) -> None:

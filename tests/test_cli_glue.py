@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import layouts_m2
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from verbs import answer, refusal, run
 
-from sparsify import cli_common
+from sparsify import cli_common, cli_measure
 from sparsify.cli_glue import how_to_score
 from sparsify.converters import load, m2_bert
 from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
@@ -246,11 +247,18 @@ def test_a_plan_within_a_budget(planned, text):
 
 def test_one_mask_everywhere_or_a_plan(pretrained, text, tmp_path):
     ask = ("eval", "front", pretrained, "--calibration", text, "--target", "kept", "--context", 10)
-    result = answer(*ask, "--picture", tmp_path / "front.png")
+    drawn = find_spec("matplotlib") is not None
+    result = answer(*ask, *(("--picture", tmp_path / "front.png") if drawn else ()))
     assert result["figure"] == "pseudo-perplexity" and len(result["pairs"]) > 6
-    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert not drawn or (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     said = run(*ask).stdout
     assert "pseudo-perplexity" in said and "leak" not in said and "lags cut" not in said
+
+
+def test_what_cannot_be_drawn_is_said_before_the_work(pretrained, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_measure, "find_spec", lambda name: None)
+    ask = ("eval", "front", pretrained, "--calibration", text, "--picture", tmp_path / "front.png")
+    assert refusal(*ask).endswith("brings what draws pictures") and not (tmp_path / "front.png").exists()
 
 
 def test_a_plan_for_the_classifier(planned, classifier, data, tmp_path):
