@@ -113,8 +113,7 @@ def build(
         found[HEAD] = found[EMBEDDING]
         notes.append("no lm_head is stored: tied to the embedding")
     made = (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)
-    if recomputed := complete(found, filters(sizes.n_layer), BUFFERS, made):
-        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
+    notes += complete(found, filters(sizes.n_layer), BUFFERS, made)
     with torch.device("meta"):
         model = HyenaDNA(sizes)
     assign(model, found)

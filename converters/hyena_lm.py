@@ -31,7 +31,7 @@ from .hyena_layout import (
 )
 from .hyena_model import Hyena, HyenaConfig
 from .hyena_model import sites as sites  # which the registry asks every family for
-from .implicit import COARSE, complete
+from .implicit import complete
 from .layout import agree, assign, equal, rename_all
 
 TOKENS = 50257  # of the vocabulary; what the embedding has beyond is padding
@@ -98,10 +98,7 @@ def build(
     if not tied:
         notes.append("the lm_head is stored with values of its own, so it is not tied to the embedding")
     places, made = filters(sizes.n_layer), (sizes.emb_dim, sizes.max_seq_len, sizes.d_model)
-    if recomputed := complete(found, places, BUFFERS, made):
-        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
-    if any(found[z].dtype in COARSE for name in places if (z := f"{name}.pos_emb.z") in found):
-        notes.append("the filters' trained positions are stored in half precision, too coarse for a long filter")
+    notes += complete(found, places, BUFFERS, made)
     with torch.device("meta"):
         model = HyenaLM(sizes)
     assign(model, found)

@@ -27,7 +27,7 @@ from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding
-from .tiles import Gates, gate_tiles, gates_like, takes_tiles, tiles, to_rows
+from .tiles import Gates, gate_tiles, gates_like, learns, takes_tiles, tiles, to_rows
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
 
@@ -200,10 +200,10 @@ class Backbone(nn.Module):
     def forward(self, input_ids: Tensor, states: Sequence[State] | None = None) -> Tensor:
         """Hidden states (B, L, D).  With `states`, one a layer, input_ids go on where those stopped."""
         x = self.embeddings["word_embeddings"](input_ids)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if states is not None and learns:
+        trained = learns(self, x)
+        if states is not None and trained:
             raise ValueError("pieces of a sequence carry no gradients; use torch.no_grad(), or pass the whole sequence")
-        tiled = states is None and not learns and takes_tiles(x)
+        tiled = states is None and not trained and takes_tiles(x)
         room: Gates | None = None
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Block)

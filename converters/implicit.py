@@ -9,7 +9,7 @@ A two-sided filter has a second network, which shares the frequencies, for the l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -167,13 +167,15 @@ def both_sides(sides: list[Tensor]) -> Tensor:
 
 
 def complete(
-    found: dict[str, Tensor], filters: Iterable[str], buffers: Iterable[str], sizes: tuple[int, int, int]
+    found: dict[str, Tensor], filters: Sequence[str], buffers: Iterable[str], sizes: tuple[int, int, int]
 ) -> list[str]:
-    """Put what is missing or too coarse of never trained buffers into `found`, computed in float64; returns which.
+    """Put what is missing or too coarse of never trained buffers into `found`, computed in float64.
 
+    Returns what the user should know of it, and of trained ones that are too coarse, a sentence each.
     filters: names of the modules that hold a filter.  buffers: of pos_emb.z, pos_emb.t and modulation.deltas.
     sizes: features, positions and channels.
     """
+    notes = []
     names = {f"{name}.{buffer}": buffer for name in filters for buffer in buffers}
     poor = {name: buffer for name, buffer in names.items() if name not in found or found[name].dtype in COARSE}
     if poor:
@@ -184,4 +186,7 @@ def complete(
         window.reset_parameters()
         computed = {"pos_emb.z": positions.z, "pos_emb.t": positions.t, "modulation.deltas": window.deltas}
         found.update({name: computed[buffer] for name, buffer in poor.items()})
-    return sorted(set(poor.values()))
+        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(sorted(set(poor.values())))}")
+    if any(found[z].dtype in COARSE for name in filters if (z := f"{name}.pos_emb.z") in found):
+        notes.append("the filters' trained positions are stored in half precision, too coarse for a long filter")
+    return notes

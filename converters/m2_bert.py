@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
-from .implicit import COARSE, complete
+from .implicit import complete
 from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers, without_tied
 from .m2_bert_model import MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
 from .tensors import write_tensors
@@ -76,10 +76,7 @@ def build(
         tied = equal(found.setdefault(DECODER, found[EMBEDDING]), found[EMBEDDING])
         if not tied:
             notes.append("the decoder is stored with values of its own, so it is not tied to the embedding")
-    if recomputed := complete(found, filters, BUFFERS, (3, sizes.max_position_embeddings, sizes.hidden_size)):
-        notes.append(f"recomputed, as missing or stored in half precision: {', '.join(recomputed)}")
-    if any(found[z].dtype in COARSE for name in filters if (z := f"{name}.pos_emb.z") in found):
-        notes.append("the filters' trained positions are stored in half precision, too coarse for a long filter")
+    notes += complete(found, filters, BUFFERS, (3, sizes.max_position_embeddings, sizes.hidden_size))
     with torch.device("meta"):
         model = M2Bert(sizes)
     assign(model, found)

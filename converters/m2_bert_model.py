@@ -26,7 +26,7 @@ from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding
-from .tiles import Gates, gate_tiles, gates_like, gelu_gate, takes_tiles, tiles, to_rows
+from .tiles import Gates, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
 
 MODEL_TYPE = "m2_bert"
 CLASSES = {"mlm": "BertForMaskedLM", "classifier": "BertForSequenceClassification", "encoder": "BertModel"}
@@ -174,10 +174,13 @@ class Mixer(nn.Module):
             y = y + self.filter_fn2.convolve(u.transpose(1, 2))
         return self.out_linear(y.transpose(1, 2))
 
-    def mix(self, x: Tensor, room: Gates) -> Tensor:
-        """What `forward` gives to `out_linear`, (B, D, L), by tiles and without gradients.  `room` is overwritten."""
+    def mix(self, x: Tensor, project: Call, room: Gates) -> Tensor:
+        """What `forward` gives to `out_linear`, (B, D, L), by tiles and without gradients.
+
+        project: `in_linear`, prepared.  `room` is overwritten.
+        """
         u = x if self.layernorm is None else self.layernorm(x)
-        gate_tiles(u, self.in_linear.prepare(rows_of(x)), self.short_filter, room, alone=1)
+        gate_tiles(u, project, self.short_filter, room, alone=1)
         x2, g = room
         y = self.filter_fn.convolve(g, gate=x2)
         return y if self.filter_fn2 is None else y + self.filter_fn2.convolve(u.transpose(1, 2))
@@ -204,11 +207,6 @@ class Mlp(nn.Module):
         return lambda x: self.layernorm(x.float(), plus=wo(gelu_gate(gated_layers(x))))
 
 
-def rows_of(x: Tensor) -> int:
-    """Tokens of hidden states x (B, L, D)."""
-    return x.shape[0] * x.shape[1]
-
-
 class Layer(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
@@ -221,10 +219,11 @@ class Layer(nn.Module):
     def run_(self, x: Tensor, room: Gates) -> Tensor:
         """The same in place, by tiles, without gradients and dropout; returns x.  `room` is overwritten."""
         batch, seqlen, _ = x.shape
-        rows, out_linear = rows_of(x), self.attention.out_linear
-        y, project, mlp = self.attention.mix(x, room), out_linear.prepare(rows), self.mlp.prepare(rows)
+        rows, mixer = batch * seqlen, self.attention
+        y = mixer.mix(x, mixer.in_linear.prepare(rows), room)
+        project, mlp, dtype = mixer.out_linear.prepare(rows), self.mlp.prepare(rows), mixer.out_linear.takes(rows)
         for b, t in tiles(batch, seqlen):
-            x[b, t] = mlp(project(to_rows(y[b, :, t], out_linear.takes(rows))))
+            x[b, t] = mlp(project(to_rows(y[b, :, t], dtype)))
         return x
 
 
@@ -234,8 +233,7 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if self.training or learns or not takes_tiles(x) or not self.is_prepared:
+        if self.training or learns(self, x) or not takes_tiles(x) or not self.is_prepared:
             for layer in self.layer:
                 x = layer(x)
             return x

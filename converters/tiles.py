@@ -22,6 +22,11 @@ def takes_tiles(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 
+def learns(model: nn.Module, x: Tensor) -> bool:
+    """Whether gradients are wanted of a model on x, or of x."""
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in model.parameters()))
+
+
 def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
     """Sequences and tokens of each tile of a (B, L, ...) tensor: some whole sequences, or a stretch of one.
 
@@ -62,7 +67,7 @@ def short_gate(
     z: (B, P, 3D), contiguous like all that is read.  k: (3D, T), last lag first.  bias: (3D).  before: (B, T - 1, 3D),
     the rows before z; None for zeros.  alone: which third of z becomes x0.
     """
-    if compiled(x0):
+    if native.takes(x0):
         native.short_gate(z, k, bias, before, (x0, g), alone)
         return
     seqlen, taps = z.shape[1], k.shape[1]
@@ -94,14 +99,9 @@ def zeros_before(z: Tensor, count: int) -> Tensor:
 
 def to_rows(y: Tensor, dtype: torch.dtype) -> Tensor:
     """y (B, D, P) with channels last: (B, P, D), contiguous, of this dtype."""
-    if y.shape[-1] > 1 and compiled(y):
+    if y.shape[-1] > 1 and native.takes(y):
         return native.to_rows(y, 0, y.shape[-1], dtype)
     return y.transpose(1, 2).contiguous().to(dtype)
-
-
-def compiled(x: Tensor) -> bool:
-    """Whether the compiled kernels are here and take x."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and native.available()
 
 
 def gelu_gate(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,8 +31,37 @@ class Document:
             raise ValueError(f"document {self.name!r} is empty; remove it or give it a text")
 
 
+class Rows:
+    """What windows of any kind have in common; theirs are dataclasses."""
+
+    document: Tensor  # (W,) int64
+    available: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What tells these windows from others, a row a window: by the names of fields."""
+        raise NotImplementedError
+
+    @property
+    def n_documents(self) -> int:
+        """Documents that have a window here."""
+        return len(self.document.unique())
+
+    def part(self, rows: slice | list[int]) -> Self:
+        """Some of these windows; each keeps the tokens it scores."""
+        own = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return replace(self, **own, available=self.available or len(self))  # type: ignore[type-var]
+
+    def spread(self, limit: int) -> Self:
+        """At most `limit` of these windows, evenly spaced."""
+        return self.part(evenly(len(self), limit))
+
+
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Rows):
     """Equally long pieces of documents, and which of their tokens count.
 
     A window's token p is scored on the p tokens before it in the window.  In a document's first window every token
@@ -72,27 +101,12 @@ class Windows:
         return int((self.context - self.scored_from).sum())
 
     @property
-    def n_documents(self) -> int:
-        """Documents that have a window here."""
-        return len(self.document.unique())
-
-    @property
     def tensors(self) -> dict[str, Tensor]:
-        """What tells these windows from others, a row a window."""
         return {"ids": self.ids, "scored_from": self.scored_from, "document": self.document}
 
     def inputs(self, rows: slice) -> tuple[Tensor, ...]:
         """What a model reads of some windows."""
         return (self.ids[rows],)
-
-    def part(self, rows: slice | list[int]) -> Windows:
-        """Some of these windows; each keeps the tokens it scores."""
-        own = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        return replace(self, **own, available=self.available or len(self))  # type: ignore[arg-type]
-
-    def spread(self, limit: int) -> Windows:
-        """At most `limit` of these windows, evenly spaced."""
-        return self.part(evenly(len(self), limit))
 
     def convention(self) -> str:
         """What was scored, in words that travel with the numbers."""

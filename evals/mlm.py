@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .data import evenly
+from .data import Rows
 from .quality import Comparison, Quality, Versus, exponential, refuse_not_finite, score, standard_error
 
 FillIn = Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +25,7 @@ SHARE = 0.15  # of a window's tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class Masked(Rows):
     """Windows with some of their tokens hidden."""
 
     words: Tensor  # (W, L) int64, what the text has
@@ -69,32 +69,17 @@ class Masked:
         return int(self.hidden.sum())
 
     @property
-    def n_documents(self) -> int:
-        """Documents that have a window here."""
-        return len(self.document.unique())
-
-    @property
     def sample(self) -> Tensor:
         """(W,) int64, windows of the same number are not independent of each other."""
         return self.document if self.n_documents > 1 else torch.arange(len(self))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What tells these windows from others, a row a window."""
         return {"words": self.words, "hidden": self.hidden, "document": self.document}
 
     def inputs(self, rows: slice) -> tuple[Tensor, ...]:
         """What a model reads of some windows: `FillIn`."""
         return self.ids[rows], self.hidden[rows]
-
-    def part(self, rows: slice | list[int]) -> Masked:
-        """Some of these windows, with the same tokens hidden."""
-        own = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        return replace(self, **own, available=self.available or len(self))  # type: ignore[arg-type]
-
-    def spread(self, limit: int) -> Masked:
-        """At most `limit` of these windows, evenly spaced."""
-        return self.part(evenly(len(self), limit))
 
     def convention(self) -> str:
         """What was scored, in words that travel with the numbers."""

@@ -114,7 +114,7 @@ def prepare(
     made anew in every call, which takes half as long again.
     """
     felt, felt_ahead = crop(k, ahead, seqlen)
-    if k.dtype != torch.float32 or k.device.type != "cpu" or not native.available():
+    if not native.takes(k):
         n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
         return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
     felt = felt if felt.stride(-1) == 1 else felt.contiguous()

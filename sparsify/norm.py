@@ -21,7 +21,7 @@ class LayerNorm(nn.LayerNorm):
         if plus is None and dtype is None:
             return super().forward(x)
         dtype = x.dtype if dtype is None else dtype
-        if x.numel() >= PAYS_AT and x.dtype == torch.float32 and x.device.type == "cpu" and native.available():
+        if x.numel() >= PAYS_AT and native.takes(x):
             return native.norm(x, self.weight, self.bias, self.eps, plus, dtype)
         if plus is not None:
             x += plus

@@ -216,6 +216,11 @@ def available() -> bool:
     return load() is not None
 
 
+def takes(t: Tensor) -> bool:
+    """Whether the kernels are here and compute on such a tensor: float32 on the CPU."""
+    return t.dtype == torch.float32 and t.device.type == "cpu" and available()
+
+
 def address(t: Tensor | None) -> int | None:
     """Where a float32 tensor's values lie, in one piece."""
     if t is None:

@@ -5,7 +5,7 @@
 
 namespace {
 
-typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
@@ -48,7 +48,7 @@ INLINE vec power_of_two(vec t) {
     p = p * f + all(0.240226462f);
     p = p * f + all(0.693147182f);
     p = p * f + all(1.0f);
-    return (vec)((whole)p + (__builtin_convertvector(n, whole) << 23));
+    return (vec)((ints)p + (__builtin_convertvector(n, ints) << 23));
 }
 
 // x (1 + erf(x / sqrt(2))) / 2.  erf by the formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7.
@@ -65,12 +65,20 @@ INLINE vec gelu(vec x) {
     return x < vec{} ? -part : x - part;
 }
 
-// y = gelu(gate) * h, row by row, with x = [gate | h].
+// One row: y = gelu(gate) * h, with x = [gate | h].
 template <typename T>
 void gelu_gate_row(const T* x, T* y, int64_t width) {
     int64_t i = 0;
     for (; i + V <= width; i += V) give(y + i, gelu(take(x + i)) * take(x + width + i));
     for (; i < width; i++) narrow(gelu(all(widen(x[i])))[0] * widen(x[width + i]), y + i);
+}
+
+void gelu_gate_rows(const GeluGate& c, int64_t start, int64_t stop) {
+    typed(c.x.type, [&](auto* x) {
+        x = (decltype(x))c.x.data;
+        auto* y = (decltype(x))c.y.data;
+        for (int64_t r = start; r < stop; r++) gelu_gate_row(x + 2 * r * c.width, y + r * c.width, c.width);
+    });
 }
 
 INLINE float total(vec x) {

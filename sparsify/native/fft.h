@@ -344,13 +344,13 @@ void first_back(const Transform* t, const float* z, const Rows<float>& to) {
 constexpr int64_t LINE = 64;             // bytes of a cache line
 constexpr int64_t SPECTRUM_AHEAD = 6144;  // bytes; measured, between 2 and 8 KB it matters little
 
-struct Stretch {
+struct Span {
     const char *at, *end;
     int64_t step;  // bytes a block
 };
 
 struct Ahead {
-    Stretch stretch[2] = {};
+    Span span[2] = {};
 };
 
 INLINE void fetch(const char* p, int64_t bytes) {
@@ -358,7 +358,7 @@ INLINE void fetch(const char* p, int64_t bytes) {
 }
 
 INLINE void fetch_some(Ahead& ahead) {
-    for (Stretch& s : ahead.stretch)
+    for (Span& s : ahead.span)
         if (s.at < s.end) {
             fetch(s.at, s.step);
             s.at += s.step;
@@ -473,8 +473,8 @@ void spectrum(const Transform* t, const float* re, const float* im, float* z, fl
     for (int f = 0; f < s.radix; f++) inner_spectrum(t, z + 2 * V * f * s.rest, 1, f * s.rest / V, k_f, scale);
 }
 
-// Convolution with the filter behind k_f, from rows to rows; without imaginary ones it is that of the result which is left
-// out.  past: store past the caches, to rows that are aligned to vectors.  z: as above.
+// Convolution with the filter behind k_f, from rows to rows; where `to` has no imaginary rows, that part of the result is
+// dropped.  past: store past the caches, to rows that are aligned to vectors.  z: as above.
 void convolve_rows(const Transform* t, const Rows<const float>& from, const float* k_f, float* z, const Rows<float>& to,
                    bool past, Ahead ahead) {
     const Stage& s = t->stage[0];

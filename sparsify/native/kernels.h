@@ -99,16 +99,23 @@ int convolve_all(const Call* c, int64_t threads, Parallel parallel) {
     });
 }
 
+// Tokens of all sequences, some at a time.
+template <typename Go>
+int by_stretches(int64_t batch, int64_t seqlen, int64_t threads, Parallel parallel, Go go) {
+    return share_out(batch * stretches(seqlen), 0, threads, parallel,
+                     [=](int64_t i, float*, int64_t) { go(stretch(i, seqlen)); });
+}
+
 int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
     const int64_t columns = 3 * c->width;
     float* weight = (float*)aligned(sizeof(float) * columns * c->taps);  // (taps, 3 D): channels side by side
     if (!weight) return -1;
     for (int64_t j = 0; j < c->taps; j++)
         for (int64_t i = 0; i < columns; i++) weight[j * columns + i] = c->weight[i * c->taps + j];
-    int failed = share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
+    int failed = by_stretches(c->batch, c->seqlen, threads, parallel, [=](Tokens tokens) {
         typed(c->z.type, [&](auto* z) {
             typedef decltype(z) Z;
-            short_gate_tokens(*c, (Z)c->z.data, (Z)c->history.data, weight, stretch(i, c->seqlen));
+            short_gate_tokens(*c, (Z)c->z.data, (Z)c->history.data, weight, tokens);
         });
     });
     free(weight);
@@ -116,37 +123,33 @@ int short_gate_all(const ShortGate* c, int64_t threads, Parallel parallel) {
 }
 
 int to_rows_all(const Turn* c, int64_t threads, Parallel parallel) {
-    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        typed(c->rows.type, [&](auto* rows) { rows_tokens(*c, (decltype(rows))c->rows.data, stretch(i, c->seqlen)); });
+    return by_stretches(c->batch, c->seqlen, threads, parallel, [=](Tokens tokens) {
+        typed(c->rows.type, [&](auto* rows) { rows_tokens(*c, (decltype(rows))c->rows.data, tokens); });
     });
 }
 
 int to_columns_all(const Turn* c, int64_t threads, Parallel parallel) {
-    return share_out(c->batch * stretches(c->seqlen), 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        typed(c->rows.type, [&](auto* rows) { columns_tokens(*c, (decltype(rows))c->rows.data, stretch(i, c->seqlen)); });
+    return by_stretches(c->batch, c->seqlen, threads, parallel, [=](Tokens tokens) {
+        typed(c->rows.type, [&](auto* rows) { columns_tokens(*c, (decltype(rows))c->rows.data, tokens); });
     });
 }
 
 constexpr int64_t VALUES = 1 << 14;  // of what stands between linear layers, that one thread takes at a time
 
-int gelu_gate_all(const GeluGate* c, int64_t threads, Parallel parallel) {
+// Rows of `width` values, some at a time: go(call, start, stop).
+template <typename Rowwise, typename Go>
+int by_rows(const Rowwise* c, int64_t threads, Parallel parallel, Go go) {
     const int64_t rows = larger(1, VALUES / c->width);
     return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        typed(c->x.type, [&](auto* x) {
-            x = (decltype(x))c->x.data;
-            auto* y = (decltype(x))c->y.data;
-            for (int64_t r = i * rows; r < smaller((i + 1) * rows, c->rows); r++)
-                gelu_gate_row(x + 2 * r * c->width, y + r * c->width, c->width);
-        });
+        go(*c, i * rows, smaller((i + 1) * rows, c->rows));
     });
 }
 
-int norm_all(const Norm* c, int64_t threads, Parallel parallel) {
-    const int64_t rows = larger(1, VALUES / c->width);
-    return share_out((c->rows + rows - 1) / rows, 0, threads, parallel, [=](int64_t i, float*, int64_t) {
-        norm_rows(*c, i * rows, smaller((i + 1) * rows, c->rows));
-    });
+int gelu_gate_all(const GeluGate* c, int64_t threads, Parallel parallel) {
+    return by_rows(c, threads, parallel, gelu_gate_rows);
 }
+
+int norm_all(const Norm* c, int64_t threads, Parallel parallel) { return by_rows(c, threads, parallel, norm_rows); }
 
 int64_t fits(int64_t n) { return transform_fits(n); }
 

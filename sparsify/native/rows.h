@@ -47,7 +47,7 @@ struct Room {
 };
 
 // `count` samples of a row from `start` on, to be fetched with the blocks of a transform.
-Stretch soon(const Transform* t, const Row& u, int64_t seqlen, int64_t start, int64_t count) {
+Span soon(const Transform* t, const Row& u, int64_t seqlen, int64_t start, int64_t count) {
     count = smaller(count, seqlen - start);
     if (!u.data || count <= 0) return {};
     const char* at = u.data + start * u.stride;
@@ -95,7 +95,7 @@ void whole_row(const Transform* t, const float* k_f, const Input& in, const Outp
     Rows<float> to;
     see_rows(t, in, 0, s.seen, from.re);
     put_rows(t, out, 0, 0, L, out.direct(), s.sum, to.re);
-    const Ahead ahead{{short_rows(t) ? soon(t, next, L, 0, L) : Stretch{}, soon(t, out.gate, L, 0, L)}};
+    const Ahead ahead{{short_rows(t) ? soon(t, next, L, 0, L) : Span{}, soon(t, out.gate, L, 0, L)}};
     convolve_rows(t, from, k_f, s.z, to, past, ahead);
     put_aside(t, in, out, 0, 0, L, s.sum, to.re, s.re);
 }
@@ -140,7 +140,7 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
         if (two) see_rows(t, in, after - (history - p.ahead), s.seen + n, from.im);
         put_rows(t, out, start, history, first, straight, s.re, to.re);
         if (two) put_rows(t, out, after, history, second, straight, s.im, to.im);
-        const Stretch follows = left > 2 * hop ? soon(t, in.u, L, start + 2 * hop, 2 * hop) : soon(t, next, L, 0, 2 * hop);
+        const Span follows = left > 2 * hop ? soon(t, in.u, L, start + 2 * hop, 2 * hop) : soon(t, next, L, 0, 2 * hop);
         const Ahead ahead{{follows, soon(t, out.gate, L, start, 2 * hop)}};
         convolve_rows(t, from, k_f, s.z, to, past, ahead);
         if (c.slow.rate) {
