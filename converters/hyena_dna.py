@@ -77,7 +77,7 @@ class HyenaDNA(Hyena):
     def forward(self, input_ids: Tensor) -> Tensor:
         if self.config.num_labels is None:
             return super().forward(input_ids)
-        return self.score(self.pool(self.hidden(input_ids), input_ids))
+        return self.score(pool(self.hidden(input_ids), input_ids == self.config.pad_token_id))
 
     def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
         """As every Hyena's; a classifier has none."""
@@ -85,10 +85,14 @@ class HyenaDNA(Hyena):
             raise ValueError("a classifier scores whole sequences; only a language model can be fed in pieces")
         return super().stream(batch, piece)
 
-    def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
-        """State before the first padding token; the last one where padding leads or is missing."""
-        first_pad = (input_ids == self.config.pad_token_id).int().argmax(-1)
-        return x[torch.arange(len(x), device=x.device), first_pad - 1]
+
+def pool(x: Tensor, is_padding: Tensor | None) -> Tensor:
+    """State before the first padding token; the last one where padding leads or is missing: x (B, L, D) -> (B, D).
+
+    is_padding: (B, L) bool; None where nobody knows.
+    """
+    first_pad = torch.zeros(len(x), dtype=torch.int64) if is_padding is None else is_padding.int().argmax(-1)
+    return x[torch.arange(len(x), device=x.device), first_pad.to(x.device) - 1]
 
 
 def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -138,6 +142,6 @@ def tokenizer(model: HyenaDNA, folder: Path) -> DnaTokenizer:
     return DnaTokenizer()
 
 
-def choices(model: HyenaDNA) -> dict[str, Any]:
+def choices(sizes: HyenaDNAConfig) -> dict[str, Any]:
     """What the shapes do not tell and config.json must keep."""
-    return {"shift": model.config.shift}
+    return {"shift": sizes.shift}

@@ -62,11 +62,6 @@ class HyenaLM(Hyena):
         """As every Hyena's, in shorter pieces."""
         return super().stream(batch, piece)
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the words read and the words predicted are one parameter."""
-        return self.lm_head.weight is self.backbone.embeddings["word_embeddings"].weight
-
     def tie(self) -> None:
         """One parameter for the words read and the words predicted."""
         words = self.backbone.embeddings["word_embeddings"]
@@ -123,6 +118,6 @@ def tokenizer(model: HyenaLM, folder: Path) -> BpeTokenizer:
     return BpeTokenizer(folder, model.config.vocab_rows, TOKENS)
 
 
-def choices(model: HyenaLM) -> dict[str, Any]:
+def choices(sizes: HyenaLMConfig) -> dict[str, Any]:
     """What the shapes do not tell and config.json must keep."""
-    return {"modulate": model.config.modulate}
+    return {"modulate": sizes.modulate}

@@ -13,21 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
-from sparsify.linear import Call, Linear
-from sparsify.norm import LayerNorm
+from sparsify.hooks import is_hooked
+from sparsify.linear import Call, Linear, input_dtype, prepare
+from sparsify.norm import LayerNorm, norm
 from sparsify.sites import Conv, ConvSite, Replaceable
 from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 
+from .hyena_layout import EMBEDDING, HEAD, rename
 from .implicit import ImplicitFilter
-from .layout import empty_embedding
-from .tiles import Gates, gate_tiles, gates_like, learns, takes_tiles, tiles, to_rows
+from .layout import empty_embedding, fill_tied, translate
+from .tiles import Gates, check_ids, gate_tiles, gates_like, learns, takes_tiles, tiles, to_rows
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
 
@@ -114,7 +116,7 @@ class HyenaOperator(Replaceable, nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         x0, x1, v = self.short(self.in_proj(u)).chunk(3, dim=1)
-        if isinstance(self.long_conv, LongConv):  # takes the gates and the skip along
+        if isinstance(self.long_conv, LongConv):  # takes the gates and the skip along, and knows whether its filter learns
             y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1)
             return self.out_proj(y.transpose(1, 2))
         g = x1 * v
@@ -152,7 +154,7 @@ class Mlp(nn.Module):
 
     def prepare(self, rows: float) -> Call:
         """The same as a function; see `Linear.prepare`."""
-        fc1, fc2 = self.fc1.prepare(rows, gelu=True), self.fc2.prepare(rows)
+        fc1, fc2 = prepare(self.fc1, rows, gelu=True), prepare(self.fc2, rows)
         return lambda x: fc2(fc1(x))
 
 
@@ -172,24 +174,41 @@ class Block(nn.Module):
         """The same in place, without gradients, by tiles, so that no tensor is wider than x; returns x.
 
         room is overwritten: one for all layers spares the system from finding fresh memory for each.
-        Norms and linear layers see a tile a call; for hooks on anything else, or on all tokens at once, take `forward`.
+        Norms and linear layers see a tile a call, and nothing else is called as a module: see `takes_tiles`.
         """
         batch, seqlen, _ = x.shape
         in_proj, out_proj, mlp, dtype = state.calls or self.prepare(batch * seqlen)
-        y = self.mixer.mix(x, lambda tile: in_proj(self.norm1(tile, dtype=dtype)), state, room)
+        y = self.mixer.mix(x, lambda tile: in_proj(norm(self.norm1, tile, dtype=dtype)), state, room)
         for b, t in tiles(batch, seqlen):
             tile = x[b, t]
             mixed = out_proj(to_rows(y[b, :, t], dtype))
-            tile += mlp(self.norm2(tile, plus=mixed, dtype=dtype))
+            tile += mlp(norm(self.norm2, tile, plus=mixed, dtype=dtype))
         return x
 
     def prepare(self, rows: float) -> Calls:
         """The linear layers for `rows` rows in all; math.inf for as many as may come."""
         in_proj, out_proj = self.mixer.in_proj, self.mixer.out_proj
-        return Calls(in_proj.prepare(rows), out_proj.prepare(rows), self.mlp.prepare(rows), in_proj.takes(rows))
+        return Calls(
+            prepare(in_proj, rows), prepare(out_proj, rows), self.mlp.prepare(rows), input_dtype(in_proj, rows)
+        )
+
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether `run_` computes what `forward` does: every layer is the one made here, and nobody watches any."""
+        mixer, mlp = self.mixer, self.mlp
+        if not (type(mixer) is HyenaOperator and type(mlp) is Mlp and mixer.long_conv is not None):
+            return False
+        linears, norms = (mixer.in_proj, mixer.out_proj, mlp.fc1, mlp.fc2), (self.norm1, self.norm2)
+        if not all(type(part) is Linear for part in linears) or not all(type(part) is LayerNorm for part in norms):
+            return False
+        return type(mixer.short_filter) is nn.Conv1d and not is_hooked(
+            self, mixer, mlp, mixer.short_filter, *linears, *norms
+        )
 
 
 class Backbone(nn.Module):
+    gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` with it
+
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__()
         embedding = empty_embedding(config.vocab_rows, config.d_model)
@@ -197,24 +216,47 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, states: Sequence[State] | None = None) -> Tensor:
-        """Hidden states (B, L, D).  With `states`, one a layer, input_ids go on where those stopped."""
-        x = self.embeddings["word_embeddings"](input_ids)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        states: Sequence[State] | None = None,
+        *,
+        embedded: Tensor | None = None,
+        every: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D), normalised.
+
+        states: one a layer; input_ids (B, L) go on where those stopped.  embedded: (B, L, D), in place of input_ids.
+        every: a list to append the embedding and the states after each layer to, the last of them normalised.
+        """
+        embed = self.embeddings["word_embeddings"]
+        x = embed(input_ids) if embedded is None else embedded
         trained = learns(self, x)
         if states is not None and trained:
             raise ValueError("pieces of a sequence carry no gradients; use torch.no_grad(), or pass the whole sequence")
         tiled = states is None and not trained and takes_tiles(x)
+        own = embedded is None and type(embed) is nn.Embedding and not is_hooked(embed)  # x is nobody else's
         room: Gates | None = None
         for i, layer in enumerate(self.layers):
+            if every is not None:
+                every.append(x)
+            if states is None and not (tiled and type(layer) is Block and layer.takes_tiles):
+                x, own = self.through(layer, x), False
+                continue
             assert isinstance(layer, Block)
-            conv = layer.mixer.long_conv
-            state = states[i] if states is not None else State(conv) if tiled and conv is not None else None
-            if state is None:
-                x = layer(x)
-            else:
-                room = gates_like(x) if room is None else room
-                x = layer.run_(x, state, room)
-        return self.ln_f(x)
+            x = x if own and every is None else x.clone()
+            own, room = True, gates_like(x) if room is None else room
+            x = layer.run_(x, State(layer.mixer.long_conv) if states is None else states[i], room)
+        x = self.ln_f(x)
+        if every is not None:
+            every.append(x)
+        return x
+
+    def through(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A layer as a module, whose states are computed again for gradients where checkpointing asks for that."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer.__call__, x)
+        return layer(x)
 
 
 class Hyena(nn.Module):
@@ -230,6 +272,13 @@ class Hyena(nn.Module):
         if lm_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the names of every dialect, and refuse tensors that are none of this model's."""
+        translate(state_dict, prefix, self.state_dict().keys(), rename)
+        if self.is_tied:
+            fill_tied(state_dict, prefix + HEAD, prefix + EMBEDDING)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def context(self) -> int:
         return self.config.context
@@ -237,6 +286,12 @@ class Hyena(nn.Module):
     @property
     def head(self) -> str:
         return "lm"
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the words read and the words predicted are one parameter."""
+        lm_head = getattr(self, "lm_head", None)
+        return lm_head is not None and lm_head.weight is self.backbone.embeddings["word_embeddings"].weight
 
     @property
     def letters(self) -> range:
@@ -248,48 +303,54 @@ class Hyena(nn.Module):
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Last states (B, L, D) of ids that fit."""
-        if input_ids.dim() != 2 or not input_ids.numel():
-            raise ValueError(
-                f"got ids of shape {tuple(input_ids.shape)}, expected (batch, tokens), at least one of each"
-            )
-        if input_ids.shape[-1] > self.config.max_seq_len:
-            raise ValueError(
-                f"got {input_ids.shape[-1]} tokens, the model's filters reach {self.config.max_seq_len}; "
-                f"cut the input or choose a checkpoint with a longer context"
-            )
+        check_ids(input_ids, self.config.max_seq_len)
         return self.backbone(input_ids)
 
     def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
-        """The model fed in pieces, for a sequence of any length: lags beyond the filters count as zero.
-
-        Convolutions are those installed now, but for lags that read the future.  piece: tokens worked through at once.
-        """
-        if (dtype := self.lm_head.weight.dtype) != torch.float32:
-            raise ValueError(f"this model is {dtype}, and streams are float32; call model.float() first")
-        states = []
-        for layer in self.backbone.layers:
-            assert isinstance(layer, Block)
-            conv = layer.mixer.long_conv
-            k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
-            states.append(State(ConvStream(k.to(self.lm_head.weight.device), batch), calls=layer.prepare(math.inf)))
-
-        def step(ids: Tensor) -> Tensor:
-            return self.lm_head(self.backbone(ids, states))
-
-        return Stream(step, batch, piece, self.letters)
+        """The model fed in pieces; see `stream`."""
+        return stream(self.backbone, self.lm_head, self.letters, batch, piece)
 
 
-def sites(model: Hyena) -> tuple[ConvSite, ...]:
-    """The long convolution of every layer, first to last."""
+def stream(
+    backbone: Backbone, lm_head: nn.Module, letters: Sequence[int] | None, batch: int = 1, piece: int = PIECE
+) -> Stream:
+    """A language model fed in pieces, for a sequence of any length: lags beyond the filters count as zero.
+
+    Convolutions and weights are those of now, but for lags that read the future.  piece: tokens worked through at once.
+    """
+    weight = next(lm_head.parameters())
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this model is {weight.dtype}, and streams are float32; call model.float() first")
+    states = []
+    for layer in backbone.layers:
+        assert isinstance(layer, Block)
+        conv = layer.mixer.long_conv
+        k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
+        states.append(State(ConvStream(k.to(weight.device), batch), calls=layer.prepare(math.inf)))
+
+    def step(ids: Tensor) -> Tensor:
+        return lm_head(backbone(ids, states))
+
+    return Stream(step, batch, piece, letters)
+
+
+def sites(model: nn.Module, sizes: HyenaConfig | None = None) -> tuple[ConvSite, ...]:
+    """The long convolution of every layer of `model`, first to last, under the names that plans know them by.
+
+    sizes: those of the model; None takes `model.config`.
+    """
+    sizes = model.config if sizes is None else sizes
     return tuple(
         ConvSite(
-            name=name,
-            channels=model.config.d_model,
-            length=model.config.max_seq_len,
-            context=model.config.context,
+            name=name[name.index("backbone.") :],
+            channels=sizes.d_model,
+            length=sizes.max_seq_len,
+            context=sizes.context,
             causal=True,
             materialize=module.filter_fn.materialize,
             install=module.set_conv,
+            weights=module.filter_fn.weights,
+            trace=module.filter_fn.forward,
         )
         for name, module in model.named_modules()
         if isinstance(module, HyenaOperator)

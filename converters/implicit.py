@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsify.freshness import weights_of
+from sparsify.hooks import is_hooked
+
 FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
 COARSE = (torch.float16, torch.bfloat16)  # tell only some thousand of a million time steps apart
 
@@ -136,6 +139,11 @@ class ImplicitFilter(nn.Module):
             ]
         )
 
+    def weights(self) -> list[Tensor]:
+        """The tensors that the taps are made of, as they are now; the skip coefficients are none of them."""
+        parts = (self.pos_emb, self.implicit_filter, self.implicit_filter_rev, self.modulation)
+        return [t for part in parts if part is not None for t in weights_of(part)]
+
     def sides(self) -> list[nn.ModuleDict]:
         """The networks: that of the lags from 0 on, and that of the lags -1, -2, ... if there is one."""
         return [self.implicit_filter] + ([] if self.implicit_filter_rev is None else [self.implicit_filter_rev])
@@ -144,11 +152,19 @@ class ImplicitFilter(nn.Module):
         """Taps start .. stop - 1 of one side, counted from lag 0 or -1: (H, stop - start)."""
         z, t = (x[0, start:stop].to(dtype) for x in (self.pos_emb.z, self.pos_emb.t))
         sine = self.implicit_filter["1"]
-        *hidden, last = (layer for layer in side.values() if isinstance(layer, nn.Linear))
+        *hidden, last = (layer for name, layer in side.items() if int(name) % 2 == 0)  # odd ones are the sines
         for layer in hidden:
-            z = sine(F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
-        k = F.linear(z, last.weight.to(dtype))
+            z = sine(linear_in(layer, z))
+        k = linear_in(last, z)
         return (k * self.modulation(t) if self.modulate else k).transpose(0, 1)
+
+
+def linear_in(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer in the precision of x; another module that stands in its place, or has hooks, computes in its own."""
+    if type(layer) is nn.Linear and not is_hooked(layer):
+        return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    own = next((w.dtype for w in layer.parameters() if w.is_floating_point()), x.dtype)
+    return layer(x.to(own)).to(x.dtype)
 
 
 def network(emb_dim: int, width: int, inner: int, channels: int, sine: Sine | None = None) -> nn.ModuleDict:

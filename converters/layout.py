@@ -61,6 +61,37 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
+def translate(
+    state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]
+) -> None:
+    """Give the tensors of a state dict, in place, the names that a model has, if none of them has such a name.
+
+    prefix: what stands before the names of this model's tensors; other tensors are left alone.  own: the names in the
+    model.  rename: a name in another dialect -> one in the model, None for what no model needs.
+    Raises ValueError where the state dict is this model's alone and still none of its tensors is.
+    """
+    own = {prefix + name for name in own}
+    given = [name for name in state_dict if name.startswith(prefix) and name != prefix]
+    if not given or not own.isdisjoint(given):
+        return
+    renamed = {prefix + new: state_dict[name] for name in given if (new := rename(name[len(prefix) :])) is not None}
+    if not own.isdisjoint(renamed):
+        for name in given:
+            del state_dict[name]
+        state_dict.update(renamed)
+    elif not prefix:
+        raise ValueError(
+            f"none of the {len(given)} tensors ({listed(sorted(given))}) is one of this model's {len(own)} "
+            f"({listed(sorted(own))}); nothing would have been restored, so pass a state dict of this model"
+        )
+
+
+def fill_tied(state_dict: dict[str, Any], head: str, embedding: str) -> None:
+    """Let a state dict without a head that is the embedding have it, for files know no shared memory."""
+    if head not in state_dict and embedding in state_dict:
+        state_dict[head] = state_dict[embedding]
+
+
 def without_tied(state: Mapping[str, Tensor], head: str, embedding: str) -> dict[str, Tensor]:
     """Tensors without a head that is the embedding, for files know no shared memory; a missing one is read as that."""
     tied = head in state and state[head].data_ptr() == state[embedding].data_ptr()

@@ -121,7 +121,7 @@ def build(
 def strangers(entry: Mapping[str, Any] | None, sha256: str) -> list[str]:
     """A note if a plan lies with other weights than those it was made for."""
     source = (entry or {}).get("source")
-    if not isinstance(source, dict) or source.get("sha256") in (None, sha256):
+    if not isinstance(source, dict) or source.get("sha256") in (None, sha256) or source.get("resaved_sha256") == sha256:
         return []
     return ["the weights are not those that the plan was made for, so what was measured with it may not hold"]
 
@@ -154,10 +154,9 @@ def load(
         context=model.context,
         source=source,
         config=config,
-        choices=family.choices(model),
+        choices=family.choices(model.config),
         sha256=sha256,
         notes=(*notes, *strangers(ours(config), sha256)),
     )
-    ahead = swap.ahead_of(pretrained.sites)
-    swap.install(pretrained.sites, swap.operators(pretrained.filters, pretrained.plan, ahead=ahead))
+    swap.install(pretrained.sites, swap.planned(pretrained.sites, pretrained.plan, pretrained.filters))
     return pretrained

@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
 from .implicit import complete
 from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers, without_tied
-from .m2_bert_model import MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
+from .m2_bert_model import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig, rename
 from .tensors import write_tensors
 from .text_tokenizer import TextTokenizer
 
 TRUNK = re.compile(r"(?:bert\.)?encoder\.layer\.\d+\.attention\.filter_fn\.implicit_filter_rev\.")
-SHARED_FREQ = re.compile(r"\.implicit_filter(?:_rev)?\.\d*[13579]\.freq$")
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
-EMBEDDING = "bert.embeddings.word_embeddings.weight"
-DECODER = "cls.predictions.decoder.weight"
 FIRST = "bert.encoder.layer.0"
 FILTER = f"{FIRST}.attention.filter_fn"
 SITE = re.compile(r"\.attention\.filter_fn2?\.bias$")
@@ -40,16 +37,6 @@ BUFFERS = ("pos_emb.t", "modulation.deltas")  # never trained
 def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """True if the names are M2-BERT's, with filters that look both ways.  shapes: stored name -> shape."""
     return any(TRUNK.match(strip_wrappers(name)) for name in shapes)
-
-
-def rename(name: str) -> str | None:
-    """Our name for a stored tensor; None for what no model needs."""
-    name = strip_wrappers(name)
-    if ".flashfft." in name or name.endswith("embeddings.position_ids"):
-        return None  # tables of another library's FFT, and 0, 1, 2, ...
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = f"bert.{name}"  # saved without its head's class around it
-    return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store six times
 
 
 def build(
@@ -166,18 +153,24 @@ def check_config(config: Mapping[str, Any], sizes: M2BertConfig) -> None:
         )
 
 
-def sites(model: M2Bert) -> tuple[ConvSite, ...]:
-    """The long convolutions of every layer, first to last: the gated one, and the residual one if there is one."""
-    seqlen = model.config.max_position_embeddings
+def sites(model: nn.Module, sizes: M2BertConfig | None = None) -> tuple[ConvSite, ...]:
+    """The long convolutions of every layer, first to last: the gated one, and the residual one if there is one.
+
+    sizes: those of `model`; None takes `model.config`.
+    """
+    sizes = model.config if sizes is None else sizes
+    seqlen = sizes.max_position_embeddings
     return tuple(
         ConvSite(
-            name=name,
-            channels=model.config.hidden_size,
+            name=name if name.startswith("bert.") else f"bert.{name}",
+            channels=sizes.hidden_size,
             length=2 * seqlen,
             context=seqlen,
             causal=False,
             materialize=module.materialize,
             install=module.set_conv,
+            weights=module.weights,
+            trace=module.forward,
             ahead=seqlen,
         )
         for name, module in model.named_modules()
@@ -190,7 +183,7 @@ def tokenizer(model: M2Bert, folder: Path) -> TextTokenizer:
     return TextTokenizer(folder, model.config.vocab_size)
 
 
-def choices(model: M2Bert) -> dict[str, Any]:
+def choices(sizes: M2BertConfig) -> dict[str, Any]:
     """The family's own name: published ones say "bert", and transformers' BertModel would take such a folder."""
     return {"model_type": MODEL_TYPE}
 

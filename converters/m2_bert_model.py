@@ -12,6 +12,7 @@ trained on texts padded to `max_position_embeddings` with id 0.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,15 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
+from sparsify.hooks import is_hooked
 from sparsify.linear import BlockDiagonal, Call, Linear
 from sparsify.norm import LayerNorm
 from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
-from .layout import empty_embedding
-from .tiles import Gates, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
+from .layout import empty_embedding, fill_tied, strip_wrappers, translate
+from .tiles import Gates, check_ids, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
 
 MODEL_TYPE = "m2_bert"
+EMBEDDING = "bert.embeddings.word_embeddings.weight"
+DECODER = "cls.predictions.decoder.weight"
+SHARED_FREQ = re.compile(r"\.implicit_filter(?:_rev)?\.\d*[13579]\.freq$")
 CLASSES = {"mlm": "BertForMaskedLM", "classifier": "BertForSequenceClassification", "encoder": "BertModel"}
 NOT_IN_JSON = ("head", "pooler", "num_inner_mlps", "short_filter_order")  # of a config: the tensors alone tell these
 PAD = 0
@@ -100,6 +105,16 @@ class M2BertConfig:
         }
 
 
+def rename(name: str) -> str | None:
+    """Our name for a stored tensor; None for what no model needs."""
+    name = strip_wrappers(name)
+    if ".flashfft." in name or name.endswith("embeddings.position_ids"):
+        return None  # tables of another library's FFT, and 0, 1, 2, ...
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = f"bert.{name}"  # saved without its head's class around it
+    return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store six times
+
+
 class Embeddings(nn.Module):
     """Word, token type and position, normalised: ids (B, L) -> (B, L, D)."""
 
@@ -111,10 +126,13 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings(types)
-        x = x + self.position_embeddings.weight[: input_ids.shape[1]]
+    def forward(
+        self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, embedded: Tensor | None = None
+    ) -> Tensor:
+        """embedded: (B, L, D), in place of the word embeddings of input_ids (B, L)."""
+        x = self.word_embeddings(input_ids) if embedded is None else embedded
+        types = x.new_zeros(x.shape[:2], dtype=torch.int64) if token_type_ids is None else token_type_ids
+        x = x + self.token_type_embeddings(types) + self.position_embeddings.weight[: x.shape[1]]
         return self.dropout(self.LayerNorm(x))
 
 
@@ -226,27 +244,49 @@ class Layer(nn.Module):
             x[b, t] = mlp(project(to_rows(y[b, :, t], dtype)))
         return x
 
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether `run_` computes what `forward` does: every layer is the one made here, and nobody watches any."""
+        mixer, mlp = self.attention, self.mlp
+        if not (type(mixer) is Mixer and type(mlp) is Mlp and type(mlp.layernorm) is LayerNorm):
+            return False
+        filters = [part for part in (mixer.filter_fn, mixer.filter_fn2) if part is not None]
+        linears, blocks = (mixer.in_linear, mixer.out_linear), (mlp.gated_layers, mlp.wo)
+        if any(type(part) is not BiConv or part.long_conv is None for part in filters):
+            return False
+        if any(type(part) is not Linear for part in linears) or any(type(part) is not BlockDiagonal for part in blocks):
+            return False
+        norms = (mlp.layernorm,) if mixer.layernorm is None else (mlp.layernorm, mixer.layernorm)
+        return type(mixer.short_filter) is nn.Conv1d and not is_hooked(
+            self, mixer, mlp, mlp.dropout, mixer.short_filter, *linears, *blocks, *norms
+        )
+
 
 class Encoder(nn.Module):
+    gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` with it
+
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or learns(self, x) or not takes_tiles(x) or not self.is_prepared:
-            for layer in self.layer:
-                x = layer(x)
-            return x
-        x, room = x.clone(), gates_like(x)
+    def forward(self, x: Tensor, every: list[Tensor] | None = None) -> Tensor:
+        """States (B, L, D) after the last layer.  every: a list to append x and the states after each layer to."""
+        tiled = not self.training and not learns(self, x) and takes_tiles(x)
+        own, room = False, None  # whether x is nobody else's
         for layer in self.layer:
-            assert isinstance(layer, Layer)
-            x = layer.run_(x, room)
+            if every is not None:
+                every.append(x)
+            if tiled and type(layer) is Layer and layer.takes_tiles:
+                x = x if own and every is None else x.clone()
+                own, room = True, gates_like(x) if room is None else room
+                x = layer.run_(x, room)
+            elif self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x, own = self._gradient_checkpointing_func(layer.__call__, x), False
+            else:
+                x, own = layer(x), False
+        if every is not None:
+            every.append(x)
         return x
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether an operator is installed in every convolution."""
-        return all(module.long_conv is not None for module in self.modules() if isinstance(module, BiConv))
 
 
 class Pooler(nn.Module):
@@ -259,13 +299,39 @@ class Pooler(nn.Module):
 
 
 class Bert(nn.Module):
-    """Everything but the head."""
+    """Everything but the head: ids (B, L) -> last states (B, L, D)."""
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
+        self.longest, self.pool_all = config.max_position_embeddings, config.pool_all
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config.hidden_size) if config.pooler or config.head == "classifier" else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        embedded: Tensor | None = None,
+        every: list[Tensor] | None = None,
+    ) -> Tensor:
+        """embedded: word embeddings (B, L, D), in place of input_ids.  every: as of `Encoder`."""
+        tokens = input_ids if embedded is None else embedded[..., 0]
+        assert tokens is not None
+        check_ids(tokens, self.longest)
+        return self.encoder(self.embeddings(input_ids, token_type_ids, embedded), every)
+
+    def pool(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) of last states x (B, L, D)."""
+        if not self.pool_all:
+            pooled = x[:, 0]
+        elif attention_mask is None:
+            pooled = x.mean(1)
+        else:
+            share = attention_mask.to(x.dtype)[..., None]
+            pooled = (x * share).sum(1) / share.sum(1).clamp_min(1)
+        return pooled if self.pooler is None else self.pooler(pooled)
 
 
 class Transform(nn.Module):
@@ -315,6 +381,13 @@ class M2Bert(nn.Module):
         if not self.bert.embeddings.word_embeddings.weight.is_meta:
             self.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the names of every dialect, and refuse tensors that are none of this model's."""
+        translate(state_dict, prefix, self.state_dict().keys(), rename)
+        if self.is_tied:
+            fill_tied(state_dict, prefix + DECODER, prefix + EMBEDDING)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def context(self) -> int:
         return self.config.context
@@ -334,16 +407,7 @@ class M2Bert(nn.Module):
 
     def hidden(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Last states (B, L, D)."""
-        if input_ids.dim() != 2 or not input_ids.numel():
-            raise ValueError(
-                f"got ids of shape {tuple(input_ids.shape)}, expected (batch, tokens), at least one of each"
-            )
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"got {input_ids.shape[1]} tokens, the model takes {self.config.max_position_embeddings}; "
-                f"cut the input or choose a checkpoint with a longer context"
-            )
-        return self.bert.encoder(self.bert.embeddings(input_ids, token_type_ids))
+        return self.bert(input_ids, token_type_ids)
 
     def predict(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., D): what "mlm" says of some positions without computing all."""
@@ -355,18 +419,7 @@ class M2Bert(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Sentence embeddings (B, D), whatever the head: the pooled state, through the pooler where there is one."""
-        return self.pool(self.hidden(input_ids, token_type_ids), attention_mask)
-
-    def pool(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B, D) of last states x (B, L, D)."""
-        if not self.config.pool_all:
-            pooled = x[:, 0]
-        elif attention_mask is None:
-            pooled = x.mean(1)
-        else:
-            share = attention_mask.to(x.dtype)[..., None]
-            pooled = (x * share).sum(1) / share.sum(1).clamp_min(1)
-        return pooled if self.bert.pooler is None else self.bert.pooler(pooled)
+        return self.bert.pool(self.hidden(input_ids, token_type_ids), attention_mask)
 
     @property
     def is_tied(self) -> bool:

@@ -5,7 +5,8 @@ A family is one file with these functions:
     build(tensors, config, shift) -> (model, notes)      the module, filled; what the user should know
     sites(model) -> tuple[ConvSite, ...]                 its long convolutions
     tokenizer(model, folder) -> tokenizer                text <-> ids; folder: where the checkpoint lies
-    choices(model) -> dict                               what config.json must say so that it loads the same again
+    choices(sizes) -> dict                               what config.json must say so that it loads the same again
+    rename(name) -> str | None                           our name for a stored tensor, None for what no model needs
 and a model with the properties `context` (tokens of text it takes) and `head` ("lm", "mlm", "classifier", "encoder").
 """
 

@@ -16,6 +16,17 @@ TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough
 Gates = tuple[Tensor, Tensor]  # x0 and g, each (B, D, L) with unit last stride
 
 
+def check_ids(input_ids: Tensor, longest: int) -> None:
+    """Refuse ids that are not (batch, tokens), or more tokens than the model takes."""
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise ValueError(f"got ids of shape {tuple(input_ids.shape)}, expected (batch, tokens), at least one of each")
+    if input_ids.shape[-1] > longest:
+        raise ValueError(
+            f"got {input_ids.shape[-1]} tokens, the model takes {longest}; "
+            f"cut the input or choose a checkpoint with a longer context"
+        )
+
+
 def takes_tiles(x: Tensor) -> bool:
     """Whether tiles pay: x is plain float32 on the CPU, and no compiler or autocast wants to see whole layers."""
     plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu"

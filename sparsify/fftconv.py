@@ -10,6 +10,7 @@ convolution does.
 from __future__ import annotations
 
 import threading
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,19 @@ def check_filter(k: Tensor, ahead: int) -> None:
 _caching = threading.Lock()  # for what all LongConvs keep: a lock of their own could not be copied
 
 
+class Source(Protocol):
+    """Where the filter of a `LongConv` comes from: the weights of a model, which may change."""
+
+    def learns(self) -> bool:
+        """Whether gradients of those weights are wanted."""
+
+    def traced(self, seqlen: int) -> tuple[Tensor, int]:
+        """The filter that a signal of `seqlen` samples feels, with its gradients: k (H, K), and its taps ahead."""
+
+    def refresh(self, conv: LongConv) -> None:
+        """Give `conv` the filter anew if the weights have changed since it got the one it has."""
+
+
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
@@ -83,7 +97,8 @@ class LongConv(nn.Module):
     the same numbers: k is `head` (H, taps), tap j at lag j - head_ahead, plus a rest with a spectrum of zeros off the
     mask.
     spectra_bytes: spectra of whole rows beyond these are not kept but made in every call (half as slow again).
-    forward: u (B, H, L) -> y (B, H, L), dtype of u.
+    forward: u (B, H, L) -> y (B, H, L), dtype of u.  Differentiable in u, gates and skip; the gradient is a convolution
+    by the same kernels, and nothing but these inputs is kept for it.
     The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
     """
 
@@ -100,12 +115,28 @@ class LongConv(nn.Module):
         spectra_bytes: int | None = None,
     ) -> None:
         super().__init__()
+        self.spectra_bytes = spectra_bytes
+        self.source: Source | None = None  # with one, the filter follows it
+        self.version = 0  # counts the filters that this convolution has had
+        self.set_filter(k, ahead, mask=mask, head=head, head_ahead=head_ahead)
+
+    def set_filter(
+        self,
+        k: Tensor,
+        ahead: int = 0,
+        *,
+        mask: BlockMask | None = None,
+        head: Tensor | None = None,
+        head_ahead: int = 0,
+    ) -> None:
+        """Convolve with another filter from now on; arguments as when it was made."""
         check_filter(k, ahead)
         self.k = k.detach().contiguous()
         self.ahead = ahead
         self.structure = None if mask is None else cpu.Structure(mask, head, head_ahead)
-        self.spectra_bytes = spectra_bytes
+        self.version += 1
         self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}
+        self._adjoint: list[LongConv] = []  # in a list, since a module in an attribute would be one of its layers
 
     def extra_repr(self) -> str:
         channels, taps = self.k.shape
@@ -116,7 +147,8 @@ class LongConv(nn.Module):
         room, device, on_gpu = cpu.room(u.shape[-1]), u.device, gpu.takes(u)
         way = (u.dtype, len(u).bit_length()) if on_gpu else native.available()  # what the choice depends on besides
         key = room, device, way
-        found = self._prepared.get(key)
+        cache = self._prepared
+        found = cache.get(key)
         if found is None:
             k = self.k.to(device)
             if on_gpu:
@@ -125,12 +157,34 @@ class LongConv(nn.Module):
             else:
                 found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)
             with _caching:
-                while len(self._prepared) >= self.CACHED_LENGTHS:
-                    oldest = next(iter(self._prepared))
+                while len(cache) >= self.CACHED_LENGTHS:
+                    oldest = next(iter(cache))
                     gpu.settle(oldest[1])  # whatever stream still reads it
-                    del self._prepared[oldest]
-                self._prepared[key] = found
+                    del cache[oldest]
+                cache[key] = found
         return found
+
+    def refresh(self) -> None:
+        """Take the filter that the weights behind it make now, if they have changed."""
+        if self.source is not None:
+            self.source.refresh(self)
+
+    def adjoint(self) -> LongConv:
+        """The convolution with the filter reversed in time, which carries gradients back; made once.
+
+        Its spectrum is the conjugate one, so a mask stays what it is.
+        """
+        if not self._adjoint:
+            mask, head, head_ahead = None, None, 0
+            if self.structure is not None:
+                mask, head = self.structure.mask, self.structure.head
+            if self.structure is not None and head is not None:
+                head, head_ahead = head.flip(-1), head.shape[-1] - 1 - self.structure.head_ahead
+            k, ahead = self.k.flip(-1), self.k.shape[-1] - 1 - self.ahead
+            back = LongConv(k, ahead, mask=mask, head=head, head_ahead=head_ahead, spectra_bytes=self.spectra_bytes)
+            back._adjoint.append(self)
+            self._adjoint.append(back)
+        return self._adjoint[0]
 
     def forward(
         self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
@@ -139,9 +193,61 @@ class LongConv(nn.Module):
         check(u, self.k, self.ahead)
         native.check_shapes(u, gate, skip)
         native.check_shapes(u, pregate, None)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
+        compiling, wanted = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if self.source is not None:
+            if wanted and self.source.learns():
+                k, ahead = self.source.traced(u.shape[-1])
+                return differentiable(u, k.to(u.device), ahead, gate, skip, pregate)
+            if not compiling:  # a compiled graph holds the filter that it was compiled with
+                self.refresh()
+        if not wanted or not any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
+            return run(u, self.prepare(u), gate, skip, pregate)
+        if compiling:
             return differentiable(u, self.k.to(u.device), self.ahead, gate, skip, pregate)
-        return run(u, self.prepare(u), gate, skip, pregate)
+        return Differentiable.apply(u, gate, skip, pregate, self)
+
+
+class Differentiable(torch.autograd.Function):
+    """`LongConv` on what gradients are wanted of: those are convolutions, too, with the filter reversed in time.
+
+    With w = gate * dy and g = pregate * u:  dg = k~ * w + skip * w,  du = pregate * dg,  dpregate = u * dg,
+    dgate = dy * (k * g + skip * g),  dskip = the sum of w * g over batch and time.
+    """
+
+    @staticmethod
+    def forward(
+        u: Tensor, gate: Tensor | None, skip: Tensor | None, pregate: Tensor | None, conv: LongConv
+    ) -> Tensor:
+        return run(u, conv.prepare(u), gate, skip, pregate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.conv = inputs
+        ctx.version = ctx.conv.version
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (u, gate, skip, pregate), conv = ctx.saved_tensors, ctx.conv
+        if conv.version != ctx.version:
+            raise RuntimeError(
+                "the filter of a convolution changed between forward and backward, so its gradient is lost; "
+                "run the forward pass again, and change weights after backward"
+            )
+        wanted = dict(zip(("u", "gate", "skip", "pregate"), ctx.needs_input_grad, strict=False))
+        dy = dy.to(u.dtype)
+        du = dgate = dskip = dpregate = None
+        if wanted["pregate"]:
+            dg = conv.adjoint()(dy, None, skip, gate)
+            du, dpregate = dg * pregate, (dg * u).to(pregate.dtype)
+        elif wanted["u"]:
+            du = conv.adjoint()(dy, pregate, skip, gate)
+        if wanted["gate"]:
+            dgate = (dy * conv(u, None, skip, pregate)).to(gate.dtype)
+        if wanted["skip"]:
+            w, g = dy if gate is None else dy * gate, u if pregate is None else u * pregate
+            dskip = torch.einsum("bhl,bhl->h", w.to(skip.dtype), g.to(skip.dtype))
+        return du if wanted["u"] else None, dgate, dskip, dpregate, None
 
 
 def run(

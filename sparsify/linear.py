@@ -94,6 +94,20 @@ class BlockDiagonal(nn.Module):
         return lambda x: self(x, call)
 
 
+def prepare(layer: nn.Module, rows: float, gelu: bool = False) -> Call:
+    """What `Linear.prepare` gives, of whatever stands in a linear layer's place: that is called as it is."""
+    if isinstance(layer, Linear):
+        return layer.prepare(rows, gelu)
+    if isinstance(layer, BlockDiagonal) and not gelu:
+        return layer.prepare(rows)
+    return (lambda x: F.gelu(layer(x), approximate="tanh")) if gelu else layer
+
+
+def input_dtype(layer: nn.Module, rows: float) -> torch.dtype:
+    """The dtype of input that a prepared layer best takes; float32 for one that cannot be prepared."""
+    return layer.takes(rows) if isinstance(layer, Linear) else torch.float32
+
+
 def pays(rows: float, weight: Tensor) -> bool:
     """Whether a layer of this weight is worth preparing for so many rows."""
     return rows >= PAYS_AT and usable(weight)

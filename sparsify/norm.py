@@ -26,3 +26,12 @@ class LayerNorm(nn.LayerNorm):
         if plus is not None:
             x += plus
         return super().forward(x).to(dtype)
+
+
+def norm(layer: nn.Module, x: Tensor, plus: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """What `LayerNorm` gives of x, from whatever norm stands there."""
+    if isinstance(layer, LayerNorm):
+        return layer(x, plus=plus, dtype=dtype)
+    if plus is not None:
+        x += plus
+    return layer(x).to(x.dtype if dtype is None else dtype)

@@ -28,7 +28,10 @@ class Replaceable:
 
 @dataclass(frozen=True)
 class ConvSite:
-    """One long convolution `u -> k * u` inside a model; gates, skips and projections stay with the model."""
+    """One long convolution `u -> k * u` inside a model; gates, skips and projections stay with the model.
+
+    Its functions are methods of the model's modules, so that a copy of the model has sites of its own.
+    """
 
     name: str  # dotted module path, e.g. "backbone.layers.3.mixer"
     channels: int  # H
@@ -40,3 +43,10 @@ class ConvSite:
         [Conv | None], Conv | None
     ]  # puts an operator in place, returns the one before; None is the model's own
     ahead: int = 0  # taps at negative lags, of a filter that looks both ways
+    weights: Callable[[], list[Tensor]] | None = None  # what the filter is made of now; None for one that never changes
+    trace: Callable[[int], Tensor] | None = None  # seqlen -> the filter's lags within +-seqlen, with their gradients
+
+    @property
+    def learns(self) -> bool:
+        """Whether gradients of the filter's weights are wanted."""
+        return self.weights is not None and any(w.requires_grad for w in self.weights())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .fftconv import LongConv
-from .plan import Plan
+from .freshness import signature
+from .plan import FilterPlan, Plan
 from .sites import Conv, ConvSite
 
 SPECTRA_BYTES = 1 << 28  # of a model's filters together; more are made in every call rather than kept
@@ -52,6 +56,81 @@ def operators(
     return convs
 
 
+_refreshing = threading.Lock()  # threads that share a model put its filters right one after the other
+
+
+@dataclass
+class Changes:
+    """What the convolutions of one model share: whether somebody was told that its weights changed under a plan."""
+
+    told: bool = False
+
+    def tell(self) -> None:
+        if not self.told:
+            self.told = True
+            warnings.warn(
+                "the weights behind a planned convolution have changed; its filter follows them, but what was "
+                "measured with the plan may not hold any more, so measure again",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+@dataclass
+class Planned:
+    """The weights behind a convolution, and the plan that its filter is made by: a `fftconv.Source`."""
+
+    site: ConvSite
+    plan: FilterPlan
+    signature: object
+    changes: Changes = field(default_factory=Changes)
+
+    def learns(self) -> bool:
+        return self.site.learns
+
+    def traced(self, seqlen: int) -> tuple[Tensor, int]:
+        trace, site = self.site.trace, self.site
+        assert trace is not None
+        if self.plan.kind == "dense":
+            return trace(seqlen), seqlen if site.ahead else 0
+        kept = self.plan.apply(trace(site.length - site.ahead), site.ahead)
+        return kept.k, kept.ahead
+
+    def refresh(self, conv: LongConv) -> None:
+        weights = self.site.weights
+        assert weights is not None
+        if signature(weights()) == self.signature:
+            return
+        with _refreshing:
+            now = signature(weights())
+            if now == self.signature or now is None:
+                return
+            kept = self.plan.apply(self.site.materialize(), self.site.ahead)
+            conv.set_filter(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+            self.signature = now
+        if self.plan.kind != "dense":
+            self.changes.tell()
+
+
+def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Plan) -> None:
+    """Have the convolutions that `plan` gave follow the weights of these sites from now on, however those change."""
+    changes = Changes()
+    for site in sites:
+        conv = convs[site.name]
+        if site.weights is not None and isinstance(conv, LongConv):
+            conv.source = Planned(site, plan.filters[site.name], signature(site.weights()), changes)
+
+
+def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Tensor] | None = None) -> dict[str, Conv]:
+    """The convolution of every site under `plan`, which follows the site's weights.
+
+    filters: the filter of every site where they are made already.
+    """
+    convs = operators(materialize(sites) if filters is None else filters, plan, ahead=ahead_of(sites))
+    follow(sites, convs, plan)
+    return convs
+
+
 def install(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> dict[str, Conv | None]:
     """Put an operator into each site, None for the model's own; returns those that were there."""
     return {site.name: site.install(convs[site.name]) for site in sites}
@@ -70,9 +149,10 @@ def installed(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None]) -> It
 def apply_(sites: Sequence[ConvSite], plan: Plan) -> Callable[[], None]:
     """Swap in the planned convolutions, in place; returns the function that undoes it.  Weights stay untouched.
 
-    The operators hold the filters as they are now: changes of the weights behind them need another swap.
+    Convolutions follow the weights behind them: when these change, the next forward pass prepares the filters anew,
+    and where gradients of them are wanted it computes the filters with their gradients.
     """
-    before = install(sites, operators(materialize(sites), plan, ahead=ahead_of(sites)))
+    before = install(sites, planned(sites, plan))
 
     def undo() -> None:
         install(sites, before)

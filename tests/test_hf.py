@@ -68,7 +68,7 @@ def out(tmp_path):
 
 
 def filter_fn(model):
-    return model.model.backbone.layers[0].mixer.filter_fn
+    return model.trunk.layers[0].mixer.filter_fn
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -225,10 +225,10 @@ BARS = {torch.bfloat16: 3e-2, torch.float16: 3e-3}
 @pytest.mark.parametrize("way", WAYS)
 def test_half_precision_leaves_the_filters_alone(tmp_path, out, dtype, way):
     exact, model, u = AutoModelForCausalLM.from_pretrained(out), WAYS[way](out, dtype), ids()
-    k = exact.model.backbone.layers[0].mixer.long_conv.k
+    k = exact.trunk.layers[0].mixer.long_conv.k
     assert model(u).logits.dtype == dtype
     assert relative_l2(model(u).logits, exact(u).logits) < BARS[dtype]
-    assert torch.equal(model.model.backbone.layers[0].mixer.long_conv.k, k)
+    assert torch.equal(model.trunk.layers[0].mixer.long_conv.k, k)
     assert filter_fn(model).pos_emb.z.dtype == torch.float32
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved").filters["backbone.layers.0.mixer"][:, :5], k)
@@ -313,7 +313,7 @@ def test_a_classifier_begins_from_a_language_model(out):
     model, u = AutoModelForSequenceClassification.from_pretrained(out, num_labels=5), ids()
     ours = load(out).model
     assert model(u).logits.shape == (2, 5)
-    assert torch.equal(model.model.backbone(u), ours.backbone(u))
+    assert torch.equal(model.trunk(u), ours.backbone(u))
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def test_half_precision_leaves_the_filters_alone(tmp_path, dtype, bar):
         AutoModelForCausalLM.from_pretrained(out).to(dtype),
     ):
         assert model(u).logits.dtype == dtype and relative_l2(model(u).logits, exact.model(u)) < bar
-        assert torch.equal(model.get_submodule(f"model.{SITE}").long_conv.k, exact.filters[SITE][:, :5])
+        assert torch.equal(model.get_submodule(f"{SITE}").long_conv.k, exact.filters[SITE][:, :5])
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(read_tensors(tmp_path / "saved")[Z], read_tensors(out)[Z])
 
@@ -138,7 +138,7 @@ def test_a_dense_model_learns_its_positions_and_a_planned_one_keeps_them(tmp_pat
     for taps in (None, 5):
         model = AutoModelForCausalLM.from_pretrained(converted(tmp_path / str(taps), taps=taps)).train()
         model(u, labels=u).loss.backward()
-        z = model.get_parameter(f"model.{Z}")
+        z = model.get_parameter(Z)
         assert (z.grad is not None and z.grad.norm() > 0) == (taps is None)
 
 
@@ -148,7 +148,7 @@ def test_a_new_model_from_its_config_alone(tmp_path):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "saved")).eval()
     logits = model(ids()).logits
     assert logits.isfinite().all() and logits.shape == (2, 40, ROWS)
-    assert model.get_submodule(f"model.{SITE}.filter_fn").pos_emb.t[0, -1] == 1
+    assert model.get_submodule(f"{SITE}.filter_fn").pos_emb.t[0, -1] == 1
 
 
 FRESH = """

@@ -118,13 +118,13 @@ def test_words_read_and_predicted_stay_one_parameter_if_they_are(tmp_path, untie
 def test_half_precision_leaves_the_filters_alone(tmp_path, dtype, bar):
     out, u = converted(tmp_path), ids()
     exact, ours = load(out).model(u), load(out).filters[SITE]
-    k = AutoModelForMaskedLM.from_pretrained(out).get_submodule(f"model.{SITE}").long_conv.k
+    k = AutoModelForMaskedLM.from_pretrained(out).get_submodule(f"{SITE}").long_conv.k
     for model in (
         AutoModelForMaskedLM.from_pretrained(out, dtype=dtype),
         AutoModelForMaskedLM.from_pretrained(out).to(dtype),
     ):
         assert model(u).logits.dtype == dtype and relative_l2(model(u).logits, exact) < bar
-        assert torch.equal(model.get_submodule(f"model.{SITE}").long_conv.k, k)
+        assert torch.equal(model.get_submodule(f"{SITE}").long_conv.k, k)
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(load(tmp_path / "saved").filters[SITE], ours)
 
@@ -151,7 +151,7 @@ def test_a_dense_model_learns_its_filters_and_a_planned_one_keeps_them(tmp_path)
     for taps in (None, 5):
         model = AutoModelForMaskedLM.from_pretrained(converted(tmp_path / str(taps), taps=taps)).train()
         model(u, labels=u).loss.backward()
-        weight = model.get_submodule(f"model.{SITE}").implicit_filter_rev["0"].weight
+        weight = model.get_submodule(f"{SITE}").implicit_filter_rev["0"].weight
         assert (weight.grad is not None and weight.grad.norm() > 0) == (taps is None)
 
 
@@ -161,7 +161,7 @@ def test_a_classifier_begins_from_a_language_model(tmp_path):
     out, u = converted(tmp_path), ids()
     model, ours = AutoModelForSequenceClassification.from_pretrained(out, num_labels=5), load(out).model
     assert model(u).logits.shape == (2, 5) and model(u).logits.norm() > 0
-    assert torch.equal(model.model.hidden(u), ours.hidden(u))
+    assert torch.equal(model.bert(u), ours.hidden(u))
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert again.head == "classifier" and torch.equal(again.model(u), model(u).logits)
@@ -172,7 +172,7 @@ def test_a_new_model_from_its_config_alone(tmp_path):
     config = AutoConfig.from_pretrained(converted(tmp_path, taps=None))
     model = AutoModelForMaskedLM.from_config(config).eval()
     assert model(ids()).logits.isfinite().all()
-    assert model.get_submodule(f"model.{SITE}").pos_emb.t[0, -1] == 1
+    assert model.get_submodule(f"{SITE}").pos_emb.t[0, -1] == 1
 
 
 @pytest.mark.parametrize("cased", [False, True])

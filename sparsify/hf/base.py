@@ -1,11 +1,13 @@
 """What our models share behind transformers' interface: from_pretrained, save_pretrained, and their convolutions.
 
-Names of saved tensors are those of the hub's own code, so either reads what the other wrote.
+Modules stand where the hub's own code has them, so parameters, state dicts and files have one set of names, the hub's.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +20,13 @@ from transformers.utils.hub import cached_file
 
 from sparsify import swap
 from sparsify.converters import implicit
-from sparsify.converters.folder import copy_beside
-from sparsify.converters.load import build, ours, saved_plan
+from sparsify.converters.folder import copy_beside, write_json
+from sparsify.converters.layout import fill_tied, translate
+from sparsify.converters.load import build, ours, saved_plan, strangers
 from sparsify.converters.tensors import INDEX, read_config, read_tensors, shard_names
 from sparsify.plan import Plan
-from sparsify.sites import ConvSite
+from sparsify.sites import ConvSite, Replaceable
+from sparsify.stored import fingerprint
 
 from .config import FamilyConfig
 
@@ -30,7 +34,7 @@ logger = logging.get_logger("transformers.sparsify")  # below transformers, so t
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 BESIDE = ("plan.json", "plan.safetensors", "report.json", "report.html", "README.md")  # go along when it is saved
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-OURS = "model."  # what our modules' names begin with here
+WITHOUT_MEANING = {"output_attentions", "use_cache", "num_items_in_batch", "token_type_ids"}  # of calls, and harmless
 
 
 def fetch(name: str, where: dict[str, Any]) -> Path:
@@ -55,19 +59,21 @@ def fetch(name: str, where: dict[str, Any]) -> Path:
 
 
 class FamilyModel(PreTrainedModel):
-    """A model of ours with a head.  In eval mode all convolutions are prepared; in train mode a dense model's learn."""
+    """A model of ours with a head, whose convolutions are prepared and follow its weights."""
 
     config: FamilyConfig
     config_class: type[FamilyConfig]
     family: ModuleType
-    model: Any  # of that family
-    base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    prefix = ""  # what the hub's code puts before the names that our own modules have
 
-    def __init__(self, config: FamilyConfig, model: nn.Module, folder: Path | None = None) -> None:
+    def __init__(self, config: FamilyConfig, folder: Path | None = None, **head: Any) -> None:
+        """folder: where the checkpoint lies.  head: what of the sizes the class says, not the config."""
         super().__init__(config)
-        self.model = model
-        self.folder = folder  # where the checkpoint lies
+        self.sizes = config.sizes(**head)
+        self.folder = folder
+        self.loaded_as: object = None  # what the weights were like when they were loaded
 
     @classmethod
     def from_pretrained(
@@ -81,10 +87,13 @@ class FamilyModel(PreTrainedModel):
         stored = read_config(folder)
         shift = getattr(config, "shift", None) if isinstance(config, PretrainedConfig) else kwargs.get("shift")
         asked = {} if shift is None else {"shift": shift}
-        found, family, net, notes = build(read_tensors(folder), {**stored, **asked})
+        tensors = read_tensors(folder)
+        found, family, net, notes = build(tensors, {**stored, **asked})
         if family is not cls.family:
             raise ValueError(f"{name} is a checkpoint of {found}, which {cls.__name__} is not for; use AutoModel")
-        for note in notes:
+        entry = ours(stored)
+        changed = [] if entry is None else strangers(entry, fingerprint(tensors))
+        for note in (*notes, *changed):
             logger.warning(f"{name}: {note}")
         known = cls.config_class.left_open(stored, net)
         if isinstance(config, PretrainedConfig):
@@ -92,29 +101,59 @@ class FamilyModel(PreTrainedModel):
             config.update(known)
         else:
             kwargs = {**known, **kwargs}
-        weights = {OURS + key: tensor for key, tensor in net.state_dict().items()}
+        weights = {cls.place(key): tensor for key, tensor in net.state_dict().items()}
         config = name if config is None else config
         loaded = super().from_pretrained(None, *args, config=config, state_dict=weights, folder=folder, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(name)
+        model.loaded_as = None if changed else model.weights_now()
         return loaded
 
-    def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """As in transformers; plan, report and card of a folder that sparsify wrote go along."""
         if self.folder is not None:
             copy_beside(self.folder, Path(save_directory))
-        super().save_pretrained(save_directory, is_main_process, self.stored_state_dict(state_dict), *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        unchanged = self.loaded_as is not None and self.loaded_as == self.weights_now()
+        if is_main_process and unchanged and "state_dict" not in kwargs and not args:
+            self.note_resaved(Path(save_directory))
 
-    def stored_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Weights under the names of the hub's code."""
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        return {self.stored_name(name.removeprefix(OURS)): tensor for name, tensor in state_dict.items()}
+    def weights_now(self) -> object:
+        """What changes with any float32 weight; None for a model of another precision, whose weights are rounded."""
+        weights = list(self.parameters())
+        if any(w.is_meta or w.dtype != torch.float32 for w in weights):
+            return None
+        return [(w.data_ptr(), w._version) for w in weights]
 
-    @staticmethod
-    def stored_name(name: str) -> str:
-        return name
+    def note_resaved(self, folder: Path) -> None:
+        """Say in config.json that the weights there are those that the plan was made for, in another file."""
+        stored = read_config(folder)
+        source = (ours(stored) or {}).get("source")
+        if not isinstance(source, dict) or not source.get("sha256"):
+            return
+        sha256 = fingerprint(read_tensors(folder))
+        if sha256 != source["sha256"]:
+            source["resaved_sha256"] = sha256
+            write_json(folder / "config.json", stored)
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def place(cls, name: str) -> str:
+        """Where a tensor of our own module stands here, by the names of the hub's code."""
+        return cls.prefix + name if name.startswith("backbone.") else name
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the names of every dialect; refuse, where this is the model that loads, tensors that are none of its."""
+        translate(state_dict, prefix, self.state_dict().keys(), lambda name: self.renamed(name))
+        for head, embedding in (self._tied_weights_keys or {}).items():
+            if getattr(self.config, "tie_word_embeddings", False):
+                fill_tied(state_dict, prefix + head, prefix + embedding)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def renamed(self, name: str) -> str | None:
+        own = self.family.rename(name)
+        return None if own is None else self.place(own)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -128,7 +167,7 @@ class FamilyModel(PreTrainedModel):
 
     @property
     def sites(self) -> tuple[ConvSite, ...]:
-        return self.family.sites(self.model)
+        return self.family.sites(self, self.sizes)
 
     @property
     def plan(self) -> Plan:
@@ -139,20 +178,53 @@ class FamilyModel(PreTrainedModel):
         return saved_plan(entry, self.folder or Path())
 
     def prepare_convolutions(self) -> None:
-        """Install the planned convolutions of the filters as they are now; in training, a dense model's own."""
-        if self.training and self.plan.is_dense:
-            swap.install(self.sites, {site.name: None for site in self.sites})
-        elif not any(tensor.is_meta for tensor in self.state_dict().values()):
-            swap.apply_(self.sites, self.plan)
+        """Install the planned convolutions.  They follow the weights; filters under a plan are frozen, and do not learn.
+
+        Call `requires_grad_(True)` on a filter to let it learn all the same: gradients go through the plan.
+        """
+        sites, plan = self.sites, self.plan
+        swap.install(sites, swap.planned(sites, plan))
+        for site in sites:
+            if plan.filters[site.name].kind != "dense" and site.weights is not None:
+                for weight in site.weights():
+                    weight.requires_grad_(False)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether an operator is installed in every convolution."""
+        return all(part.long_conv is not None for part in self.modules() if isinstance(part, Replaceable))
 
     def train(self, mode: bool = True) -> Any:
-        changes = mode != self.training
         super().train(mode)
-        if changes:
+        if not (mode or self.is_prepared or any(tensor.is_meta for tensor in self.state_dict().values())):
             self.prepare_convolutions()
         return self
 
-    # --- heads -------------------------------------------------------------------------------------------------------
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def check_call(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, unknown: Mapping[str, Any]) -> None:
+        """Refuse inputs that are none or two, and arguments that would have to mean something and do not here."""
+        if (input_ids is None) == (inputs_embeds is None):
+            got = "none" if input_ids is None else "both"
+            raise ValueError(
+                f"the model takes input_ids, token ids of shape (batch, tokens), or inputs_embeds, their embeddings "
+                f"(batch, tokens, {self.config.hidden_size}); got {got} of them"
+            )
+        if inputs_embeds is not None and (inputs_embeds.dim() != 3 or not inputs_embeds.numel()):
+            raise ValueError(
+                f"got inputs_embeds of shape {tuple(inputs_embeds.shape)}, expected (batch, tokens, "
+                f"{self.config.hidden_size}), at least one of each"
+            )
+        if unknown.get("output_attentions"):
+            logger.warning_once("output_attentions has no meaning for this model: it has convolutions, no attention")
+        odd = [name for name, value in unknown.items() if value is not None and name not in WITHOUT_MEANING]
+        if odd:
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(sorted(odd))}; leave that out")
+
+    def states_wanted(self, output_hidden_states: bool | None) -> list[Tensor] | None:
+        """A list to gather hidden states in, where they are asked for by this call or by the config."""
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return [] if asked else None
 
     def loss_of(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
         """A classifier's loss, where there are labels."""
@@ -160,13 +232,7 @@ class FamilyModel(PreTrainedModel):
             return None
         return self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
 
-
-def given(input_ids: Tensor | None) -> Tensor:
-    if input_ids is None:
-        raise ValueError("the model takes input_ids, token ids of shape (batch, tokens), and got none")
-    return input_ids
-
-
-def told(output: Any, return_dict: bool | None) -> Any:
-    """An output as the caller wants it."""
-    return output.to_tuple() if return_dict is False else output
+    def returned(self, output: Any, return_dict: bool | None) -> Any:
+        """An output as the caller or the config wants it."""
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from sparsify.converters.hyena_model import Hyena
+from sparsify.converters.hyena_model import Backbone, check_ids, stream
+from sparsify.stream import PIECE, Stream
 
-from .base import FamilyModel, given, logger, told
+from .base import FamilyModel, logger
 from .config import HyenaConfig
 
 
@@ -23,62 +24,108 @@ class HyenaPreTrainedModel(FamilyModel):
 
     config: HyenaConfig
     config_class: type[HyenaConfig]
-    makes: type[Hyena]
     _keep_in_fp32_modules_strict = {"filter_fn"}  # half precision cannot tell the taps apart
 
-    def __init__(self, config: HyenaConfig, folder: Path | None = None, **sizes: Any) -> None:
-        super().__init__(config, self.makes(config.sizes(**sizes)), folder)
-        config.update(self.family.choices(self.model))
+    def __init__(self, config: HyenaConfig, folder: Path | None = None, **head: Any) -> None:
+        super().__init__(config, folder, **head)
+        config.update(self.family.choices(self.sizes))
+
+    @property
+    def trunk(self) -> Backbone:
+        """All of the model but its head."""
+        return self.backbone  # type: ignore[return-value]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.backbone.embeddings["word_embeddings"]
+        return self.trunk.embeddings["word_embeddings"]
 
-    def compute(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """What the model makes of ids (B, L)."""
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.trunk.embeddings["word_embeddings"] = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Refuse another size, and change nothing: a Hyena model is told from others by its vocabulary."""
+        rows = self.get_input_embeddings().weight.shape[0]
+        wanted = rows if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            wanted += -wanted % pad_to_multiple_of
+        if wanted != rows:
+            raise ValueError(
+                f"{type(self).__name__} has {rows} rows of embeddings for its fixed vocabulary, padding included, and "
+                f"cannot be resized to {wanted}; use the padding rows for tokens of your own"
+            )
+        return self.get_input_embeddings()
+
+    def states(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None,
+        output_hidden_states: bool | None, unknown: dict[str, Any],
+    ) -> BaseModelOutput:  # fmt: skip
+        """What the trunk makes of ids (B, L) or their embeddings (B, L, D)."""
+        self.check_call(input_ids, inputs_embeds, unknown)
         if attention_mask is not None and not attention_mask.all():
             logger.warning_once("Hyena models have no attention mask: padding is data to them, as in the reference")
-        return self.model(given(input_ids))
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        assert tokens is not None
+        check_ids(tokens, self.sizes.max_seq_len)
+        every = self.states_wanted(output_hidden_states)
+        last = self.trunk(input_ids, embedded=inputs_embeds, every=every)
+        return BaseModelOutput(last_hidden_state=last, hidden_states=None if every is None else tuple(every))
 
 
 class HyenaStates(HyenaPreTrainedModel):
     """input_ids (B, L) -> last_hidden_state (B, L, D): a model without its head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^model\.(lm_head|score)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|score)\."]
 
-    def __init__(self, config: HyenaConfig, folder: Path | None = None) -> None:
-        super().__init__(config, folder)
-        self.model.lm_head = nn.Identity()
+    def __init__(self, config: HyenaConfig, folder: Path | None = None, **head: Any) -> None:
+        super().__init__(config, folder, **head)
+        self.backbone = Backbone(self.sizes)
         self.post_init()
-
-    @staticmethod
-    def stored_name(name: str) -> str:
-        return name
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        return told(BaseModelOutput(last_hidden_state=self.compute(input_ids, attention_mask)), return_dict)
+        found = self.states(input_ids, attention_mask, inputs_embeds, output_hidden_states, kwargs)
+        return self.returned(found, return_dict)
 
 
 class HyenaLanguageModel(HyenaPreTrainedModel, GenerationMixin):
     """input_ids (B, L) -> logits (B, L, rows of the vocabulary), and the loss where labels (B, L) are given."""
 
-    def __init__(self, config: HyenaConfig, folder: Path | None = None) -> None:
-        super().__init__(config, folder)
+    lm_head: nn.Module
+    letters: range  # ids that generated text is made of
+
+    def add_head(self) -> None:
+        self.lm_head = nn.Linear(self.sizes.d_model, self.sizes.vocab_rows, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.lm_head
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
 
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        logits = self.compute(input_ids, attention_mask)
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=logits.shape[-1])
-        return told(CausalLMOutput(loss=loss, logits=logits), return_dict)
+        found = self.states(input_ids, attention_mask, inputs_embeds, output_hidden_states, kwargs)
+        logits, loss = self.lm_head(found.last_hidden_state), None
+        if labels is not None:
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=items)
+        return self.returned(CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states), return_dict)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """All tokens, each time: `generate` knows no cache here, and `model.model.stream()` is the fast way."""
+        """All tokens, each time: `generate` knows no cache here, and `stream()` is the fast way."""
         return {"input_ids": input_ids}
+
+    def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
+        """The model fed in pieces of any length, at bounded memory; `Stream.generate` continues a text fast.
+
+        batch: sequences side by side.  piece: tokens worked through at once.
+        """
+        return stream(self.trunk, self.lm_head, self.letters, batch, piece)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from sparsify.converters import hyena_lm
 from sparsify.converters.hyena_layout import EMBEDDING, HEAD
-from sparsify.converters.layout import without_tied
+from sparsify.converters.hyena_model import Backbone
+from sparsify.stream import Stream
 
-from .base import OURS
-from .config import HyenaConfig, HyenaLMConfig
+from .config import HyenaLMConfig
 from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates
 
 
@@ -22,7 +21,7 @@ class HyenaLMPreTrainedModel(HyenaPreTrainedModel):
     config: HyenaLMConfig
     config_class = HyenaLMConfig
     family = hyena_lm
-    makes = hyena_lm.HyenaLM
+    base_model_prefix = "backbone"
 
 
 class HyenaLMModel(HyenaStates, HyenaLMPreTrainedModel):
@@ -35,14 +34,18 @@ class HyenaLMForCausalLM(HyenaLanguageModel, HyenaLMPreTrainedModel):
     """input_ids (B, L) -> logits (B, L, 50264), and the loss where labels (B, L) are given."""
 
     config_class = HyenaLMConfig
-    _tied_weights_keys = {OURS + HEAD: OURS + EMBEDDING}
+    _tied_weights_keys = {HEAD: EMBEDDING}
+    letters = range(hyena_lm.TOKENS)
 
-    def __init__(self, config: HyenaConfig, folder: Path | None = None) -> None:
+    def __init__(self, config: HyenaLMConfig, folder: Path | None = None) -> None:
         super().__init__(config, folder)
-        self.generation_config.suppress_tokens = list(range(hyena_lm.TOKENS, self.model.config.vocab_rows))
+        self.backbone = Backbone(self.sizes)
+        self.add_head()
+        self.generation_config.suppress_tokens = list(range(hyena_lm.TOKENS, self.sizes.vocab_rows))
 
-    def stored_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return without_tied(super().stored_state_dict(state_dict), HEAD, EMBEDDING)
+    def stream(self, batch: int = 1, piece: int = hyena_lm.PIECE) -> Stream:
+        """As every Hyena's, in shorter pieces."""
+        return super().stream(batch, piece)
 
 
 AutoModel.register(HyenaLMConfig, HyenaLMModel, exist_ok=True)

@@ -11,10 +11,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
 from sparsify.converters import m2_bert, m2_bert_model
-from sparsify.converters.layout import without_tied
 from sparsify.linear import BlockDiagonal
 
-from .base import OURS, FamilyModel, given, told
+from .base import FamilyModel, logger
 from .config import M2BertConfig
 
 
@@ -24,13 +23,13 @@ class M2BertPreTrainedModel(FamilyModel):
     config: M2BertConfig
     config_class = M2BertConfig
     family = m2_bert
+    base_model_prefix = "bert"
     _keep_in_fp32_modules_strict = {"filter_fn", "filter_fn2"}  # half precision cannot tell the taps apart
-    _keys_to_ignore_on_load_unexpected = [r"^model\.(cls|classifier|bert\.pooler)\."]  # of another head
+    _keys_to_ignore_on_load_unexpected = [r"^(cls|classifier|bert\.pooler)\."]  # of another head
 
     def __init__(self, config: M2BertConfig, head: str, folder: Path | None = None) -> None:
-        sizes = config.sizes(head=head, num_labels=config.num_labels)
-        super().__init__(config, m2_bert_model.M2Bert(sizes), folder)
-        self.post_init()
+        super().__init__(config, folder, head=head, num_labels=config.num_labels)
+        self.bert = m2_bert_model.Bert(self.sizes)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -39,10 +38,25 @@ class M2BertPreTrainedModel(FamilyModel):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.bert.embeddings.word_embeddings
+        return self.bert.embeddings.word_embeddings
 
-    def stored_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return without_tied(super().stored_state_dict(state_dict), m2_bert.DECODER, m2_bert.EMBEDDING)
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.bert.embeddings.word_embeddings = value
+
+    def states(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
+        inputs_embeds: Tensor | None, output_hidden_states: bool | None, unknown: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+        """Last states (B, L, D) of ids (B, L) or their embeddings, and the states of all layers if asked for."""
+        self.check_call(input_ids, inputs_embeds, unknown)
+        if attention_mask is not None and not attention_mask.all():
+            logger.warning_once(
+                "padding is data to M2-BERT, and moves its results: pad to the length that the model was trained or "
+                "fine-tuned with, or run texts of one length together"
+            )
+        every = self.states_wanted(output_hidden_states)
+        last = self.bert(input_ids, token_type_ids, embedded=inputs_embeds, every=every)
+        return last, None if every is None else tuple(every)
 
 
 class M2BertModel(M2BertPreTrainedModel):
@@ -50,53 +64,75 @@ class M2BertModel(M2BertPreTrainedModel):
 
     def __init__(self, config: M2BertConfig, folder: Path | None = None) -> None:
         super().__init__(config, "encoder", folder)
+        self.post_init()
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any,
+        token_type_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        states = self.model.hidden(given(input_ids), token_type_ids)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=self.model.pool(states, attention_mask)
+        last, every = self.states(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, kwargs
         )
-        return told(output, return_dict)
+        pooled = self.bert.pool(last, attention_mask)
+        output = BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled, hidden_states=every)
+        return self.returned(output, return_dict)
 
 
 class M2BertForMaskedLM(M2BertPreTrainedModel):
     """input_ids (B, L) -> logits (B, L, V), and the loss where labels (B, L) are given, -100 where none counts."""
 
-    _tied_weights_keys = {OURS + m2_bert.DECODER: OURS + m2_bert.EMBEDDING}
+    _tied_weights_keys = {m2_bert.DECODER: m2_bert.EMBEDDING}
 
     def __init__(self, config: M2BertConfig, folder: Path | None = None) -> None:
         super().__init__(config, "mlm", folder)
+        self.cls = m2_bert_model.MaskedWords(self.sizes)
+        self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.cls.predictions.decoder
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.cls.predictions.decoder = new_embeddings
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None, labels: Tensor | None = None, return_dict: bool | None = None,
-        **kwargs: Any,
+        token_type_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        logits = self.model(given(input_ids), attention_mask, token_type_ids)
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=logits.shape[-1])
-        return told(MaskedLMOutput(loss=loss, logits=logits), return_dict)
+        last, every = self.states(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, kwargs
+        )
+        logits, loss = self.cls.predictions(last), None
+        if labels is not None:
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=items)
+        return self.returned(MaskedLMOutput(loss=loss, logits=logits, hidden_states=every), return_dict)
 
 
 class M2BertForSequenceClassification(M2BertPreTrainedModel):
     """input_ids (B, L) -> logits (B, labels), and the loss where labels are given."""
 
+    accepts_loss_kwargs = False  # its loss is a mean over the batch
+
     def __init__(self, config: M2BertConfig, folder: Path | None = None) -> None:
         super().__init__(config, "classifier", folder)
         self.num_labels = config.num_labels
+        self.dropout = nn.Dropout(self.sizes.classifier_dropout)
+        self.classifier = nn.Linear(self.sizes.hidden_size, config.num_labels)
+        self.post_init()
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None, labels: Tensor | None = None, return_dict: bool | None = None,
-        **kwargs: Any,
+        token_type_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        logits = self.model(given(input_ids), attention_mask, token_type_ids)
-        return told(SequenceClassifierOutput(loss=self.loss_of(logits, labels), logits=logits), return_dict)
+        last, every = self.states(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, output_hidden_states, kwargs
+        )
+        logits = self.classifier(self.dropout(self.bert.pool(last, attention_mask)))
+        output = SequenceClassifierOutput(loss=self.loss_of(logits, labels), logits=logits, hidden_states=every)
+        return self.returned(output, return_dict)
 
 
 AutoModel.register(M2BertConfig, M2BertModel, exist_ok=True)

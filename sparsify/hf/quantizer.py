@@ -56,10 +56,6 @@ class SparsifyQuantizer(HfQuantizer):
         model.is_quantized = False  # else .half() and .float() refuse, and there is no reason to
         return model
 
-    def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict[str, str]]:
-        stored = getattr(model, "stored_state_dict", None)
-        return (stored() if stored else None), {}
-
     def is_serializable(self) -> bool:
         return True
 

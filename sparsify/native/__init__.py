@@ -198,6 +198,7 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sparsify_spectra.argtypes = [Pointer, Pointer, Integer, Pointer, Integer]
     for name in ("convolve", "short_gate", "to_rows", "to_columns", "gelu_gate", "norm"):
         getattr(lib, f"sparsify_{name}").argtypes = [Pointer, Integer]
+    lib.sparsify_digest.argtypes, lib.sparsify_digest.restype = [Pointer, Pointer, Integer], ctypes.c_uint64
     lib.sparsify_call_size.restype = Integer
     if lib.sparsify_call_size() != ctypes.sizeof(CCall):
         raise RuntimeError("the compiled kernels expect other structures; run python -m sparsify.native.build")
@@ -462,3 +463,13 @@ def norm(
     )  # fmt: skip
     run(kernels().sparsify_norm, call)
     return y
+
+
+def digest(tensors: Sequence[Tensor]) -> int:
+    """A number that changes, all but surely, with any byte of these tensors.
+
+    tensors: contiguous, on the CPU, of any dtype.
+    """
+    count = len(tensors)
+    blocks, sizes = (Pointer * count)(*[t.data_ptr() for t in tensors]), (Integer * count)(*[t.nbytes for t in tensors])
+    return kernels().sparsify_digest(blocks, sizes, count)
