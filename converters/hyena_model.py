@@ -116,7 +116,9 @@ class HyenaOperator(Replaceable, nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         x0, x1, v = self.short(self.in_proj(u)).chunk(3, dim=1)
-        if isinstance(self.long_conv, LongConv):  # takes the gates and the skip along, and knows whether its filter learns
+        if isinstance(
+            self.long_conv, LongConv
+        ):  # takes the gates and the skip along, and knows whether its filter learns
             y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1)
             return self.out_proj(y.transpose(1, 2))
         g = x1 * v

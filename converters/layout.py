@@ -61,9 +61,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
-def translate(
-    state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]
-) -> None:
+def translate(state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]) -> None:
     """Give the tensors of a state dict, in place, the names that a model has, if none of them has such a name.
 
     prefix: what stands before the names of this model's tensors; other tensors are left alone.  own: the names in the

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
+from sparsify.freshness import signature
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
 from sparsify.stored import fingerprint
@@ -59,10 +60,13 @@ class Pretrained:
         """What this package wrote into config.json, or None for a checkpoint it has not touched."""
         return ours(self.config)
 
-    @cached_property
+    @property
     def filters(self) -> dict[str, Tensor]:
-        """The filter of every site, made once: name -> k (H, K) float32, on the CPU."""
-        return swap.materialize(self.sites)
+        """The filter of every site: name -> k (H, K) float32, on the CPU; made anew only when the weights changed."""
+        made_of = [None if site.weights is None else signature(site.weights()) for site in self.sites]
+        if self.__dict__.get("_made_of") != made_of:
+            self.__dict__.update(_filters=swap.materialize(self.sites), _made_of=made_of)
+        return self.__dict__["_filters"]
 
     @cached_property
     def plan(self) -> Plan:

@@ -215,9 +215,7 @@ class Differentiable(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        u: Tensor, gate: Tensor | None, skip: Tensor | None, pregate: Tensor | None, conv: LongConv
-    ) -> Tensor:
+    def forward(u: Tensor, gate: Tensor | None, skip: Tensor | None, pregate: Tensor | None, conv: LongConv) -> Tensor:
         return run(u, conv.prepare(u), gate, skip, pregate)
 
     @staticmethod

@@ -106,9 +106,11 @@ class Planned:
             if now == self.signature or now is None:
                 return
             kept = self.plan.apply(self.site.materialize(), self.site.ahead)
-            conv.set_filter(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+            moved_only = kept.k.shape == conv.k.shape and torch.equal(kept.k.to(conv.k), conv.k)  # or in another dtype
+            if not moved_only:
+                conv.set_filter(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
             self.signature = now
-        if self.plan.kind != "dense":
+        if self.plan.kind != "dense" and not moved_only:
             self.changes.tell()
 
 
