@@ -127,8 +127,7 @@ class HyenaOperator(Replaceable, nn.Module):
 
     def short(self, z: Tensor) -> Tensor:
         """Causal depthwise convolution: z (B, L, 3D) -> (B, 3D, L)."""
-        z = F.pad(z.transpose(1, 2), (self.short_filter.kernel_size[0] - 1, 0))
-        return F.conv1d(z, self.short_filter.weight, self.short_filter.bias, groups=z.shape[1])
+        return self.short_filter(F.pad(z.transpose(1, 2), (self.short_filter.kernel_size[0] - 1, 0)))
 
     def convolve(self, g: Tensor) -> Tensor:
         if self.long_conv is not None:

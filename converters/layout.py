@@ -61,23 +61,22 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
-def translate(state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]) -> None:
-    """Give the tensors of a state dict, in place, the names that a model has, if none of them has such a name.
+def translate(
+    state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]
+) -> None:
+    """Give the tensors of a state dict, in place, the names that a model has for them.
 
     prefix: what stands before the names of this model's tensors; other tensors are left alone.  own: the names in the
     model.  rename: a name in another dialect -> one in the model, None for what no model needs.
     Raises ValueError where the state dict is this model's alone and still none of its tensors is.
     """
     own = {prefix + name for name in own}
-    given = [name for name in state_dict if name.startswith(prefix) and name != prefix]
-    if not given or not own.isdisjoint(given):
-        return
-    renamed = {prefix + new: state_dict[name] for name in given if (new := rename(name[len(prefix) :])) is not None}
-    if not own.isdisjoint(renamed):
-        for name in given:
-            del state_dict[name]
-        state_dict.update(renamed)
-    elif not prefix:
+    given = [name for name in state_dict if name.startswith(prefix)]
+    for name in given:
+        new = name if name in own else rename(name[len(prefix) :])
+        if new is not None and prefix + new in own and prefix + new not in state_dict:
+            state_dict[prefix + new] = state_dict.pop(name)
+    if given and not prefix and own.isdisjoint(state_dict):
         raise ValueError(
             f"none of the {len(given)} tensors ({listed(sorted(given))}) is one of this model's {len(own)} "
             f"({listed(sorted(own))}); nothing would have been restored, so pass a state dict of this model"

@@ -121,8 +121,9 @@ def prepared(weight: Tensor, bias: Tensor | None, precision: torch.dtype, gelu: 
 
 
 def usable(weight: Tensor) -> bool:
-    """Whether this weight is one that `fastest` measures: float32 on the CPU, with oneDNN not switched off."""
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and bool(torch.backends.mkldnn.enabled)
+    """Whether this weight is one that `fastest` measures: plain float32 on the CPU, with oneDNN not switched off."""
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return plain and bool(torch.backends.mkldnn.enabled)
 
 
 def use_precision(model: nn.Module, precision: str) -> None:

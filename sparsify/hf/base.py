@@ -147,7 +147,7 @@ class FamilyModel(PreTrainedModel):
         """Take the names of every dialect; refuse, where this is the model that loads, tensors that are none of its."""
         translate(state_dict, prefix, self.state_dict().keys(), lambda name: self.renamed(name))
         for head, embedding in (self._tied_weights_keys or {}).items():
-            if getattr(self.config, "tie_word_embeddings", False):
+            if self.get_parameter(head) is self.get_parameter(embedding):
                 fill_tied(state_dict, prefix + head, prefix + embedding)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -178,7 +178,7 @@ class FamilyModel(PreTrainedModel):
         return saved_plan(entry, self.folder or Path())
 
     def prepare_convolutions(self) -> None:
-        """Install the planned convolutions.  They follow the weights; filters under a plan are frozen, and do not learn.
+        """Install the planned convolutions, which follow the weights; filters under a plan are frozen.
 
         Call `requires_grad_(True)` on a filter to let it learn all the same: gradients go through the plan.
         """

@@ -35,6 +35,11 @@ class HyenaPreTrainedModel(FamilyModel):
         """All of the model but its head."""
         return self.backbone  # type: ignore[return-value]
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """What holds the `word_embeddings`: peft's soft prompts look for them at this place."""
+        return self.trunk.embeddings
+
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.embeddings["word_embeddings"]
 

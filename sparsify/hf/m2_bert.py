@@ -37,6 +37,11 @@ class M2BertPreTrainedModel(FamilyModel):
         if isinstance(module, BlockDiagonal):
             module.reset_parameters()
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """What holds the `word_embeddings`: peft's soft prompts look for them at this place."""
+        return self.bert.embeddings
+
     def get_input_embeddings(self) -> nn.Module:
         return self.bert.embeddings.word_embeddings
 
