@@ -20,7 +20,18 @@ from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
 from .implicit import complete
-from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers, without_tied
+from .layout import (
+    agree,
+    assign,
+    equal,
+    is_leftover,
+    number,
+    refuse_other_heads,
+    rename_all,
+    shape_of,
+    strip_wrappers,
+    without_tied,
+)
 from .m2_bert_model import MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
 from .tensors import write_tensors
 from .text_tokenizer import TextTokenizer
@@ -30,6 +41,8 @@ SHARED_FREQ = re.compile(r"\.implicit_filter(?:_rev)?\.\d*[13579]\.freq$")
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
 EMBEDDING = "bert.embeddings.word_embeddings.weight"
 DECODER = "cls.predictions.decoder.weight"
+HEADS = ("cls.", "classifier.")
+HEADS_IN_WORDS = "a masked language model's head, cls.predictions, or a classifier's, classifier"
 FIRST = "bert.encoder.layer.0"
 FILTER = f"{FIRST}.attention.filter_fn"
 SITE = re.compile(r"\.attention\.filter_fn2?\.bias$")
@@ -45,8 +58,8 @@ def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def rename(name: str) -> str | None:
     """Our name for a stored tensor; None for what no model needs."""
     name = strip_wrappers(name)
-    if ".flashfft." in name or name.endswith("embeddings.position_ids"):
-        return None  # tables of another library's FFT, and 0, 1, 2, ...
+    if ".flashfft." in name or name.endswith("embeddings.position_ids") or is_leftover(name):
+        return None  # tables of another library's FFT, 0, 1, 2, ..., and what is of a training run alone
     if name.startswith(("embeddings.", "encoder.", "pooler.")):
         name = f"bert.{name}"  # saved without its head's class around it
     return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store six times
@@ -63,6 +76,7 @@ def build(
     if shift is not None:
         raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; the filters of M2-BERT have none, so leave it out")
     found = rename_all(tensors, rename)
+    refuse_other_heads(found, ("bert.", *HEADS), "M2-BERT", HEADS_IN_WORDS)
     notes = ["padding is data to this model: pad as in training for equal numbers, or run texts at their own length"]
     if is_encoder(config) and found.pop("classifier.weight", None) is not None:
         found.pop("classifier.bias", None)

@@ -532,6 +532,15 @@ def test_a_config_that_contradicts_the_weights_is_refused(changed, says):
         build(**changed)
 
 
+def test_a_head_that_is_none_of_ours_is_named():
+    tensors = dress(weights(), DIALECTS["mlm"])
+    m2_bert.build(tensors | {"loss_fn.weight": torch.ones(2), "train_metrics.f1.tp": torch.ones(1)}, {})
+    with pytest.raises(
+        ValueError, match=r"a head of its own, head.weight, .*M2-BERT is read here with .*cls.predictions"
+    ):
+        m2_bert.build(tensors | {"model.head.weight": torch.ones(2, 2)}, {})
+
+
 def test_missing_and_unexpected_keys_are_named():
     tensors = dress(weights(), DIALECTS["mlm"])
     del tensors["bert.encoder.layer.1.mlp.wo.bias"]
