@@ -36,6 +36,7 @@ NESTED = (  # where a state dict lies in what trainers save, names from outside 
     ("module",),
 )
 DEEPEST = 3  # of these around one another
+ADAPTER = "adapter_config.json"  # PEFT's, beside adapters
 INDEX = ".index.json"
 COPIES = 8  # names that may share one tensor in a pickle, which holds it once; they are written apart
 
@@ -118,6 +119,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Training checkpoints are unwrapped to their state dict, see `unwrap`; what is no tensor is left out.
     """
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder} holds adapters of PEFT that are not merged ({ADAPTER}), and weights mean something else without "
+            f"them; merge them with model.merge_and_unload(), and save what that returns to a new folder"
+        )
     weights = weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for path in weights.files:

@@ -78,6 +78,13 @@ def test_two_state_dicts_in_a_pickle_are_not_chosen_between(tmp_path):
         read_tensors(tmp_path)
 
 
+def test_adapters_beside_the_weights_are_not_passed_over(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapters of PEFT that are not merged .*merge_and_unload\(\)"):
+        read_tensors(tmp_path)
+
+
 def test_a_dictionary_that_holds_itself_has_an_end(tmp_path):
     data = {"note": "none"}
     data["model"] = data

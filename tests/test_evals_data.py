@@ -51,6 +51,7 @@ def test_two_gzip_members_are_one_text(tmp_path):
         ("a.gz", gzip.compress(b"ACGT" * 999, mtime=0)[:-9], "damaged or truncated gzip"),
         ("a.gz", gzip.compress(b"ACGT" * 999, mtime=0)[:30] + b"\xff" * 30, "damaged or truncated gzip"),
         ("a.bin", b"AC\xff\xfeGT", "not UTF-8 text: byte 0xff at 2"),
+        ("a.txt", "a\ud800".encode("utf-8", "surrogatepass"), "not UTF-8 text: byte 0xed at 1; pass .* in UTF-8"),
         ("a.bin", b"AC\0GT", "NUL byte at 2"),
         ("a.fa", b"ACGT\n>late\nACGT\n", "does not start with a '>' header"),
         ("a.fa", b"ACGT\n", "does not start with a '>' header"),
