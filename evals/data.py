@@ -167,7 +167,7 @@ def read_fasta(text: str, src: str | Path) -> tuple[list[Document], dict[str, Le
         if sequence := "".join(rest.split()):
             documents.append(Document(name, sequence))
         else:
-            empty.append(f"record {number}{f' ({name})' if header.strip() else ''} is empty")
+            empty.append(f"record {number}{f' ({name:.60})' if header.strip() else ''} is empty")
     if not documents:
         raise ValueError(f"every record of {label(src)} is empty ({empty[0]}); pass a file with sequences")
     return documents, {"record": LeftOut.of(empty), "line": LeftOut(len(comments), told)}

@@ -80,6 +80,7 @@ SUFFIXES = (".jsonl", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_LABEL = (None, "", "-")  # the last where those who labelled it did not agree
 STRANGE = 0.1  # share of the labels: where more are none of the task's, the file is another task's
+SHOWN = 16  # columns named in a refusal, as many as the widest file of GLUE has
 FILE = "a file of examples (JSONL, TSV, parquet)"
 Row = Mapping[str, Any]
 Placed = tuple[str, Row | str]  # where a row lies, and the row, or what is wrong with it
@@ -221,6 +222,8 @@ def from_tsv(text: str, task: Task) -> list[Placed]:
     Rows that are cut have too few fields, so neither piece is an example.
     """
     table = [(number, line.split("\t")) for number, line in enumerate(lines(text), start=1) if line.strip()]
+    if not table:
+        return []
     header = table[0][1]
     if task.name == "cola" and "sentence" not in header and any(len(row) == len(COLA_COLUMNS) for _, row in table):
         header = list(COLA_COLUMNS)
@@ -311,7 +314,10 @@ def examples(rows: Sequence[Placed], task: Task, split: str, source: str) -> Exa
 
 def columns_of(row: Row | str) -> str:
     """The names in a row, as the end of a sentence."""
-    return "" if isinstance(row, str) else f", it has {', '.join(map(str, row))}"
+    if isinstance(row, str):
+        return ""
+    names = [f"{name:.60}" for name in row]
+    return f", it has {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def example_of(row: Row, task: Task) -> tuple[list[str], Any] | str:
