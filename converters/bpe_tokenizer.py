@@ -38,6 +38,7 @@ class BpeTokenizer(Vocabulary):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; <|endoftext|> in it is one token, as between the documents of the training data."""
+        (text,) = self.whole_texts([text])
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def from_parts(self) -> Tokenizer:

@@ -21,6 +21,7 @@ from .hyena_layout import (
     EMBEDDING,
     HEAD,
     LM_ROWS,
+    check_heads,
     check_vocabulary,
     embedding_rows,
     filters,
@@ -33,6 +34,7 @@ from .hyena_model import sites as sites  # which the registry asks every family 
 from .implicit import complete
 from .layout import assign, number, rename_all, shape_of, whole
 
+SCORE = "score.weight"  # of a classifier
 BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained
 
 
@@ -109,6 +111,7 @@ def build(
     shift: floor of the decay window; None takes the config's, or 0.0, with which the checkpoints were trained.
     """
     found, config = rename_all(tensors, rename), flat(config)
+    check_heads(found, (HEAD, SCORE), f"a language model's head, {HEAD}, or a classifier's, {SCORE}")
     sizes = configure(found, config, shift)
     notes = []
     if shift is None and "shift" not in config:
@@ -128,7 +131,7 @@ def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: flo
     """Sizes as the tensors have them; a config that says otherwise is refused.  found: our names -> tensor."""
     sizes = HyenaDNAConfig(
         **sizes_of(found, config),
-        num_labels=shape_of(found, "score.weight", 2)[0] if "score.weight" in found else None,
+        num_labels=shape_of(found, SCORE, 2)[0] if SCORE in found else None,
         shift=number(config, "shift", 0.0) if shift is None else shift,
         modulate=config.get("modulate") is not False,
         pad_token_id=whole(config, "pad_token_id", PAD),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from .layout import agree, number, shape_of, strip_wrappers, whole
+from .layout import agree, is_leftover, listed, number, refuse_other_heads, shape_of, strip_wrappers, whole
 
 TRUNK = re.compile(r"backbone\.layers\.\d+\.mixer\.(?:layer\.)?filter_fn\.implicit_filter\.")
 CHECKPOINTED = re.compile(r"\.(mixer|mlp)\.layer\.")  # what gradient checkpointing wraps gains a `.layer`
@@ -20,6 +20,7 @@ SHARED_FREQ = re.compile(r"\.implicit_filter\.\d*[13579]\.freq$")
 LAYER = re.compile(r"backbone\.layers\.(\d+)\.")
 EMBEDDING = "backbone.embeddings.word_embeddings.weight"
 HEAD = "lm_head.weight"
+RESEARCH_HEAD = re.compile(r"(?:head|decoder(?:\.\d+)?)\.output_transform\.")
 FILTER = "backbone.layers.0.mixer.filter_fn"
 LM_ROWS = 50264  # of the embedding of a Hyena LM: GPT-2's 50,257 tokens, padded
 MULTIPLE = 8  # that an embedding's rows are padded to, unless config.json says otherwise
@@ -57,11 +58,22 @@ def plain_name(name: str) -> str:
 
 
 def rename(name: str) -> str | None:
-    """Our name for a stored tensor; None for the counters of torchmetrics, which no model needs."""
-    if "torchmetrics" in name:
+    """Our name for a stored tensor; None for what is of a training run alone, such as the counters of torchmetrics."""
+    if is_leftover(name := plain_name(name)):
         return None
-    name = CHECKPOINTED.sub(r".\1.", plain_name(name))
+    name = CHECKPOINTED.sub(r".\1.", name)
     return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store three times
+
+
+def check_heads(found: Iterable[str], own: tuple[str, ...], ours: str) -> None:
+    """Refuse a head that is none of ours.  found: our names; own: ours; ours: what they are, in words."""
+    if research := sorted(name for name in found if RESEARCH_HEAD.match(name)):
+        raise ValueError(
+            f"the checkpoint has the head of HyenaDNA's research code, {listed(research)}, which reads the mean over "
+            f"all positions unless its training said otherwise, and a classifier here reads the last one alone, so "
+            f"its scores would be others; take these tensors out of the file to load the model without a head"
+        )
+    refuse_other_heads(found, ("backbone.", *own), "Hyena", ours)
 
 
 def filters(n_layer: int) -> list[str]:

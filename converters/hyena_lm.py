@@ -22,6 +22,7 @@ from .hyena_layout import (
     EMBEDDING,
     HEAD,
     LM_ROWS,
+    check_heads,
     check_vocabulary,
     embedding_rows,
     filters,
@@ -85,6 +86,7 @@ def build(
     if shift is not None:
         raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; filters of Hyena LM have none, so leave it out")
     found, config = rename_all(tensors, rename), flat(config)
+    check_heads(found, (HEAD,), f"a language model's head, {HEAD}")
     sizes = configure(found, config)
     notes = []
     if config.get("modulate") is None:

@@ -160,7 +160,7 @@ class ImplicitFilter(nn.Module):
 
 
 def linear_in(layer: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer in the precision of x; another module that stands in its place, or has hooks, computes in its own."""
+    """A linear layer in the precision of x; one with hooks, or another module in its place, computes in its own."""
     if type(layer) is nn.Linear and not is_hooked(layer):
         return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
     own = next((w.dtype for w in layer.parameters() if w.is_floating_point()), x.dtype)

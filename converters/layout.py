@@ -9,13 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = re.compile(r"^(?:(?:module|model)\.)+")
+WRAPPERS = re.compile(r"^(?:(?:module|model|base_model|_forward_module)\.)+")  # DDP, Lightning, PEFT, Fabric
+INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
+LEFTOVERS = re.compile(r"torchmetrics|^(?:criterion|loss|loss_fn|(?:train|val|valid|test)_(?:metrics?|acc\w*))\.")
 SHOWN = 6  # names listed in a refusal before it says how many more there are
 
 
 def strip_wrappers(name: str) -> str:
-    """A name without what DataParallel, Lightning and torch.compile put around it."""
-    return WRAPPERS.sub("", name.replace("_orig_mod.", ""))
+    """A name without what DataParallel, FSDP, Lightning, PEFT and torch.compile put around it."""
+    return WRAPPERS.sub("", INNER.sub("", name))
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a tensor is of a training run, not of its model: a loss's weights, a metric's counters.
+
+    name: as `strip_wrappers` gives it.
+    """
+    return LEFTOVERS.search(name) is not None
+
+
+def refuse_other_heads(found: Iterable[str], own: tuple[str, ...], family: str, ours: str) -> None:
+    """Refuse tensors beside the trunk that no head of ours has: what is computed with them is not in the file.
+
+    found: our names.  own: how those of the family begin.  ours: its heads, in words.
+    """
+    if strange := sorted(name for name in found if not name.startswith(own)):
+        raise ValueError(
+            f"the checkpoint has a head of its own, {listed(strange)}, and the file does not tell what is computed "
+            f"with it; {family} is read here with {ours}; take these tensors out of the file to load the model "
+            f"without that head"
+        )
 
 
 def rename_all(tensors: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> dict[str, Tensor]:
@@ -61,9 +84,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
-def translate(
-    state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]
-) -> None:
+def translate(state_dict: dict[str, Any], prefix: str, own: Iterable[str], rename: Callable[[str], str | None]) -> None:
     """Give the tensors of a state dict, in place, the names that a model has for them.
 
     prefix: what stands before the names of this model's tensors; other tensors are left alone.  own: the names in the

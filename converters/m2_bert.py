@@ -20,13 +20,25 @@ from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
 
 from .implicit import complete
-from .layout import agree, assign, equal, number, rename_all, shape_of, strip_wrappers, without_tied
+from .layout import (
+    agree,
+    assign,
+    equal,
+    number,
+    refuse_other_heads,
+    rename_all,
+    shape_of,
+    strip_wrappers,
+    without_tied,
+)
 from .m2_bert_model import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig, rename
 from .tensors import write_tensors
 from .text_tokenizer import TextTokenizer
 
 TRUNK = re.compile(r"(?:bert\.)?encoder\.layer\.\d+\.attention\.filter_fn\.implicit_filter_rev\.")
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
+HEADS = ("cls.", "classifier.")
+HEADS_IN_WORDS = "a masked language model's head, cls.predictions, or a classifier's, classifier"
 FIRST = "bert.encoder.layer.0"
 FILTER = f"{FIRST}.attention.filter_fn"
 SITE = re.compile(r"\.attention\.filter_fn2?\.bias$")
@@ -50,6 +62,7 @@ def build(
     if shift is not None:
         raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; the filters of M2-BERT have none, so leave it out")
     found = rename_all(tensors, rename)
+    refuse_other_heads(found, ("bert.", *HEADS), "M2-BERT", HEADS_IN_WORDS)
     notes = ["padding is data to this model: pad as in training for equal numbers, or run texts at their own length"]
     if is_encoder(config) and found.pop("classifier.weight", None) is not None:
         found.pop("classifier.bias", None)

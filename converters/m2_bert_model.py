@@ -27,7 +27,7 @@ from sparsify.norm import LayerNorm
 from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
-from .layout import empty_embedding, fill_tied, strip_wrappers, translate
+from .layout import empty_embedding, fill_tied, is_leftover, strip_wrappers, translate
 from .tiles import Gates, check_ids, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
 
 MODEL_TYPE = "m2_bert"
@@ -108,8 +108,8 @@ class M2BertConfig:
 def rename(name: str) -> str | None:
     """Our name for a stored tensor; None for what no model needs."""
     name = strip_wrappers(name)
-    if ".flashfft." in name or name.endswith("embeddings.position_ids"):
-        return None  # tables of another library's FFT, and 0, 1, 2, ...
+    if ".flashfft." in name or name.endswith("embeddings.position_ids") or is_leftover(name):
+        return None  # tables of another library's FFT, 0, 1, 2, ..., and what is of a training run alone
     if name.startswith(("embeddings.", "encoder.", "pooler.")):
         name = f"bert.{name}"  # saved without its head's class around it
     return SHARED_FREQ.sub(".implicit_filter.1.freq", name)  # one parameter, which some files store six times

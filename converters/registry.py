@@ -20,6 +20,11 @@ from types import ModuleType
 from .layout import listed
 
 FAMILIES = {"hyenadna": "hyena_dna", "hyena_lm": "hyena_lm", "m2_bert": "m2_bert"}  # name -> module here
+ADAPTER = re.compile(
+    r"(?:^|\.)(?:lora_|hada_|lokr_|ia3_|vera_|boft_|oft_|prompt_embeddings|prompt_encoder|modules_to_save\.|base_layer\.|"
+    r"original_module\.)"
+)
+DEEPEST = 4  # modules around a model that are looked through
 Shapes = Mapping[str, tuple[int, ...]]
 
 RECOGNISED = {  # known long convolutions that have no file here yet; the first match counts
@@ -34,12 +39,35 @@ RECOGNISED = {  # known long convolutions that have no file here yet; the first 
 
 def find(shapes: Shapes) -> tuple[str, ModuleType]:
     """Name and module of the family whose tensors these are.  shapes: stored name -> shape."""
-    for name, module in FAMILIES.items():
-        family = importlib.import_module(f"{__package__}.{module}")
+    refuse_adapters(shapes)
+    families = {name: importlib.import_module(f"{__package__}.{module}") for name, module in FAMILIES.items()}
+    for name, family in families.items():
         if family.matches(shapes):
             return name, family
+    for prefix in outer_names(shapes):
+        inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        if name := next((name for name, family in families.items() if family.matches(inner)), ""):
+            raise LookupError(
+                f"the tensors of a {name} have {prefix!r} before their names, as inside another module; save the "
+                f"state_dict() of the module {prefix.removesuffix('.')!r} itself"
+            )
     known = f"known families: {', '.join(FAMILIES)}"
     for name, pattern in RECOGNISED.items():
         if any(re.search(pattern, key) for key in shapes):
             raise LookupError(f"this is a checkpoint of {name}, which is not supported yet; {known}")
     raise LookupError(f"no long convolution found among {len(shapes)} tensors ({listed(sorted(shapes))}); {known}")
+
+
+def outer_names(shapes: Shapes) -> list[str]:
+    """What may stand before the names of a model that is a part of another module: "net." and the like."""
+    filters = [key.split(".") for key in shapes if "implicit_filter" in key][:1]
+    return [".".join(parts[:depth]) + "." for parts in filters for depth in range(1, min(DEEPEST, len(parts) - 1))]
+
+
+def refuse_adapters(shapes: Shapes) -> None:
+    """Refuse weights that are only complete together with what PEFT computes from its own beside them."""
+    if adapters := sorted(key for key in shapes if ADAPTER.search(key)):
+        raise ValueError(
+            f"these are weights with adapters of PEFT that are not merged: {listed(adapters)}; merge them with "
+            f"model.merge_and_unload(), and save what that returns"
+        )

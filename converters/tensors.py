@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,15 @@ NAMES = (
     "model.pt",
     "model.pth",
 )
+NESTED = (  # where a state dict lies in what trainers save, names from outside in
+    ("state_dict",),
+    ("model_state_dict",),
+    ("state", "model"),
+    ("model",),
+    ("module",),
+)
+DEEPEST = 3  # of these around one another
+ADAPTER = "adapter_config.json"  # PEFT's, beside adapters
 INDEX = ".index.json"
 COPIES = 8  # names that may share one tensor in a pickle, which holds it once; they are written apart
 
@@ -108,8 +117,13 @@ def weight_map(index: Path) -> dict[str, str]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint under its stored name, on the CPU, values and dtypes untouched.
 
-    Training checkpoints are unwrapped to their ['state_dict'] or ['state']['model']; what is no tensor is left out.
+    Training checkpoints are unwrapped to their state dict, see `unwrap`; what is no tensor is left out.
     """
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder} holds adapters of PEFT that are not merged ({ADAPTER}), and weights mean something else without "
+            f"them; merge them with model.merge_and_unload(), and save what that returns to a new folder"
+        )
     weights = weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for path in weights.files:
@@ -127,10 +141,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     refuse_pointer(path)
-    content = unwrap(read_pickle(path))
+    data = read_pickle(path)
+    content = unwrap(data, path)
     tensors = {k: v.detach() for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name; expected a state dict, or one inside a training checkpoint")
+        raise ValueError(f"{path} {why_no_tensors(data)}")
     check_plain(path, tensors)
     return tensors
 
@@ -157,15 +172,45 @@ def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path} claims {claimed:,} bytes of tensors, many times what it holds; do not trust it")
 
 
-def unwrap(data: Any) -> Mapping[str, Any]:
-    """The state dict inside what Lightning (['state_dict']) and Composer (['state']['model']) save."""
-    if isinstance(data, Mapping):
-        if isinstance(inner := data.get("state_dict"), Mapping):
-            return inner
-        if isinstance(state := data.get("state"), Mapping) and isinstance(inner := state.get("model"), Mapping):
-            return inner
-        return data
-    return {}
+def unwrap(data: Any, path: Path) -> Mapping[str, Any]:
+    """The state dict inside what people save of a training run: Lightning, Composer, DeepSpeed, loops of their own.
+
+    It lies in one of the places in NESTED, perhaps in several inside one another.  {} where there is none.
+    """
+    for _ in range(DEEPEST):
+        inner = {".".join(names): found for names in NESTED if holds_tensors(found := lying_at(data, names))}
+        if not inner:
+            break
+        (first, data), *others = inner.items()
+        if other := next((name for name, another in others if another is not data), None):
+            raise ValueError(f"{path} holds two state dicts, {first!r} and {other!r}; keep the one that is meant")
+    return data if isinstance(data, Mapping) else {}
+
+
+def lying_at(data: Any, names: Iterable[str]) -> Any:
+    """What mappings inside one another hold; None for nothing."""
+    for name in names:
+        data = data.get(name) if isinstance(data, Mapping) else None
+    return data
+
+
+def holds_tensors(data: Any, depth: int = DEEPEST) -> bool:
+    """Whether this is a state dict, or has one inside."""
+    if not isinstance(data, Mapping):
+        return False
+    if any(isinstance(value, Tensor) for value in data.values()):
+        return True
+    return depth > 0 and any(holds_tensors(lying_at(data, names), depth - 1) for names in NESTED)
+
+
+def why_no_tensors(data: Any) -> str:
+    """What to say of a pickle without a state dict."""
+    if any(isinstance(value, unpickle.Inert) for value in (data, *(lying_at(data, names) for names in NESTED))):
+        return (
+            "holds a whole module as its code made it, which is never run here; "
+            "save its state dict with torch.save(model.state_dict(), ...)"
+        )
+    return "holds no tensors by name; expected a state dict, or one inside a training checkpoint"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

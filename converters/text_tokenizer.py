@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sparsify.reading import decoded, lines
+
 from .vocabulary import JSON, Vocabulary
 
 if TYPE_CHECKING:  # at run time imported where it is needed: models run without it
@@ -48,7 +50,7 @@ class TextTokenizer(Vocabulary):
 
     @staticmethod
     def settings(*files: Path) -> dict[str, bool]:
-        return {"do_lower_case": not has_capitals(files[0].read_text(encoding="utf-8").splitlines())}
+        return {"do_lower_case": not has_capitals(tokens_in(files[0]))}
 
     @property
     def pad_id(self) -> int:
@@ -115,7 +117,7 @@ class TextTokenizer(Vocabulary):
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text alone."""
-        return [found.ids for found in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        return [found.ids for found in self.backend.encode_batch(self.whole_texts(texts), add_special_tokens=False)]
 
     def joined(self, one: list[int], two: list[int] | None, limit: int | None) -> tuple[list[int], int]:
         """One row of ids, and how many of them come before the pair."""
@@ -135,7 +137,7 @@ def from_vocabulary(path: Path) -> Tokenizer:
     """BERT's own: clean, lower case without accents unless the vocabulary has capitals, longest pieces first."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    tokens = path.read_text(encoding="utf-8").splitlines()
+    tokens = tokens_in(path)
     if missing := [token for token in SPECIAL if token not in tokens]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it is no vocabulary of a BERT, a token a line")
     made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
@@ -144,6 +146,11 @@ def from_vocabulary(path: Path) -> Tokenizer:
     made.decoder = decoders.WordPiece()
     made.add_special_tokens(list(SPECIAL))
     return made
+
+
+def tokens_in(path: Path) -> list[str]:
+    """The tokens of a vocab.txt, one a line; some are characters that end a line elsewhere."""
+    return lines(decoded(path.read_bytes(), str(path), "a vocab.txt"))
 
 
 def has_capitals(tokens: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsify.files import first_line
+from sparsify.reading import half_characters
 
 from .source import snapshot
 
@@ -103,6 +104,14 @@ class Vocabulary:
         if upper:
             raise ValueError("upper (--upper) reads soft-masked DNA, and this model reads text; leave it out")
         return text
+
+    def whole_texts(self, texts: Iterable[str]) -> list[str]:
+        """These texts, if each can be encoded; refuses one with half of a surrogate pair, which is no character."""
+        texts = list(texts)
+        for text in texts:
+            if wrong := half_characters(text):
+                raise ValueError(f"a text {wrong}, as broken JSON has it; take that out, or leave the text out")
+        return texts
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens in brackets."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-GZIP_MAGIC = b"\x1f\x8b"
+from sparsify.reading import NAMED, LeftOut, label, read_text, short_name
+
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
+FASTA_START = re.compile(r"(?:[ \t]*[\r\n]|;[^\r\n]*[\r\n])*>")
+COMMENT = re.compile(r"^;.*\n?", re.MULTILINE)
 
 Encode = Callable[[str], Sequence[int]]  # text -> token ids, without special tokens
 
@@ -126,55 +128,49 @@ class Windows(Rows):
         return text
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """The documents of a file: FASTA, one a record, or plain UTF-8 text, one a file; gzipped or not.
+def read_documents(src: str | Path, told: Callable[[str], None] = warnings.warn) -> list[Document]:
+    """The documents of a file or pipe: FASTA, one a record, or plain UTF-8 text, one a file; gzipped or not.
 
-    FASTA is known by its name (.fa, .fasta, .fna, with or without .gz) or by a leading '>'; gzip by its first bytes.
+    FASTA is known by its name (.fa, .fasta, .fna, with or without .gz) or by a leading '>', before which there may be
+    blank lines and comments; gzip by its first bytes.  src: "-" is standard input.  told: takes a sentence on what is
+    left out of a FASTA file.
     """
-    path = Path(path)
-    text = read_text(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix in FASTA_SUFFIXES or text.startswith(">"):
-        return read_fasta(text, path)
-    return [Document(path.name, text)]
+    text = read_text(src)
+    suffix = Path(Path(src).name.removesuffix(".gz")).suffix.lower()
+    if suffix in FASTA_SUFFIXES or FASTA_START.match(text):
+        documents, left_out = read_fasta(text, src)
+        for unit, those in left_out.items():
+            if those.count:
+                told(those.sentence(unit, short_name(src)))
+        return documents
+    return [Document(short_name(src), text)]
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, unzipped where its first bytes say gzip."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; pass a text or FASTA file, gzipped or not")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; pass a text or FASTA file, gzipped or not")
-    data = path.read_bytes()
-    if data.startswith(GZIP_MAGIC):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged or truncated gzip file ({error}); fetch it again") from error
-    if not data.strip():
-        raise ValueError(f"{path} is empty; pass a file with text in it")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}") from error
-    if "\0" in text:
-        raise ValueError(f"{path} is not text: NUL byte at {text.index(chr(0))}; pass a text or FASTA file")
-    return text
+def read_fasta(text: str, src: str | Path) -> tuple[list[Document], dict[str, LeftOut]]:
+    """One document a record, named by the first word of its header, and what is no sequence, by what it is.
 
-
-def read_fasta(text: str, path: Path) -> list[Document]:
-    """One document a record, named by the first word of its header; line breaks are no part of the sequence."""
-    before, *records = re.split(r"^>", text, flags=re.MULTILINE)
+    Line breaks of any kind are no part of the sequence, nor are lines that start with ';'.
+    """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    comments = [comment.start() for comment in COMMENT.finditer(text)]
+    told = tuple(f"line {text.count(chr(10), 0, at) + 1} is a comment" for at in comments[:NAMED])
+    before, *records = re.split(r"^>", COMMENT.sub("", text) if comments else text, flags=re.MULTILINE)
     if before.strip() or not records:
-        raise ValueError(f"{path} is called FASTA but does not start with a '>' header; rename it if it is plain text")
-    documents = []
+        raise ValueError(
+            f"{label(src)} is called FASTA but does not start with a '>' header; rename it if it is plain text"
+        )
+    documents, empty = [], []
     for number, record in enumerate(records, start=1):
-        header, _, lines = record.partition("\n")
+        header, _, rest = record.partition("\n")
         name = header.split()[0] if header.strip() else f"record {number}"
-        if not (sequence := "".join(lines.split())):
-            raise ValueError(f"record {name} of {path} is empty; take it out of the file")
-        documents.append(Document(name, sequence))
-    return documents
+        if sequence := "".join(rest.split()):
+            documents.append(Document(name, sequence))
+        else:
+            empty.append(f"record {number}{f' ({name:.60})' if header.strip() else ''} is empty")
+    if not documents:
+        raise ValueError(f"every record of {label(src)} is empty ({empty[0]}); pass a file with sequences")
+    return documents, {"record": LeftOut.of(empty), "line": LeftOut(len(comments), told)}
 
 
 def windows(

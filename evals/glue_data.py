@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import evenly, read_text
+from sparsify.reading import (
+    NOTHING,
+    LeftOut,
+    decoded,
+    half_characters,
+    is_stream,
+    is_there,
+    label,
+    lines,
+    read_bytes,
+    read_text,
+)
+
+from .data import evenly
 
 HIDDEN = -1  # the label of an example whose label is not told, as in GLUE's test sets
 NOT_ENTAILED = ("entailment", "not_entailment")
@@ -65,7 +78,12 @@ ALIASES = {
 COLA_COLUMNS = ("source", "label", "star", "sentence")  # GLUE's CoLA has no header
 SUFFIXES = (".jsonl", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NO_LABEL = (None, "", "-")  # the last where those who labelled it did not agree
+STRANGE = 0.1  # share of the labels: where more are none of the task's, the file is another task's
+SHOWN = 16  # columns named in a refusal, as many as the widest file of GLUE has
+FILE = "a file of examples (JSONL, TSV, parquet)"
 Row = Mapping[str, Any]
+Placed = tuple[str, Row | str]  # where a row lies, and the row, or what is wrong with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +97,7 @@ class Examples:
     labels: NDArray[np.generic]  # (N,) int64 classes, or float64 scores
     source: str  # the file, or the data set on the hub
     available: int  # examples there were before a limit
+    left_out: LeftOut = NOTHING  # rows of the source that are no examples
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -102,20 +121,40 @@ def find_tasks(names: str) -> list[Task]:
 
 
 def read_examples(src: str | Path, task: Task, split: str = "dev") -> Examples:
-    """The labelled examples of one split from `src`: a file, a folder of files, or a data set on the hub.
+    """The labelled examples of one split from `src`: a file, a pipe, a folder of files, or a data set on the hub.
 
     split: "train", "dev", "test", and "dev_matched" and the like of MNLI.  In a folder the file is called
-    TASK.SPLIT.SUFFIX or TASK/SPLIT.SUFFIX (jsonl, tsv as GLUE gives it out, parquet as on the hub).  Raises ValueError
+    TASK.SPLIT.SUFFIX or TASK/SPLIT.SUFFIX (jsonl, tsv as GLUE gives it out, parquet as on the hub); "-" is standard
+    input.  Broken rows, of which GLUE's own files have some, are left out: see `Examples.left_out`.  Raises ValueError
     where labels are hidden or unknown, FileNotFoundError where there is no file.
     """
     path = Path(src)
     if path.is_dir():
         path = find_file(path, task, split)
-    elif not path.is_file():
+    elif not is_there(path):
         if not HUB_ID.fullmatch(str(src)):
             raise FileNotFoundError(f"there is neither file nor folder {src}; pass the one that holds {task.title}")
-        return examples(from_hub(str(src), task, split), task, split, str(src))
-    return examples(rows_of(path, task), task, split, str(path))
+        return examples(numbered(from_hub(str(src), task, split)), task, split, str(src))
+    return examples(rows_of(path, task), task, split, label(path))
+
+
+def dev_splits(src: str | Path, task: Task) -> tuple[str, ...]:
+    """The dev sets of a task that `src` holds: of a file or pipe the one that its name tells."""
+    if len(task.dev) == 1 or not is_there(src):
+        return task.dev
+    told = tuple(split for split in task.dev if any(name in Path(src).name for name in names_of(split)))
+    if len(told) != 1:
+        raise ValueError(
+            f"{label(src)} is one file and {task.title} has the dev sets {' and '.join(task.dev)}; "
+            f"say which of them it is (--split on the command line)"
+        )
+    return told
+
+
+def refuse_one_file(src: str | Path, needed: str) -> None:
+    """Refuse a file or pipe where more than one is needed.  needed: what for, as the middle of a sentence."""
+    if is_there(src):
+        raise ValueError(f"{label(src)} is one file, and {needed}; pass a folder that holds a file for each")
 
 
 def names_of(split: str) -> tuple[str, str]:
@@ -139,47 +178,92 @@ def find_file(folder: Path, task: Task, split: str) -> Path:
     )
 
 
-def rows_of(path: Path, task: Task) -> Iterable[Row]:
-    """The rows of a file, by its suffix."""
-    if path.suffix == ".parquet":
-        return from_parquet(path)
-    text = read_text(path)
-    if path.suffix == ".tsv":
-        return from_tsv(text, task)
-    if path.suffix == ".jsonl":
-        return from_jsonl(text, path)
-    raise ValueError(f"{path} is no file of examples; pass one of {', '.join(SUFFIXES)}")
+def rows_of(path: Path, task: Task) -> list[Placed]:
+    """The rows of a file, by its suffix; of a pipe, which has none, by how it begins."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if is_stream(path):
+        data = read_bytes(path, FILE)
+        suffix = ".parquet" if data.startswith(b"PAR1") else ".jsonl" if data.lstrip()[:1] == b"{" else ".tsv"
+        text = "" if suffix == ".parquet" else decoded(data, label(path), FILE)
+    elif suffix == ".parquet":
+        data = path.read_bytes()
+    elif suffix in SUFFIXES:
+        text = read_text(path, FILE)
+    else:
+        raise ValueError(f"{path} is no file of examples; pass one of {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        return numbered(from_parquet(data, path))
+    return from_tsv(text, task) if suffix == ".tsv" else numbered(from_jsonl(text, path))
+
+
+def numbered(rows: Iterable[Row]) -> list[Placed]:
+    return [(f"example {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def from_jsonl(text: str, path: Path) -> list[Row]:
     rows: list[Row] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines(text), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} of {path} is not JSON ({error}); fetch the file again") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"line {number} of {label(path)} is not JSON ({error}); fetch the file again"
+                ) from error
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {path} is no JSON object, expected names and values")
+                raise ValueError(f"line {number} of {label(path)} is no JSON object, expected names and values")
             rows.append(row)
     return rows
 
 
-def from_tsv(text: str, task: Task) -> list[Row]:
-    """GLUE's files quote nothing: a quotation mark is a letter."""
-    lines = csv.reader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    table = [line for line in lines if line]
-    if task.name == "cola" and "sentence" not in table[0] and len(table[0]) == len(COLA_COLUMNS):
-        table.insert(0, list(COLA_COLUMNS))
-    return [dict(zip(table[0], line, strict=False)) for line in table[1:]]
+def from_tsv(text: str, task: Task) -> list[Placed]:
+    """GLUE's files quote nothing: a quotation mark is a letter, and a line break in a text cuts its row in two.
+
+    Rows that are cut have too few fields, so neither piece is an example.
+    """
+    table = [(number, line.split("\t")) for number, line in enumerate(lines(text), start=1) if line.strip()]
+    if not table:
+        return []
+    header = table[0][1]
+    if task.name == "cola" and "sentence" not in header and any(len(row) == len(COLA_COLUMNS) for _, row in table):
+        header = list(COLA_COLUMNS)
+    else:
+        del table[0]
+    whole = [len(row) == len(header) or (len(row) > len(header) and not any(row[len(header) :])) for _, row in table]
+    texts = {name for field in task.fields for name in (field, *ALIASES.get(field, ()))}
+    found: list[Placed] = []
+    for i, (number, row) in enumerate(table):
+        content: Row | str = dict(zip(header, row, strict=False))
+        if not whole[i]:
+            content = f"has {len(row)} field{'' if len(row) == 1 else 's'}, not {len(header)}"
+        elif header[-1] in texts and goes_on(row[-1], [rest for _, rest in unfit(table, whole, i, 1)]):
+            content = f"has a text that goes on in line {table[i + 1][0]}"
+        elif header[0] in texts and goes_on(row[0], [rest for _, rest in unfit(table, whole, i, -1)]):
+            content = f"has a text that begins in line {table[i - 1][0]}"
+        found.append((f"line {number}", content))
+    return found
 
 
-def from_parquet(path: Path) -> list[Row]:
+def unfit(
+    table: Sequence[tuple[int, list[str]]], whole: Sequence[bool], i: int, step: int
+) -> Iterable[tuple[int, list[str]]]:
+    """The rows beside row i, in the direction of `step`, up to the next one with all its fields."""
+    while 0 <= (i := i + step) < len(table) and not whole[i]:
+        yield table[i]
+
+
+def goes_on(text: str, pieces: Sequence[list[str]]) -> bool:
+    """Whether a quotation that is open in a text is closed in what lies beside it."""
+    marks = sum(field.count('"') for piece in pieces for field in piece)
+    return text.count('"') % 2 == 1 and marks % 2 == 1
+
+
+def from_parquet(data: bytes, path: Path) -> list[Row]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ValueError(f"reading {path} takes pyarrow; pip install pyarrow, or pass JSONL or TSV") from error
-    return parquet.read_table(path).to_pylist()
+        raise ValueError(f"reading {label(path)} takes pyarrow; pip install pyarrow, or pass JSONL or TSV") from error
+    return parquet.read_table(io.BytesIO(data)).to_pylist()
 
 
 def from_hub(name: str, task: Task, split: str) -> Iterable[Row]:
@@ -193,29 +277,60 @@ def from_hub(name: str, task: Task, split: str) -> Iterable[Row]:
     return load_dataset(name, task.name, split=names_of(split)[1])
 
 
-def examples(rows: Iterable[Row], task: Task, split: str, source: str) -> Examples:
-    """Rows as examples, each checked."""
-    columns: list[list[str]] = [[] for _ in task.fields]
-    labels = []
-    for number, row in enumerate(rows, start=1):
-        for field, column in zip(task.fields, columns, strict=True):
-            text = value_of(row, field)
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"example {number} of {source} has no text {field!r}, it has {', '.join(row)}; is it {task.title}?"
-                )
-            column.append(text)
-        labels.append(label_of(value_of(row, "label"), task, number, source))
-    if not labels:
+def examples(rows: Sequence[Placed], task: Task, split: str, source: str) -> Examples:
+    """Rows as examples, each checked; what is no example is left out, unless that says of the whole file what it is."""
+    kept, reasons, hidden, strange = [], [], 0, []
+    for place, row in rows:
+        content = row if isinstance(row, str) else example_of(row, task)
+        if isinstance(content, str):
+            reasons.append(f"{place} {content}")
+            continue
+        texts, value = content
+        found = label_of(value, task)
+        if found is None:
+            strange.append(f"{place} of {source} has the label {value!r:.60}, expected {expected_label(task)}")
+            reasons.append(f"{place} has the label {value!r:.60}")
+        elif found == HIDDEN:
+            hidden += 1
+            reasons.append(f"{place} has no label")
+        else:
+            kept.append((texts, found))
+    if not rows:
         raise ValueError(f"{source} holds no examples; fetch it again")
-    if hidden := labels.count(HIDDEN):
+    if len(strange) > STRANGE * (len(kept) + len(strange)):
+        raise ValueError(strange[0])
+    if not kept and hidden:
         raise ValueError(
-            f"{hidden} of {len(labels)} labels in {source} are hidden (-1), as in GLUE's test sets; only GLUE's server "
+            f"{hidden} of {len(rows)} labels in {source} are hidden (-1), as in GLUE's test sets; only GLUE's server "
             f"knows them, so score on the dev split"
         )
-    kept = np.array(labels, dtype=np.int64 if task.classes else np.float64)
-    pairs = tuple(columns[1]) if len(columns) > 1 else None
-    return Examples(task, split, tuple(columns[0]), pairs, kept, source, len(kept))
+    if not kept:
+        place, _, reason = reasons[0].partition(" has ")
+        raise ValueError(f"{place} of {source} has {reason}{columns_of(rows[0][1])}; is it {task.title}?")
+    labels = np.array([found for _, found in kept], dtype=np.int64 if task.classes else np.float64)
+    first, *second = zip(*(texts for texts, _ in kept), strict=True)
+    return Examples(task, split, first, second[0] if second else None, labels, source, len(kept), LeftOut.of(reasons))
+
+
+def columns_of(row: Row | str) -> str:
+    """The names in a row, as the end of a sentence."""
+    if isinstance(row, str):
+        return ""
+    names = [f"{name:.60}" for name in row]
+    return f", it has {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def example_of(row: Row, task: Task) -> tuple[list[str], Any] | str:
+    """The texts of a row and what it has for a label, or what is wrong with it."""
+    texts = []
+    for field in task.fields:
+        text = value_of(row, field)
+        if not isinstance(text, str):
+            return f"has no text {field!r}"
+        if wrong := half_characters(text):
+            return f"has a text {field!r} that {wrong}"
+        texts.append(text)
+    return texts, value_of(row, "label")
 
 
 def value_of(row: Row, field: str) -> Any:
@@ -223,18 +338,20 @@ def value_of(row: Row, field: str) -> Any:
     return next((row[name] for name in (field, *ALIASES.get(field, ())) if name in row), None)
 
 
-def label_of(value: Any, task: Task, number: int, source: str) -> float:
-    """A label as a number; HIDDEN where there is none."""
-    if value is None:
+def label_of(value: Any, task: Task) -> float | None:
+    """A label as a number; HIDDEN where there is none, None where it is none of the task's."""
+    if value in NO_LABEL:
         return HIDDEN
     if value in task.classes:
         return task.classes.index(value)
     try:
-        label = float(value)
-    except (TypeError, ValueError):
-        label = np.nan
-    fits = label == HIDDEN or (label in range(len(task.classes)) if task.classes else np.isfinite(label))
-    if not fits:
-        known = f"one of {', '.join(task.classes)}, or 0 to {len(task.classes) - 1}" if task.classes else "a number"
-        raise ValueError(f"example {number} of {source} has the label {value!r}, expected {known}")
-    return label
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    fits = found == HIDDEN or (found in range(len(task.classes)) if task.classes else np.isfinite(found))
+    return found if fits else None
+
+
+def expected_label(task: Task) -> str:
+    """What a label of a task is."""
+    return f"one of {', '.join(task.classes)}, or 0 to {len(task.classes) - 1}" if task.classes else "a number"

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.reading import lines as lines_of
+
 from .data import Document, evenly
 from .metrics import spearman
 from .paired import mean_difference
@@ -79,7 +81,7 @@ def paragraphs(text: str) -> list[str]:
     """Pieces of a text between blank lines; long lines are pieces of their own."""
     pieces: list[str] = []
     for block in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in block.splitlines()]
+        lines = [line.strip() for line in lines_of(block)]
         long = any(len(line.split()) >= 2 * LEAST_WORDS for line in lines)
         pieces += lines if long else [" ".join(lines)]
     return pieces

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from . import __version__
-from .cli_common import AS_JSON, JOURNAL, SOURCE, UPPER, as_text, described, emit, open_checkpoint, say
+from .cli_common import AS_JSON, JOURNAL, SOURCE, UPPER, as_text, described, emit, note, open_checkpoint, say
 from .cli_convert import convert
 from .cli_glue import finetune
 from .cli_hub import push
 from .cli_measure import bench, evaluate, timed_parts
 from .cpu import keep_freed_memory
 from .install_check import check_name_collision
+from .reading import label
 
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
 
@@ -140,7 +141,9 @@ def analyze(src: str, length: int | None, as_json: bool, **where: Any) -> None:
 @click.argument("model")
 @click.option("--prompt", help="The sequence to go on from.")
 @click.option(
-    "--prompt-file", type=click.Path(path_type=Path), help="Text or FASTA file with the sequence to go on from."
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="Text or FASTA file with the sequence to go on from; - is standard input.",
 )
 @click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Tokens to generate.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True,
@@ -198,9 +201,9 @@ def prompt_text(prompt: str | None, path: Path | None) -> str:
     if (prompt is None) == (path is None):
         raise ValueError("a prompt is needed to go on from; give --prompt or --prompt-file, one of them")
     if path is not None:
-        documents = read_documents(path)
+        documents = read_documents(path, note)
         if len(documents) != 1:
-            raise ValueError(f"{path} holds {len(documents)} sequences; cut it to the one to go on from")
+            raise ValueError(f"{label(path)} holds {len(documents)} sequences; cut it to the one to go on from")
         prompt = documents[0].text
     if not prompt or not prompt.strip():
         raise ValueError("the prompt is empty; give at least one token")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
 DEFAULT_WINDOWS = 500
 SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
+NOTES = f"{__package__}.notes"  # in a click context: what was left out of the data
 JOURNAL = f"{__package__}.journal"  # in a click context: the measurements that this command keeps until it is done
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
 
@@ -157,6 +158,20 @@ def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
 def say(line: str) -> None:
     """Progress, on stderr."""
     click.echo(line, err=True)
+
+
+def note(sentence: str) -> None:
+    """Tell something about the data that its figures depend on, and keep it for `noted`."""
+    say(f"note: {sentence}")
+    if (context := click.get_current_context(silent=True)) is not None:
+        told = context.meta.setdefault(NOTES, [])
+        told += [] if sentence in told else [sentence]
+
+
+def noted() -> list[str]:
+    """What this command has told about its data, which travels with the figures."""
+    context = click.get_current_context(silent=True)
+    return [] if context is None else list(context.meta.get(NOTES, []))
 
 
 @contextmanager

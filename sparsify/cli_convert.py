@@ -29,6 +29,7 @@ from .cli_common import (
 from .cli_glue import how_to_score
 from .cli_hub import check_push, in_words, pushed
 from .cli_measure import measured, text_of
+from .reading import is_stream, refuse_twice, short_name
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from sparsify.converters import Pretrained
@@ -70,7 +71,8 @@ class HeadAndBand(click.ParamType[tuple[int, float]]):
               "bins instead of time.  [default: the device]")  # fmt: skip
 @click.option("--refit", is_flag=True, help="Look for better numbers in what that plan keeps; takes minutes.")
 @click.option("--allow-leak", is_flag=True, help="Accept a plan under which a causal model reads the future.")
-@click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file.")
+@click.option("--data", type=click.Path(path_type=Path), help="Measure before and after on this text or FASTA file; "
+              "- is standard input.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 @click.option("--benchmark", metavar="ORG/DATASET:TASK",
               help="The hub's data set that DATA is from; the figure goes into .eval_results, too.")  # fmt: skip
@@ -94,6 +96,7 @@ def convert(
     check_out(out, force)
     asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
     asked = only_one(asked | {"max_ppl_increase": budget})
+    refuse_twice(calibration=calibration, data=data, plan=plan)
     check_search(budget, calibration, target, refit, data)
     measured_on = data or calibration
     if benchmark and measured_on is None:
@@ -120,15 +123,16 @@ def convert(
         "planned": planned.to_dict() if planned else None,
         "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
         "causal": any(site.causal for site in p.sites),
-        "data": measured_on and measured_on.name,
+        "data": measured_on and short_name(measured_on),
         "benchmark": offered,
         "origin": of_source(read_card(p.source.folder)),
         "repo": repo,
     }
     options = typed(context, stride, limit, upper, linears)
-    result["next"] = next_step(p, out, measured_on, options)
+    again = None if measured_on is None or is_stream(measured_on) else measured_on
+    result["next"] = next_step(p, out, again, options)
     named = Path(out.resolve().name)  # what is published does not tell where folders lie here
-    published = {**result, "out": str(named), "next": next_step(p, named, result["data"], options)}
+    published = {**result, "out": str(named), "next": next_step(p, named, again and again.name, options)}
     write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
     if (journal := click.get_current_context().meta.get(JOURNAL)) is not None:
         journal.remove()

@@ -18,6 +18,8 @@ from .cli_common import (
     counting,
     described,
     emit,
+    note,
+    noted,
     open_baseline,
     open_checkpoint,
     operators,
@@ -27,6 +29,7 @@ from .cli_common import (
     say,
 )
 from .cli_measure import TOKENS_A_BATCH, evaluate, masked_of
+from .reading import short_name
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help is quick
     from torch import Tensor, nn
@@ -44,7 +47,8 @@ PAD_TO = click.option(
     "each at its own length.  [default: for GLUE as `finetune` did, else 128; the longest input for retrieval]",
 )  # fmt: skip
 BASELINE = click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
-TEXT = click.option("--data", type=click.Path(path_type=Path), required=True, help="Text file, gzipped or not.")
+TEXT = click.option("--data", type=click.Path(path_type=Path), required=True, help="Text file, gzipped or not; - is "
+                    "standard input.")  # fmt: skip
 EXAMPLES = options(
     click.option("--data", required=True, help="Folder or file with examples (JSONL, TSV, parquet), or a data set on "
                  "the hub as nyu-mll/glue."),
@@ -94,6 +98,7 @@ def glue(
         "average": whole and asdict(whole),
         "m2_bert_average": theirs and asdict(theirs),
         "missing": missing,
+        "data_notes": noted(),
         "convention": f"{scored[0]['convention']}; p-values: McNemar's exact test for an accuracy, else a bootstrap of "
         f"the examples, which the 95 % intervals are of, too",
         "conditions": asdict(results.conditions(p.device)),
@@ -106,11 +111,13 @@ def read_all(
     tasks: Sequence[Task], data: str, split: str | None, limit: int, may_miss: bool
 ) -> tuple[list[Examples], list[str]]:
     """The examples of every task's splits, and the files that were not there, a sentence each."""
-    from sparsify.evals.glue_data import read_examples
+    from sparsify.evals.glue_data import dev_splits, read_examples, refuse_one_file
 
+    if len(tasks) > 1:
+        refuse_one_file(data, f"{len(tasks)} tasks were asked for")
     found, missing = [], []
     for task in tasks:
-        for name in [split] if split else task.dev:
+        for name in [split] if split else dev_splits(data, task):
             try:
                 examples = read_examples(data, task, name)
             except FileNotFoundError as error:
@@ -119,10 +126,17 @@ def read_all(
                 missing.append(str(error))
                 say(f"note: {error}")
                 continue
+            tell_left_out(examples)
             found.append(examples.spread(limit) if limit else examples)
     if not found:
         raise FileNotFoundError(f"{data} holds no examples of GLUE, such as sst2.dev.jsonl; pass the folder that does")
     return found, missing
+
+
+def tell_left_out(examples: Examples) -> None:
+    """Say which rows of a file are no examples, if any."""
+    if (left_out := examples.left_out).count:
+        note(left_out.sentence("row", short_name(examples.source)))
 
 
 def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
@@ -150,6 +164,7 @@ def score_split(
         "source_of_data": examples.source,
         "n": len(examples),
         "available": examples.available,
+        "left_out": examples.left_out.count,
         "cut": cut,
         "agreement": scoring.agreement(said),
         "convention": convention(p, length) + as_in_training(p, length),
@@ -189,6 +204,7 @@ def mlm(
         **described(p),
         "variants": [row.to_dict() for row in found.values()],
         "convention": masked.convention(),
+        "data_notes": noted(),
         "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "filled_in")
@@ -217,7 +233,7 @@ def retrieval(
     p, base = pair_of(model, baseline, where)
     if not callable(getattr(p.model, "embed", None)):
         raise ValueError(f"models of the family {p.family} have no sentence embeddings; pass an M2-BERT")
-    pairs = searching.halves(read_documents(data), limit)
+    pairs = searching.halves(read_documents(data, note), limit)
     length = padded(p, pad_to, p.context + 2)
     embedding = compared(p, base, embed_with)
     variants = {name: on_texts(q, run, length) for name, (q, run) in embedding.items()}
@@ -229,6 +245,7 @@ def retrieval(
         "variants": [row.to_dict() for row in found.values()],
         "cut": cut,
         "convention": f"{pairs.convention()}; {convention(p, length)}, as {cut:,} of {2 * len(pairs):,} were",
+        "data_notes": noted(),
         "conditions": asdict(results.conditions(p.device)),
     }
     emit(result, as_json, "retrieved")
@@ -264,7 +281,7 @@ def finetune(
     on where it was.
     """
     from sparsify.evals.finetune import RECIPES
-    from sparsify.evals.glue_data import find_tasks, read_examples
+    from sparsify.evals.glue_data import find_tasks, read_examples, refuse_one_file
 
     changes = {name: value for name in CHANGES if (value := where.pop(name)) is not None}
     asked, *others = find_tasks(task)
@@ -273,7 +290,10 @@ def finetune(
     if out.exists():
         raise ValueError(f"{out} is there already; name a new folder")
     recipe = replace(RECIPES[asked.name], **changes)
+    refuse_one_file(data, "a fine-tune takes a training set and a dev set")
     train, dev = read_examples(data, asked, "train"), read_examples(data, asked, asked.dev[0])
+    for examples in (train, dev):
+        tell_left_out(examples)
     p = open_checkpoint(model, **where)
     length = padded(p, pad_to, trained_with(p))
     result = trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out)
@@ -314,6 +334,7 @@ def trained(
         "metric": task.metrics[0],
         **asdict(outcome),
         "convention": convention(p, length),
+        "data_notes": noted(),
         "conditions": asdict(results.conditions(p.device)),
     }
 

@@ -24,6 +24,8 @@ from .cli_common import (
     counting,
     described,
     emit,
+    note,
+    noted,
     open_baseline,
     open_checkpoint,
     operators,
@@ -33,6 +35,7 @@ from .cli_common import (
     some_tokens,
 )
 from .files import write_whole
+from .reading import refuse_twice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +66,8 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Text or FASTA file, gzipped or not.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Text or FASTA file, gzipped or not; - is "
+              "standard input.")  # fmt: skip
 @click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
 @DATA
 @LINEARS
@@ -104,6 +108,7 @@ def front(
 
     if picture and find_spec("matplotlib") is None:
         raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}")
+    refuse_twice(calibration=calibration, data=data)
     price = priced(target or where["device"])
     p = open_checkpoint(src, **where)
     known = text_of(p, calibration, context, stride, limit, upper)
@@ -111,7 +116,8 @@ def front(
     if held_out is None:
         known, held_out = planning.divide(known)
     found = fronts.compared(p.model, p.sites, p.filters, known, held_out, price, say, bar)
-    result = {**described(p), **found.to_dict(), "conditions": asdict(results.conditions(p.device))}
+    told = {"data_notes": noted(), "conditions": asdict(results.conditions(p.device))}
+    result = {**described(p), **found.to_dict(), **told}
     if save:
         keep(save, as_text(result) + "\n")
     if picture:
@@ -187,7 +193,7 @@ def documents_of(p: Pretrained, data: Path, context: int | None, upper: bool) ->
 
     if context is not None and context > p.context:
         raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
-    return [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data)]
+    return [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data, note)]
 
 
 def measured(
@@ -238,7 +244,7 @@ def measured(
         "dense_source": own.source.label,
         "parts": timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
     }
-    return {**described(p), **report, **row, **compared, "verdict": verdict}
+    return {**described(p), **report, **row, **compared, "verdict": verdict, "data_notes": noted()}
 
 
 def timed_parts(

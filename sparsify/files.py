@@ -40,8 +40,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.  Raises ValueError in one sentence, whatever else the file holds."""
     if (size := path.stat().st_size) > JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, and no JSON file here needs {JSON_BYTES:,}; download it again")
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The object in JSON that was read from `path`; see `read_json`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once_each)
+        data = json.loads(content.decode(), object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:  # numbers of too many digits are ValueErrors, too
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{path} is not JSON as it should be ({reason}); download it again") from error

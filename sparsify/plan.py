@@ -27,8 +27,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .coefficients import PARTS, Coefficients
-from .files import read_json
+from .files import parse_json, read_json
 from .monarch import BlockMask
+from .reading import is_stream, is_there, label, read_bytes
 from .split import kept_bins, masked, near, split
 from .stored import read_safetensors
 
@@ -292,13 +293,18 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan in a JSON file, with the safetensors file of the same name where it needs one."""
-        if not path.is_file():
+        """The plan in a JSON file, with the safetensors file of the same name where it needs one; or in a pipe."""
+        if not is_there(path):
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:
-            data = read_json(path)
+            data = parse_json(read_bytes(path, "a plan.json"), path) if is_stream(path) else read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path} is no plan: {error}; see `sparsify convert`") from error
+            raise ValueError(f"{label(path)} is no plan: {error}; see `sparsify convert`") from error
+        if is_stream(path) and has_coefficients(data):
+            raise ValueError(
+                f"the plan from {label(path)} has re-fitted coefficients, which lie in a file beside plan.json; "
+                f"pass plan.json itself"
+            )
         return cls.from_dict_beside(data, path.with_suffix(".safetensors"))
 
     @property

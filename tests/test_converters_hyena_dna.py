@@ -458,6 +458,50 @@ def test_missing_and_unexpected_keys_are_named_in_one_sentence():
         assert part in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("head.output_transform.weight", "head.output_transform.bias"), "research code.* reads the mean over all"),
+        (
+            ("model.decoder.0.output_transform.weight",),
+            "research code.* decoder.0.output_transform.weight.* take these",
+        ),
+        (
+            ("classifier.weight", "classifier.bias"),
+            "a head of its own, classifier.bias, classifier.weight, and the file",
+        ),
+        (("score.bias",), "a head of its own, score.bias"),
+    ],
+)
+def test_a_head_that_computes_something_else_is_not_loaded_as_ours(names, says):
+    """Nor is the model loaded without it, as if it had been a language model's."""
+    tensors = dress(weights(TINY), DIALECTS["hf base"]) | {name: torch.zeros(LABELS, 12) for name in names}
+    with pytest.raises(ValueError, match=says):
+        hyena_dna.build(tensors, {})
+
+
+def test_what_a_training_run_leaves_beside_the_model_is_left_out():
+    plain = weights(TINY)
+    leftovers = ("model.criterion.weight", "loss_fn.weight", "val_torchmetrics.a.count", "train_acc.tp")
+    tensors = dress(plain, DIALECTS["compiled"]) | {name: torch.ones(2) for name in leftovers}
+    model, _ = hyena_dna.build(tensors, {})
+    assert torch.equal(model.lm_head.weight, plain["lm_head.weight"])
+
+
+@pytest.mark.parametrize("wrapper", ["base_model.model.", "module._fsdp_wrapped_module.", "_forward_module._orig_mod."])
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model", "module"])
+def test_a_fine_tune_in_its_wrappers_is_the_same_classifier(wrapper, key, tmp_path):
+    plain = dress(weights(TINY), DIALECTS["hf classifier"])
+    found = {}
+    for name, tensors in (("plain", plain), ("wrapped", {key: {wrapper + name: w for name, w in plain.items()}})):
+        (tmp_path / name).mkdir()
+        torch.save(tensors, tmp_path / name / "best.pt")
+        found[name] = load(tmp_path / name)
+    assert found["plain"].head == found["wrapped"].head == "classifier"
+    ids = torch.tensor([[7, 8, 9, 10, 7, 1]])
+    assert torch.equal(found["plain"].model(ids), found["wrapped"].model(ids))
+
+
 def test_a_layer_that_is_gone_is_missed():
     """Its 26 tensors but for the 3 that can be computed."""
     tensors = {k: v for k, v in weights(layouts.Sizes(3, 12, 20, 66, order=8)).items() if ".layers.1." not in k}
@@ -522,7 +566,7 @@ def test_integer_weights_are_refused():
 
 def test_an_input_beyond_the_filters_is_refused():
     model, _ = build(weights(TINY))
-    with pytest.raises(ValueError, match="got 67 tokens, the model's filters reach 66"):
+    with pytest.raises(ValueError, match="got 67 tokens, the model takes 66"):
         model(some_ids(67))
 
 

@@ -173,7 +173,9 @@ def test_a_decay_window_on_request_has_no_floor(config):
             k = site.materialize()
             assert k.dtype == torch.float32 and k.shape == (12, 64) and site.causal and site.context == 64
             assert_close(k, torch.from_numpy(oracle_filter(arrays, i, shift)), 1e-7)
-    assert hyena_lm.choices(bare) == {"modulate": False} and hyena_lm.choices(windowed) == {"modulate": True}
+    assert hyena_lm.choices(bare.config) == {"modulate": False} and hyena_lm.choices(windowed.config) == {
+        "modulate": True
+    }
 
 
 def test_the_head_is_the_embedding_unless_it_has_values_of_its_own():
@@ -289,7 +291,7 @@ def test_frequencies_that_differ_are_refused():
 
 
 def test_an_input_beyond_the_filters_is_refused():
-    with pytest.raises(ValueError, match="got 65 tokens, the model's filters reach 64"):
+    with pytest.raises(ValueError, match="got 65 tokens, the model takes 64"):
         build()[0](some_ids(65))
 
 

@@ -262,7 +262,8 @@ def test_tiles_step_aside(kind, monkeypatch):
         m2_bert.sites(model)[-1].install(None)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         (model.double() if kind == "float64" else model.train(kind == "training"))(some_ids())
-    assert tiled == (list(model.bert.encoder.layer) if kind == "none" else [])
+    layers = list(model.bert.encoder.layer)
+    assert tiled == {"none": layers, "one bare": layers[:-1]}.get(kind, [])
 
 
 @torch.no_grad()
@@ -424,15 +425,22 @@ def test_gradients_are_those_of_the_formulas():
         assert ((values[0] - values[1]) / 2e-6 / grad[at] - 1).abs() < 1e-5
 
 
-def test_planned_filters_stay_and_the_rest_learns(tmp_path):
+@pytest.mark.parametrize("fixed", [True, False])
+def test_what_learns_under_a_plan(tmp_path, fixed):
+    """Filters given as they are stay, and everything else learns; those that follow their weights learn, too."""
     p = load(layouts_m2.write(tmp_path / "source"))
-    swap.apply_(p.sites, policies.make_plan(p.sites, p.filters, policies.low_pass(0.5)))
+    plan = policies.make_plan(p.sites, p.filters, policies.low_pass(0.5))
+    if fixed:
+        swap.install(p.sites, swap.operators(p.filters, plan, ahead=swap.ahead_of(p.sites)))
+    else:
+        swap.apply_(p.sites, plan)
     p.model.requires_grad_(True).train()
     p.model(some_ids(8)).square().mean().backward()
     reached = {name for name, parameter in p.model.named_parameters() if parameter.grad is not None}
     assert "bert.encoder.layer.0.attention.filter_fn.bias" in reached
     assert "bert.encoder.layer.0.attention.in_linear.weight" in reached
-    assert not any("implicit_filter" in name or "pos_emb" in name for name in reached)
+    filters = {name for name, _ in p.model.named_parameters() if "implicit_filter" in name or "pos_emb" in name}
+    assert filters & reached == (set() if fixed else filters)
 
 
 def test_dropout_is_for_training_alone():
@@ -530,6 +538,15 @@ def test_padding_is_said_to_be_data():
 def test_a_config_that_contradicts_the_weights_is_refused(changed, says):
     with pytest.raises(ValueError, match=says):
         build(**changed)
+
+
+def test_a_head_that_is_none_of_ours_is_named():
+    tensors = dress(weights(), DIALECTS["mlm"])
+    m2_bert.build(tensors | {"loss_fn.weight": torch.ones(2), "train_metrics.f1.tp": torch.ones(1)}, {})
+    with pytest.raises(
+        ValueError, match=r"a head of its own, head.weight, .*M2-BERT is read here with .*cls.predictions"
+    ):
+        m2_bert.build(tensors | {"model.head.weight": torch.ones(2, 2)}, {})
 
 
 def test_missing_and_unexpected_keys_are_named():

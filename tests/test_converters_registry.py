@@ -10,7 +10,13 @@ HYENA_LM = {
 }
 
 
-@pytest.mark.parametrize("prefix", ["", "hyena.", "model.", "module.model.", "_orig_mod.hyena."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "", "hyena.", "model.", "module.model.", "_orig_mod.hyena.", "base_model.model.hyena.", "module._orig_mod.",
+        "_forward_module.model._fsdp_wrapped_module.hyena.",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("wrapper", ["", "layer."])
 def test_hyenadna_under_every_prefix(prefix, wrapper):
     shapes = {
@@ -21,7 +27,7 @@ def test_hyenadna_under_every_prefix(prefix, wrapper):
     assert name == "hyenadna" and family.__name__ == "sparsify.converters.hyena_dna"
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "_orig_mod.", "base_model.model."])
 @pytest.mark.parametrize("trunk", ["bert.", ""])
 def test_m2_bert_under_every_prefix(prefix, trunk):
     name, family = registry.find(
@@ -74,3 +80,25 @@ def test_an_error_inside_a_family_stays_itself(monkeypatch):
     monkeypatch.setitem(registry.FAMILIES, "hyenadna", "no_such_file")
     with pytest.raises(ModuleNotFoundError, match="no_such_file"):
         registry.find(HYENA_LM)
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.net.", "lit.encoder.hyena_model."])
+def test_a_model_inside_another_module_is_named(prefix):
+    shapes = {f"{prefix}hyena.{key}": shape for key, shape in HYENA_LM.items()}
+    with pytest.raises(LookupError, match=f"tensors of a hyena_lm have '{prefix}' before their names.*save the state"):
+        registry.find(shapes | {"classifier.weight": (2, 8)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixer.in_proj.lora_A.weight", "mixer.in_proj.lora_B.default.weight", "mixer.in_proj.base_layer.weight",
+        "score.modules_to_save.default.weight", "mlp.fc1.lora_magnitude_vector.weight", "mlp.fc1.ia3_l",
+        "mlp.hada_w1_a",
+    ],
+)  # fmt: skip
+def test_adapters_that_are_not_merged_are_never_dropped(name):
+    """Neither beside the whole model nor in a file of their own."""
+    for others in (HYENA_LM, {}):
+        with pytest.raises(ValueError, match=r"adapters of PEFT that are not merged: .*merge_and_unload\(\)"):
+            registry.find({**others, f"base_model.model.backbone.layers.0.{name}": (4, 8)})

@@ -53,12 +53,56 @@ def test_shards(tmp_path):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.ckpt", "model.pt", "my_own.pth"])
 @pytest.mark.parametrize(
-    "wrap", [dict, lambda t: {"state_dict": t, "epoch": 1}, lambda t: {"state": {"model": t}, "rng": 7}]
+    "wrap",
+    [
+        dict,
+        lambda t: {"state_dict": t, "epoch": 1},
+        lambda t: {"state": {"model": t, "loss": torch.ones(1)}, "rng": 7},
+        lambda t: {"model_state_dict": t, "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(1)}}}},
+        lambda t: {"model": t, "step": torch.tensor(7)},
+        lambda t: {"module": t, "ds_version": "0.15"},
+        lambda t: {"model": {"state_dict": t, "name": "hyena"}, "model_ema": {"w": torch.ones(1)}},
+        lambda t: {"state_dict": t, "model": {"d_model": 128}},
+        lambda t: {"state_dict": t, "model": t},
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_of_every_trainer(tmp_path, name, wrap, zipped):
     torch.save(wrap({**TENSORS, "steps": 12, 3: torch.ones(1)}), tmp_path / name, _use_new_zipfile_serialization=zipped)
     assert same(read_tensors(tmp_path), TENSORS)
+
+
+def test_two_state_dicts_in_a_pickle_are_not_chosen_between(tmp_path):
+    torch.save({"model": {"w": torch.ones(1)}, "module": {"w": torch.zeros(1)}}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="holds two state dicts, 'model' and 'module'; keep the one that is meant"):
+        read_tensors(tmp_path)
+
+
+def test_adapters_beside_the_weights_are_not_passed_over(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapters of PEFT that are not merged .*merge_and_unload\(\)"):
+        read_tensors(tmp_path)
+
+
+def test_a_dictionary_that_holds_itself_has_an_end(tmp_path):
+    data = {"note": "none"}
+    data["model"] = data
+    torch.save(data, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 3}])
+def test_a_whole_module_is_not_run_and_its_state_dict_is_asked_for(wrap, tmp_path, monkeypatch):
+    module = foreign(monkeypatch, "their_code")
+    module.Net = type("Net", (torch.nn.Linear,), {"__module__": "their_code"})
+    torch.save(wrap(module.Net(2, 2)), tmp_path / "model.pt")
+    monkeypatch.delitem(sys.modules, "their_code")
+    with pytest.raises(
+        ValueError, match=r"holds a whole module .* never run here; save its state dict with torch\.save"
+    ):
+        read_tensors(tmp_path)
 
 
 def test_safetensors_before_pickles_and_weights_before_leftovers(tmp_path):

@@ -51,15 +51,47 @@ def test_two_gzip_members_are_one_text(tmp_path):
         ("a.gz", gzip.compress(b"ACGT" * 999, mtime=0)[:-9], "damaged or truncated gzip"),
         ("a.gz", gzip.compress(b"ACGT" * 999, mtime=0)[:30] + b"\xff" * 30, "damaged or truncated gzip"),
         ("a.bin", b"AC\xff\xfeGT", "not UTF-8 text: byte 0xff at 2"),
+        ("a.txt", "a\ud800".encode("utf-8", "surrogatepass"), "not UTF-8 text: byte 0xed at 1; pass .* in UTF-8"),
         ("a.bin", b"AC\0GT", "NUL byte at 2"),
         ("a.fa", b"ACGT\n>late\nACGT\n", "does not start with a '>' header"),
         ("a.fa", b"ACGT\n", "does not start with a '>' header"),
-        ("a.fa", b">x\n>y\nACGT\n", "record x of .* is empty"),
+        ("a.fa", b">x\n>\n\n; none\n", r"every record of .*a.fa is empty \(record 1 \(x\) is empty\); pass"),
     ],
 )
 def test_refused_files(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         read_documents(write(tmp_path / name, content, zipped=False))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_empty_records_and_comments_are_left_out_and_told(tmp_path, end):
+    """Whatever ends the lines; a header without a name has a sequence all the same."""
+    text = "\n; old style\n>a one\nAC\n\nGT\n>b\n>\n>\nGG\n;note\n>c;d\nTT;\n>last".replace("\n", end)
+    with pytest.warns(UserWarning, match="left out") as told:
+        documents = read_documents(write(tmp_path / "a.fa", text, zipped=False))
+    named = [Document("a", "ACGT"), Document("record 4", "GG"), Document("c;d", "TT;")]
+    assert documents == named
+    assert [str(warning.message) for warning in told] == [
+        "3 records of a.fa left out: record 2 (b) is empty; record 3 is empty; record 6 (last) is empty",
+        "2 lines of a.fa left out: line 2 is a comment; line 11 is a comment",
+    ]
+    sentences = []
+    assert read_documents(write(tmp_path / "a.txt", text, zipped=False), sentences.append) == named
+    assert len(sentences) == 2
+
+
+def test_the_first_few_are_named_and_all_are_counted(tmp_path):
+    sentences = []
+    read_documents(write(tmp_path / "a.fa", ">x\n" * 8000 + ">y\nAC\n", zipped=False), sentences.append)
+    (said,) = sentences
+    assert said.startswith("8,000 records of a.fa left out: record 1 (x) is empty; record 2")
+    assert said.endswith("record 3 (x) is empty; 7,997 more")
+
+
+def test_quotations_are_no_fasta(tmp_path):
+    """A '>' that does not begin its line is a letter, however much there is before it."""
+    for text in ("  > quoted\n", "\n" * 5000 + "a > b\n", ";\n" * 5000 + "text\n"):
+        assert read_documents(write(tmp_path / "a.txt", text, zipped=False)) == [Document("a.txt", text)]
 
 
 def test_missing_file_and_folder(tmp_path):

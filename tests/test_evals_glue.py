@@ -135,6 +135,130 @@ def test_real_files(test_data):
     assert read_examples(folder, TASKS["sst2"]).spread(10).texts[0] == "it 's a charming and often affecting journey . "
 
 
+# --- files as they are ---------------------------------------------------------------------------------------------
+
+HEADERS = {  # of GLUE's own files, with | for tabs; the last is CoLA's, which has none
+    "sst2": "sentence|label",
+    "mrpc": "Quality|#1 ID|#2 ID|#1 String|#2 String",
+    "stsb": "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2|score",
+    "qqp": "id|qid1|qid2|question1|question2|is_duplicate",
+    "mnli": "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse|"
+            "sentence1|sentence2|label1|label2|label3|label4|label5|gold_label",
+    "qnli": "index|question|sentence|label",
+    "rte": "index|sentence1|sentence2|label",
+    "wnli": "index|sentence1|sentence2|label",
+    "cola": "source|label|star|sentence",
+}  # fmt: skip
+TEXTS = {"sentence", "sentence1", "sentence2", "question", "question1", "question2", "#1 String", "#2 String"}
+LABELS = {"is_duplicate", "gold_label", "score", "Quality", "label"}
+LONG = 'a "long" text ' * 12_000  # more than the 131,072 letters that a reader of CSV takes
+
+
+class Official:
+    """GLUE's own layout of a task."""
+
+    def __init__(self, name):
+        self.task, self.columns = TASKS[name], HEADERS[name].split("|")
+        self.first = [] if name == "cola" else ["\t".join(self.columns)]
+        (self.label,) = (i for i, column in enumerate(self.columns) if column in LABELS)
+        self.texts = [i for i, column in enumerate(self.columns) if column in TEXTS]
+
+    def row(self, i, **changed):
+        """The fields of example i: all its texts, a label, and something in every other column."""
+        fields = [f"x{i}"] * len(self.columns)
+        for place in self.texts:
+            fields[place] = f'text {i} of column "{place}"'
+        fields[self.label] = str(self.task.classes[i % 2]) if self.task.title in ("MNLI", "QNLI", "RTE") else str(i % 2)
+        for place, value in changed.items():
+            fields[self.texts[-1] if place == "text" else self.label] = value
+        return "\t".join(fields)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("name", TASKS)
+def test_broken_rows_of_official_files_are_left_out_and_named(name, end, tmp_path):
+    """Nothing else of a file changes, whatever is wrong with a row of it."""
+    official = Official(name)
+    n, columns = 30, len(official.columns)
+    rows = [official.row(i) for i in range(n)]
+    rows[3] = rows[3].rpartition("\t")[0]  # a field is missing
+    rows[5] += "\tmore"
+    rows[7] += "\t"  # as some editors leave it: harmless
+    rows[9] = official.row(9, text='a "quoted\nbreak" of a line')
+    rows[11] = official.row(11, text="a \r in\rside and \u2028 and \x85")
+    rows[13] = official.row(13, text=LONG)
+    rows[15] = official.row(15, label="")
+    rows[17] = official.row(17, label="none of them")
+    rows[19] = ""
+    path = tmp_path / f"{official.task.dev[0]}.tsv"
+    path.write_bytes(end.join([*official.first, *rows, ""]).replace("d\nb", f"d{end}b").encode())
+    found = read_examples(path, official.task, official.task.dev[0])
+    second = official.texts[-1]
+    expected = {i: f'text {i} of column "{second}"' for i in range(n)} | {
+        11: "a \r in\rside and \u2028 and \x85",
+        13: LONG,
+    }
+    kept = [i for i in range(n) if i not in (3, 5, 9, 15, 17, 19)]
+    assert (found.pairs or found.texts) == tuple(expected[i] for i in kept)
+    assert found.labels.tolist() == [i % 2 for i in kept] and found.available == len(kept)
+    assert found.left_out.count == 6  # the quoted line break makes two of one
+    line = 1 + len(official.first)
+    assert found.left_out.reasons[0] == f"line {line + 3} has {columns - 1} field{'s' * (columns > 2)}, not {columns}"
+    assert found.left_out.reasons[1] == f"line {line + 5} has {columns + 1} fields, not {columns}"
+    assert found.left_out.reasons[2].startswith(f"line {line + 9} has ")
+    assert f"{tmp_path}" not in found.left_out.sentence("row", path.name)
+
+
+def test_a_text_that_is_cut_at_its_border_is_no_example(tmp_path):
+    """A break inside a row's last text leaves all its fields, and so does one inside its first."""
+    (tmp_path / "MRPC").mkdir()
+    (tmp_path / "MRPC" / "dev.tsv").write_text(
+        'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\ta\t"b\nand c"\n0\t7\t8\td\te\n1\t7\t8\tf\t"g"\nh\n'
+    )
+    found = read_examples(tmp_path, TASKS["mrpc"])
+    assert found.texts == ("d", "f") and found.left_out.reasons == (
+        "line 2 has a text that goes on in line 3", "line 3 has 1 field, not 5", "line 6 has 1 field, not 5",
+    )  # fmt: skip
+    (tmp_path / "sst2.dev.tsv").write_text('sentence\tlabel\n"a fine\nfilm"\t1\n"dull\nand\nlong"\t0\ngood\t1\n')
+    found = read_examples(tmp_path, TASKS["sst2"])
+    assert found.texts == ("good",) and found.left_out.count == 5
+
+
+def test_cola_without_a_header_may_begin_with_a_broken_row(tmp_path):
+    (tmp_path / "cola.dev.tsv").write_text("gj04\t1\t\ngj04\t1\t\tKim left.\ngj04\t0\t*\tLeft Kim.\n")
+    found = read_examples(tmp_path, TASKS["cola"])
+    assert found.texts == ("Kim left.", "Left Kim.") and found.left_out.reasons == ("line 1 has 3 fields, not 4",)
+
+
+def test_jsonl_ends_its_lines_with_a_line_feed_alone(tmp_path):
+    """JSON takes U+2028 and the like as they are."""
+    text = "a\u2028b\x85c\u2029d"
+    rows = [{"sentence": text, "label": 1}, {"sentence": "x\ud800y", "label": 1}, {"sentence": None, "label": 0}]
+    lines = [json.dumps(row, ensure_ascii=i == 1) for i, row in enumerate(rows)]
+    (tmp_path / "sst2.dev.jsonl").write_bytes("\r\n".join(lines).encode())
+    found = read_examples(tmp_path, TASKS["sst2"])
+    assert found.texts == (text,) and found.left_out.reasons == (
+        "example 2 has a text 'sentence' that holds half a character, U+D800 at 1", "example 3 has no text 'sentence'",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ['{"sentence": "a", "label": 1' + "0" * 999 + "}", "[" * 99_999, '{"label": 1e999}'])
+def test_strange_json_is_refused_in_one_sentence(line, tmp_path):
+    (tmp_path / "sst2.dev.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"is not JSON|has the label|has no text"):
+        read_examples(tmp_path, TASKS["sst2"])
+
+
+def test_a_file_of_another_task_is_no_broken_one(tmp_path):
+    """Where many labels are none of the task's, leaving those out would score what nobody asked for."""
+    rows = [{"sentence1": "a", "sentence2": "b", "label": i % 3} for i in range(30)]
+    with pytest.raises(ValueError, match=r"example 3 of .* has the label 2, expected one of entailment, not_ent"):
+        read_examples(write_jsonl(tmp_path / "rte.jsonl", rows), TASKS["rte"])
+    with pytest.raises(ValueError, match=r"line 2 of .* has 2 fields, not 3; is it SST-2\?"):
+        (tmp_path / "sst2.dev.tsv").write_text("sentence\tlabel\tmore\na\t1\n")
+        read_examples(tmp_path, TASKS["sst2"])
+
+
 # --- scoring -------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import torch
 
 from sparsify.evals.data import Document
 from sparsify.evals.metrics import spearman
-from sparsify.evals.retrieval import Halves, compare, cut_in_two, halves
+from sparsify.evals.retrieval import Halves, compare, cut_in_two, halves, paragraphs
 
 N, D = 40, 12
 PAIRS = Halves(tuple(f"q{i}" for i in range(N)), tuple(f"p{i}" for i in range(N)), N)
@@ -14,6 +14,11 @@ PAIRS = Halves(tuple(f"q{i}" for i in range(N)), tuple(f"p{i}" for i in range(N)
 
 def sentence(words, end="."):
     return " ".join(["word"] * words) + end
+
+
+def test_a_paragraph_goes_on_behind_characters_that_end_lines_elsewhere():
+    text = sentence(25) + "\u2028" + sentence(25) + "\x85" + sentence(25)
+    assert paragraphs(f"{text}\r\n\r\n{text}\r\n") == [text, text]
 
 
 def model(noise, seed=1):

@@ -26,6 +26,8 @@ from sparsify.converters.bpe_tokenizer import BpeTokenizer
 from sparsify.converters.load import build
 from sparsify.converters.tensors import read_config, read_tensors
 from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.evals.data import read_documents
+from sparsify.evals.glue_data import TASKS, read_examples
 from sparsify.plan import KINDS, SCHEMA, FilterPlan, Plan
 
 TRIES = int(os.environ.get("SPARSIFY_FUZZ", "0"))
@@ -263,6 +265,33 @@ def test_byte_pairs(name, data):
         for file, content in {**BYTE_PAIRS, name: data.draw(damaged(BYTE_PAIRS[name]))}.items():
             (Path(folder) / file).write_bytes(content)
         answers(BpeTokenizer(folder, 320).encode, "The film was unable.")
+
+
+DATA = {  # what is read of it, and a file of each kind
+    "sst2.dev.tsv": b'sentence\tlabel\na fine film\t1\r\n"dull\tand\nlong"\t0\n',
+    "cola.dev.tsv": "gj04\t1\t\tKim left.\ngj04\t0\t*\tL\u00e9ft \u2028 Kim.\n".encode(),
+    "sst2.dev.jsonl": b'{"sentence": "a \\ud83d\\ude00", "label": 1}\n{"sentence": "b", "label": -1}\n',
+    "a.fa": b"; old\n>a one\nACGT\r\n>\r>b\nGG\n\n",
+    "a.txt": "a text, \u00fcber \x85 all".encode(),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+@fuzz
+@given(data=st.data())
+def test_data(name, data):
+    """A text that was read can be encoded, whatever the file was."""
+
+    def read(folder):
+        if (task := name.split(".")[0]) in TASKS:
+            found = read_examples(folder, TASKS[task])
+            assert len(found) == len(found.texts) == found.available > 0
+            return found.texts
+        return [document.text for document in read_documents(folder / name, told=len)]
+
+    content = data.draw(damaged(DATA[name]) | st.text(max_size=40).map(str.encode) | st.binary(max_size=40))
+    for text in read_as(name, content, read) or ():
+        text.encode()
 
 
 @pytest.fixture(scope="module")

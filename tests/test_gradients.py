@@ -122,14 +122,16 @@ def test_a_filter_that_changes_before_backward_is_refused():
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
-FAMILIES = {"hyenadna": layouts, "hyena_lm": layouts_lm, "m2_bert": layouts_m2}
+FAMILIES = {
+    "hyenadna": lambda folder: layouts.write(folder, "hf"),
+    "hyena_lm": layouts_lm.write,
+    "m2_bert": lambda folder: layouts_m2.write(folder, "safetensors mlm"),
+}
 POLICIES = {"dense": None, "taps": policies.taps(9), "split": policies.split(4, 1 / 4)}
 
 
 def loaded(family, tmp_path, policy):
-    write = {"hyenadna": lambda: layouts.write(tmp_path / "m", "hf"), "hyena_lm": lambda: layouts_lm.write(tmp_path / "m"),
-             "m2_bert": lambda: layouts_m2.write(tmp_path / "m", "safetensors mlm")}[family]  # fmt: skip
-    p = load(write())
+    p = load(FAMILIES[family](tmp_path / "m"))
     if POLICIES[policy] is not None:
         swap.apply_(p.sites, policies.make_plan(p.sites, p.filters, POLICIES[policy]))
     return p

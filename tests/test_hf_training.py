@@ -161,8 +161,11 @@ def watched(family, model):
 
 def fires_never(name, part):
     """What makes a filter is not called as a module, and containers are not."""
-    return "filter_fn" in name or isinstance(part, nn.ModuleDict) or name.endswith("long_conv") or not list(
-        part.parameters()
+    return (
+        "filter_fn" in name
+        or isinstance(part, nn.ModuleDict)
+        or name.endswith("long_conv")
+        or not list(part.parameters())
     )
 
 
@@ -394,7 +397,9 @@ def test_gradient_checkpointing(family, plan, tmp_path):
     twin.gradient_checkpointing_enable()
     for name, one in (("plain", model), ("checkpointed", twin)):
         sizes, trunk = [], one.trunk if family != "m2_bert" else one.bert
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.nbytes), t)[1], lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.nbytes), t)[1], lambda t: t
+        ):
             trunk(ids())
         kept[name] = sum(sizes)
         one(ids(), labels=ids()).loss.backward()

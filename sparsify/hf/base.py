@@ -6,7 +6,6 @@ Modules stand where the hub's own code has them, so parameters, state dicts and 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
