@@ -187,7 +187,7 @@ def sites(model: M2Bert) -> tuple[ConvSite, ...]:
 
 def tokenizer(model: M2Bert, folder: Path) -> TextTokenizer:
     """The vocabulary beside the weights, or that of bert-base-uncased; nothing is read before it is needed."""
-    return TextTokenizer(folder, model.config.vocab_size)
+    return TextTokenizer(folder, model.config.vocab_size, model.config.max_position_embeddings)
 
 
 def choices(model: M2Bert) -> dict[str, Any]:
@@ -195,10 +195,14 @@ def choices(model: M2Bert) -> dict[str, Any]:
     return {"model_type": MODEL_TYPE}
 
 
-def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None,
+    pad_to: int | None = None,
+) -> Path:  # fmt: skip
     """The folder `out` with a checkpoint of `model` as `load` reads it: weights, config.json and vocabulary.
 
     besides: what config.json says beyond the model's own, under names that no family has.
+    pad_to: tokens that every text was padded to in training, 0 for none, which the vocabulary remembers.
     Whole or not at all.  A folder that is there already is refused.
     """
     out = Path(out).expanduser().resolve()
@@ -208,5 +212,5 @@ def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapp
         write_tensors(new, without_tied(model.state_dict(), DECODER, EMBEDDING))
         config = {**(besides or {}), **model.config.to_dict()}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(new)
+        tokenizer.save(new, model.config.max_position_embeddings, pad_to)
     return out

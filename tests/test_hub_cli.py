@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "hyenadna-chr20-8k"
 CONVERT = ("convert", "org/tiny", "--taps", 5)
 SLOW = [{"match": "PUT /_lfs/|POST .*/commit/", "slow": 0.1, "times": 99}]
-WHOLE = {"README.md", "config.json", "model.safetensors", "plan.json", "report.html", "report.json"}
+WHOLE = {
+    *("README.md", "config.json", "model.safetensors", "plan.json", "report.html", "report.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+}
 WHOLE |= {"plan.png"} if find_spec("matplotlib") else set()
 
 
