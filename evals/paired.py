@@ -55,7 +55,8 @@ def mcnemar(first_right: Answers, second_right: Answers) -> McNemar:
     for k in range(min(b, c) + 1):  # term = n over k
         tail += term
         term = term * (n - k) // (k + 1)
-    low, high = (share * (2 * p - 1) for share in [n / len(first_right)] for p in clopper_pearson(c, n))
+    apart = n / len(first_right)  # share of examples on which just one is right
+    low, high = (apart * (2 * p - 1) + 0.0 for p in clopper_pearson(c, n))  # + 0.0: no interval from -0.0
     return McNemar(b, c, min(1.0, 2 * tail / 2**n), low, high)
 
 
