@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class TextTokenizer(Vocabulary):
     SPECIAL = SPECIAL
     NAMED = "a BERT"
     CLASS = "BertTokenizer"
-    TOLD = {
+    TOLD: ClassVar[dict[str, Any]] = {
         **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)),
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
@@ -53,7 +53,7 @@ class TextTokenizer(Vocabulary):
     def frame(self, made: Tokenizer) -> None:
         from tokenizers import processors
 
-        cls, sep = ((token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]"))
+        cls, sep = ((token, made.get_vocab()[token]) for token in ("[CLS]", "[SEP]"))
         made.post_processor = processors.BertProcessing(sep, cls)
 
     @staticmethod

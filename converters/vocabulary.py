@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -38,9 +39,7 @@ class Vocabulary:
 
     alphabet: str | None = None  # letters that carry a sequence: of a text, none more than others
 
-    def __init__(
-        self, folder: str | Path | None = None, rows: int | None = None, longest: int | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path | None = None, rows: int | None = None, longest: int | None = None) -> None:
         self.folder, self.rows, self.longest = None if folder is None else Path(folder), rows, longest
 
     @cached_property
@@ -183,24 +182,22 @@ def from_json(path: Path) -> Tokenizer:
     return made
 
 
-def describe_to_transformers(
-    folder: Path, told: Mapping[str, Any], longest: int | None, known: bool = False
-) -> None:
+def describe_to_transformers(folder: Path, told: Mapping[str, Any], longest: int | None, known: bool = False) -> None:
     """Write a folder's tokenizer_config.json, which AutoTokenizer goes by.
 
-    told: what the file is to say if it names no class yet.  known: it says this in any case, and of what it said
-    before only where remote code lies.
+    told: what the file is to say if it names no class yet, or one in remote code.  known: it says this in any case.
+    Remote code stays named for who trusts it.
     longest: tokens that the model takes.  A model_max_length, by which `truncation=True` cuts, is written where the
     file has none or a larger one.
     """
     path = folder / "tokenizer_config.json"
     said = read_json(path) if path.is_file() else {}
-    if known:
+    if known or "auto_map" in said:
         config = {**{name: said[name] for name in KEPT if name in said}, **told}
     else:
         config = said if "tokenizer_class" in said else {**told, **said}
     limit = said.get("model_max_length")
-    fits = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit
-    if longest is not None and not (fits and limit <= longest):
+    known_limit = limit if isinstance(limit, int | float) and limit > 0 else math.inf
+    if longest is not None and (known_limit > longest or isinstance(limit, bool)):
         config["model_max_length"] = longest
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -84,9 +84,7 @@ def test_pairs_are_cut_as_transformers_cuts_them(tiny, tmp_path):
     (out := tmp_path / "out").mkdir()
     tiny.save(out)
     theirs, rng = AutoTokenizer.from_pretrained(out), random.Random(0)
-    texts, pairs = (
-        [" ".join(rng.choices(WORDS[5:20], k=rng.randint(0, 40))) for _ in range(2000)] for _ in range(2)
-    )
+    texts, pairs = ([" ".join(rng.choices(WORDS[5:20], k=rng.randint(0, 40))) for _ in range(2000)] for _ in range(2))
     for limit in (3, 16, 17, 48):
         expected = theirs(texts, pairs, truncation=True, max_length=limit, padding="max_length")
         ours = tiny.batch(texts, pairs, pad_to=limit)

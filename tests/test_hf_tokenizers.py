@@ -51,7 +51,7 @@ def test_the_ids_are_ours(tmp_path, family):
 
 @pytest.mark.parametrize("family", [dna, english, wordpieces])
 def test_what_is_too_long_is_cut_to_what_the_model_takes(tmp_path, family):
-    out, pieces, between = family(tmp_path)
+    out, _, between = family(tmp_path)
     p, theirs = load(out), AutoTokenizer.from_pretrained(out)
     longest = getattr(p.model.config, "max_seq_len", None) or p.model.config.max_position_embeddings
     text = between.join(["A" if family is dna else "the film"] * 3 * longest)
@@ -63,7 +63,9 @@ def test_what_is_too_long_is_cut_to_what_the_model_takes(tmp_path, family):
         p.model(theirs(text, return_tensors="pt")["input_ids"])
 
 
-@pytest.mark.parametrize(("said", "kept"), [(7, 7), (10**30, None), (99999, None), (None, None), ("7", None), (0, None)])
+@pytest.mark.parametrize(
+    ("said", "kept"), [(7, 7), (10**30, None), (99999, None), (None, None), ("7", None), (0, None)]
+)
 def test_a_limit_of_the_sources_own_stays_where_the_model_takes_it(tmp_path, said, kept):
     source = layouts_m2.write(tmp_path / "source", "safetensors mlm")
     told = {"tokenizer_class": "BertTokenizer", "model_max_length": said}
@@ -73,7 +75,7 @@ def test_a_limit_of_the_sources_own_stays_where_the_model_takes_it(tmp_path, sai
 
 
 def test_special_tokens_of_dna_are_the_hubs(tmp_path):
-    out, *_ = dna(tmp_path)
+    out = dna(tmp_path)[0]
     theirs = AutoTokenizer.from_pretrained(out)
     assert theirs("ACGTN", "AC")["input_ids"] == [7, 8, 9, 10, 11, 1, 7, 8, 1]
     assert theirs("A[MASK]C[RESERVED]")["input_ids"] == [7, 3, 8, 5, 1]
@@ -94,6 +96,9 @@ def test_remote_code_of_a_tokenizer_is_not_needed(tmp_path):
         "tokenizer_class": "HyenaDNATokenizer", "characters": list("ACGTN"), "clean_up_tokenization_spaces": True,
         "model_max_length": 1000002, "padding_side": "left", "add_special_tokens": False,
     }))  # fmt: skip
+    mask = {"content": "[MASK]", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False}
+    named = {"bos_token": "[BOS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "mask_token": mask}
+    (source / "special_tokens_map.json").write_text(json.dumps(named))
     p = load(source)
     p = replace(p, source=Source("ORG/NAME", p.source.folder, "ORG/NAME", "abc"))
     out = write_folder(tmp_path / "out", p, p.plan, {})
@@ -102,6 +107,16 @@ def test_remote_code_of_a_tokenizer_is_not_needed(tmp_path):
     theirs = AutoTokenizer.from_pretrained(out)
     assert theirs("ACGTNacgtn")["input_ids"] == [7, 8, 9, 10, 11, *[6] * 5, 1]
     assert theirs.model_max_length == p.model.config.max_seq_len and theirs.padding_side == "left"
+
+
+def test_remote_code_of_a_tokenizer_of_text_is_not_needed(tmp_path):
+    source = layouts_m2.write(tmp_path / "source", "safetensors mlm")
+    told = {"auto_map": {"AutoTokenizer": ["words.Words", None]}, "tokenizer_class": "Words", "strange": 1}
+    (source / "tokenizer_config.json").write_text(json.dumps(told))
+    out = converted(source)
+    ours, theirs = load(out).tokenizer, AutoTokenizer.from_pretrained(out)
+    assert theirs("The film", "was good")["input_ids"] == ours.encode("The film", "was good")
+    assert json.loads((out / "tokenizer_config.json").read_text())["auto_map"] == told["auto_map"]
 
 
 def test_a_lone_tokenizer_json_is_read_as_it_stands(tmp_path):
