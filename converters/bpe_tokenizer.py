@@ -26,9 +26,13 @@ class BpeTokenizer(Vocabulary):
     SPECIAL = ("<|endoftext|>",)
     NAMED = "a GPT-2"
     CLASS = "GPT2Tokenizer"
+    TOLD = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 
-    def __init__(self, folder: str | Path | None = None, rows: int | None = None, tokens: int | None = None) -> None:
-        super().__init__(folder, rows)
+    def __init__(
+        self, folder: str | Path | None = None, rows: int | None = None, tokens: int | None = None,
+        longest: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, rows, longest)
         self.tokens = tokens
 
     @property

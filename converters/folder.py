@@ -17,7 +17,6 @@ from .layout import listed
 from .load import FORMAT, QUANT_METHOD, Pretrained, ours
 from .source import COPIED, PLAN_TENSORS, Source
 from .tensors import kept_inside, read_config, read_tensors, weight_files, write_tensors
-from .vocabulary import Vocabulary
 
 
 def write_folder(
@@ -39,8 +38,7 @@ def write_folder(
         config = pointing_back(config, repo) if repo else config
         tensors = plan.to_safetensors()
         write_files(new, pretrained.source, files if tensors is None else {**files, PLAN_TENSORS: tensors})
-        if isinstance(pretrained.tokenizer, Vocabulary):
-            pretrained.tokenizer.describe(new)
+        pretrained.tokenizer.describe(new)
         write_weights(new, pretrained)
         entry = {
             "quant_method": QUANT_METHOD,

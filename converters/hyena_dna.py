@@ -142,7 +142,7 @@ def configure(found: Mapping[str, Tensor], config: Mapping[str, Any], shift: flo
 
 def tokenizer(model: HyenaDNA, folder: Path) -> DnaTokenizer:
     """The vocabulary is the same in every checkpoint; nothing is read to know it."""
-    return DnaTokenizer()
+    return DnaTokenizer(model.config.max_seq_len)
 
 
 def choices(sizes: HyenaDNAConfig) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def configure(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> HyenaLM
 
 def tokenizer(model: HyenaLM, folder: Path) -> BpeTokenizer:
     """The vocabulary beside the weights, or GPT-2's; nothing is read before it is needed."""
-    return BpeTokenizer(folder, model.config.vocab_rows, TOKENS)
+    return BpeTokenizer(folder, model.config.vocab_rows, TOKENS, model.config.max_seq_len)
 
 
 def choices(sizes: HyenaLMConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
 from .hyena_layout import EMBEDDING, HEAD, rename
 from .implicit import ImplicitFilter
 from .layout import empty_embedding, fill_tied, translate
-from .tiles import Gates, check_ids, gate_tiles, gates_like, learns, takes_tiles, tiles, to_rows
+from .tiles import Gates, Layers, check_ids, gate_tiles, gates_like, learns, takes_tiles, tiles, to_rows
 
 LONGEST = 1 << 26  # tokens; some sixty times the longest checkpoint there is
 
@@ -207,9 +207,7 @@ class Block(nn.Module):
         )
 
 
-class Backbone(nn.Module):
-    gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` with it
-
+class Backbone(Layers):
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__()
         embedding = empty_embedding(config.vocab_rows, config.d_model)
@@ -247,17 +245,17 @@ class Backbone(nn.Module):
             assert isinstance(layer, Block)
             x = x if own and every is None else x.clone()
             own, room = True, gates_like(x) if room is None else room
-            x = layer.run_(x, State(layer.mixer.long_conv) if states is None else states[i], room)
+            if states is None:
+                conv = layer.mixer.long_conv
+                assert conv is not None  # as `takes_tiles` says
+                state = State(conv)
+            else:
+                state = states[i]
+            x = layer.run_(x, state, room)
         x = self.ln_f(x)
         if every is not None:
             every.append(x)
         return x
-
-    def through(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """A layer as a module, whose states are computed again for gradients where checkpointing asks for that."""
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(layer.__call__, x)
-        return layer(x)
 
 
 class Hyena(nn.Module):
@@ -335,18 +333,18 @@ def stream(
     return Stream(step, batch, piece, letters)
 
 
-def sites(model: nn.Module, sizes: HyenaConfig | None = None) -> tuple[ConvSite, ...]:
+def sites(model: Any, sizes: HyenaConfig | None = None) -> tuple[ConvSite, ...]:
     """The long convolution of every layer of `model`, first to last, under the names that plans know them by.
 
     sizes: those of the model; None takes `model.config`.
     """
-    sizes = model.config if sizes is None else sizes
+    known: HyenaConfig = model.config if sizes is None else sizes
     return tuple(
         ConvSite(
             name=name[name.index("backbone.") :],
-            channels=sizes.d_model,
-            length=sizes.max_seq_len,
-            context=sizes.context,
+            channels=known.d_model,
+            length=known.max_seq_len,
+            context=known.context,
             causal=True,
             materialize=module.filter_fn.materialize,
             install=module.set_conv,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
@@ -166,17 +166,17 @@ def check_config(config: Mapping[str, Any], sizes: M2BertConfig) -> None:
         )
 
 
-def sites(model: nn.Module, sizes: M2BertConfig | None = None) -> tuple[ConvSite, ...]:
+def sites(model: Any, sizes: M2BertConfig | None = None) -> tuple[ConvSite, ...]:
     """The long convolutions of every layer, first to last: the gated one, and the residual one if there is one.
 
     sizes: those of `model`; None takes `model.config`.
     """
-    sizes = model.config if sizes is None else sizes
-    seqlen = sizes.max_position_embeddings
+    known: M2BertConfig = model.config if sizes is None else sizes
+    seqlen = known.max_position_embeddings
     return tuple(
         ConvSite(
             name=name if name.startswith("bert.") else f"bert.{name}",
-            channels=sizes.hidden_size,
+            channels=known.hidden_size,
             length=2 * seqlen,
             context=seqlen,
             causal=False,
@@ -193,7 +193,7 @@ def sites(model: nn.Module, sizes: M2BertConfig | None = None) -> tuple[ConvSite
 
 def tokenizer(model: M2Bert, folder: Path) -> TextTokenizer:
     """The vocabulary beside the weights, or that of bert-base-uncased; nothing is read before it is needed."""
-    return TextTokenizer(folder, model.config.vocab_size)
+    return TextTokenizer(folder, model.config.vocab_size, model.config.max_position_embeddings)
 
 
 def choices(sizes: M2BertConfig) -> dict[str, Any]:
@@ -201,10 +201,14 @@ def choices(sizes: M2BertConfig) -> dict[str, Any]:
     return {"model_type": MODEL_TYPE}
 
 
-def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapping[str, Any] | None = None,
+    pad_to: int | None = None,
+) -> Path:  # fmt: skip
     """The folder `out` with a checkpoint of `model` as `load` reads it: weights, config.json and vocabulary.
 
     besides: what config.json says beyond the model's own, under names that no family has.
+    pad_to: tokens that every text was padded to in training, 0 for none, which the vocabulary remembers.
     Whole or not at all.  A folder that is there already is refused.
     """
     out = Path(out).expanduser().resolve()
@@ -214,5 +218,5 @@ def save(model: M2Bert, out: str | Path, tokenizer: TextTokenizer, besides: Mapp
         write_tensors(new, without_tied(model.state_dict(), DECODER, EMBEDDING))
         config = {**(besides or {}), **model.config.to_dict()}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(new)
+        tokenizer.save(new, model.config.max_position_embeddings, pad_to)
     return out

@@ -28,7 +28,7 @@ from sparsify.sites import Conv, Replaceable
 
 from .implicit import ImplicitFilter
 from .layout import empty_embedding, fill_tied, is_leftover, strip_wrappers, translate
-from .tiles import Gates, check_ids, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
+from .tiles import Gates, Layers, check_ids, gate_tiles, gates_like, gelu_gate, learns, takes_tiles, tiles, to_rows
 
 MODEL_TYPE = "m2_bert"
 EMBEDDING = "bert.embeddings.word_embeddings.weight"
@@ -262,9 +262,7 @@ class Layer(nn.Module):
         )
 
 
-class Encoder(nn.Module):
-    gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` with it
-
+class Encoder(Layers):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
@@ -280,10 +278,8 @@ class Encoder(nn.Module):
                 x = x if own and every is None else x.clone()
                 own, room = True, gates_like(x) if room is None else room
                 x = layer.run_(x, room)
-            elif self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x, own = self._gradient_checkpointing_func(layer.__call__, x), False
             else:
-                x, own = layer(x), False
+                x, own = self.through(layer, x), False
         if every is not None:
             every.append(x)
         return x

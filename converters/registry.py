@@ -3,7 +3,7 @@
 A family is one file with these functions:
     matches(shapes) -> bool                              do these tensors look like mine?
     build(tensors, config, shift) -> (model, notes)      the module, filled; what the user should know
-    sites(model) -> tuple[ConvSite, ...]                 its long convolutions
+    sites(model, sizes=None) -> tuple[ConvSite, ...]     its long convolutions
     tokenizer(model, folder) -> tokenizer                text <-> ids; folder: where the checkpoint lies
     choices(sizes) -> dict                               what config.json must say so that it loads the same again
     rename(name) -> str | None                           our name for a stored tensor, None for what no model needs

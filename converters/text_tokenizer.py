@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class TextTokenizer(Vocabulary):
     SPECIAL = SPECIAL
     NAMED = "a BERT"
     CLASS = "BertTokenizer"
+    TOLD: ClassVar[dict[str, Any]] = {
+        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)),
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }
 
     def from_parts(self) -> Tokenizer:
         return from_vocabulary(self.file)
@@ -47,6 +51,12 @@ class TextTokenizer(Vocabulary):
             raise ValueError(
                 f"{self.file} keeps capitals, which its vocabulary does not have; take a vocab.txt instead"
             )
+
+    def frame(self, made: Tokenizer) -> None:
+        from tokenizers import processors
+
+        cls, sep = ((token, made.get_vocab()[token]) for token in ("[CLS]", "[SEP]"))
+        made.post_processor = processors.BertProcessing(sep, cls)
 
     @staticmethod
     def settings(*files: Path) -> dict[str, bool]:
@@ -83,7 +93,8 @@ class TextTokenizer(Vocabulary):
 
     def encode(self, text: str, pair: str | None = None, limit: int | None = None) -> list[int]:
         """Ids of [CLS] text [SEP], and pair [SEP] if given; of more than `limit` the longer part loses its end."""
-        return self.joined(self.pieces([text])[0], None if pair is None else self.pieces([pair])[0], limit)[0]
+        self.whole_texts([text, pair or ""])
+        return self.cutting(limit, pair is not None).encode(text, pair).ids
 
     def batch(
         self,
@@ -101,36 +112,32 @@ class TextTokenizer(Vocabulary):
         """
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"got {len(texts)} texts and {len(pairs)} pairs; give one for each")
-        limit = pad_to if limit is None else limit
-        seconds: Sequence[list[int] | None] = [None] * len(texts) if pairs is None else self.pieces(pairs)
-        rows = [self.joined(one, two, limit) for one, two in zip(self.pieces(texts), seconds, strict=True)]
-        length = max((len(ids) for ids, _ in rows), default=0) if pad_to is None else pad_to
-        if longest := [len(ids) for ids, _ in rows if len(ids) > length]:
-            raise ValueError(f"got a text of {max(longest)} ids, more than pad_to {length}; set limit to at most that")
-        shape = len(rows), length
-        ids, mask, types = torch.full(shape, self.pad_id), torch.zeros(shape).long(), torch.zeros(shape).long()
-        for i, (row, first) in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-            types[i, first : len(row)] = 1
-        return Batch(ids, mask, types)
+        backend = self.cutting(pad_to if limit is None else limit, pairs is not None)
+        texts, pairs = self.whole_texts(texts), None if pairs is None else self.whole_texts(pairs)
+        found = backend.encode_batch(texts if pairs is None else list(zip(texts, pairs, strict=True)))
+        longest = max((len(row) for row in found), default=0)
+        length = longest if pad_to is None else pad_to
+        if longest > length:
+            raise ValueError(f"got a text of {longest} ids, more than pad_to {length}; set limit to at most that")
+        for row in found:
+            row.pad(length, pad_id=self.pad_id, pad_token="[PAD]")
+        rows = ([row.ids for row in found], [row.attention_mask for row in found], [row.type_ids for row in found])
+        return Batch(*(torch.tensor(part, dtype=torch.int64).reshape(len(found), length) for part in rows))
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text alone."""
-        return [found.ids for found in self.backend.encode_batch(self.whole_texts(texts), add_special_tokens=False)]
+        backend, texts = self.cutting(None), self.whole_texts(texts)
+        return [found.ids for found in backend.encode_batch(texts, add_special_tokens=False)]
 
-    def joined(self, one: list[int], two: list[int] | None, limit: int | None) -> tuple[list[int], int]:
-        """One row of ids, and how many of them come before the pair."""
-        room = None if limit is None else limit - (2 if two is None else 3)
-        if room is not None and room < 0:
+    def cutting(self, limit: int | None, pairs: bool = False) -> Tokenizer:
+        """The tokenizer, which from now on cuts texts to `limit` ids and of a pair the longer part first."""
+        if limit is None:
+            self.backend.no_truncation()
+        elif limit < (3 if pairs else 2):
             raise ValueError(f"got limit {limit}, which has no room for [CLS] and [SEP]")
-        if room is not None and two is None:
-            one = one[:room]
-        if room is not None and two is not None:
-            first, second = shortened(len(one), len(two), room)
-            one, two = one[:first], two[:second]
-        row = [self.cls_id, *one, self.sep_id]
-        return [*row, *([] if two is None else [*two, self.sep_id])], len(row)
+        else:
+            self.backend.enable_truncation(limit, strategy="longest_first")
+        return self.backend
 
 
 def from_vocabulary(path: Path) -> Tokenizer:
@@ -155,10 +162,3 @@ def tokens_in(path: Path) -> list[str]:
 
 def has_capitals(tokens: Iterable[str]) -> bool:
     return any(token != token.lower() for token in tokens if not token.startswith("["))
-
-
-def shortened(one: int, two: int, room: int) -> tuple[int, int]:
-    """Lengths of two parts that fit `room` together: the longer, or the second of equals, loses a piece at a time."""
-    while one + two > room:
-        one, two = (one - 1, two) if one > two else (one, two - 1)
-    return one, two

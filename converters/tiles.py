@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,19 @@ def check_ids(input_ids: Tensor, longest: int) -> None:
             f"got {input_ids.shape[-1]} tokens, the model takes {longest}; "
             f"cut the input or choose a checkpoint with a longer context"
         )
+
+
+class Layers(nn.Module):
+    """What holds the layers of a model and runs them one after the other."""
+
+    gradient_checkpointing = False  # transformers sets it, and the function below with it
+    _gradient_checkpointing_func: Callable[..., Tensor]
+
+    def through(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A layer as a module; where checkpointing is on, what it needs for gradients is computed again for them."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer.__call__, x)
+        return layer(x)
 
 
 def takes_tiles(x: Tensor) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsify.files import first_line
+from sparsify.files import first_line, read_json
 from sparsify.reading import half_characters
 
 from .source import snapshot
@@ -19,13 +20,15 @@ if TYPE_CHECKING:  # at run time imported where it is needed: models run without
 
 Kind = tuple[str, ...]  # files that make a vocabulary together
 JSON: Kind = ("tokenizer.json",)
+KEPT = ("auto_map", "model_max_length")  # of a tokenizer_config.json whose vocabulary is known
+AS_JSON_SAYS = "PreTrainedTokenizerFast"  # the class of transformers that reads a tokenizer.json as it stands
 
 
 class Vocabulary:
     """Text to ids and back, with the vocabulary in `folder`, else that of HUB; read on first use.
 
     folder: holds the files of one of KINDS; None goes to the hub.  rows: of the embedding, if known; one for every
-    token, and perhaps more.
+    token, and perhaps more.  longest: tokens that the model takes, if known.
     """
 
     KINDS: ClassVar[tuple[Kind, ...]]  # in order of preference
@@ -33,11 +36,12 @@ class Vocabulary:
     SPECIAL: ClassVar[tuple[str, ...]]  # tokens that every such vocabulary has
     NAMED: ClassVar[str]  # whose vocabulary it is, in words
     CLASS: ClassVar[str]  # of transformers, which reads all but a tokenizer.json as we do
+    TOLD: ClassVar[Mapping[str, Any]]  # what transformers has to know beside a tokenizer.json
 
     alphabet: str | None = None  # letters that carry a sequence: of a text, none more than others
 
-    def __init__(self, folder: str | Path | None = None, rows: int | None = None) -> None:
-        self.folder, self.rows = None if folder is None else Path(folder), rows
+    def __init__(self, folder: str | Path | None = None, rows: int | None = None, longest: int | None = None) -> None:
+        self.folder, self.rows, self.longest = None if folder is None else Path(folder), rows, longest
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -79,6 +83,7 @@ class Vocabulary:
                 f"take both from the same checkpoint"
             )
         self.check(made)
+        self.frame(made)
         return made
 
     def from_parts(self) -> Tokenizer:
@@ -87,6 +92,9 @@ class Vocabulary:
 
     def check(self, made: Tokenizer) -> None:
         """Refuse a tokenizer that does not read as these models were trained."""
+
+    def frame(self, made: Tokenizer) -> None:
+        """Have the tokenizer put around a text what these models were trained with; here that is nothing."""
 
     @property
     def vocab_size(self) -> int:
@@ -120,18 +128,49 @@ class Vocabulary:
             raise ValueError(f"id {strange[0]} is no token; the vocabulary has ids 0 to {self.vocab_size - 1}")
         return self.backend.decode(ids, skip_special_tokens=False)
 
-    def save(self, folder: Path) -> None:
-        """Copy the vocabulary's files into a folder, under their names, with what AutoTokenizer needs to read them."""
+    def save(self, folder: Path, longest: int | None = None, pad_to: int | None = None) -> None:
+        """Copy the vocabulary's files into a folder, under their names, with what AutoTokenizer needs to read them.
+
+        longest: tokens that the model takes, where this tokenizer does not know it.
+        pad_to: tokens that every text was padded and cut to in training, 0 for none.  It is written into
+        tokenizer.json, and as the model_max_length of tokenizer_config.json, by which `padding="max_length",
+        truncation=True` pads and cuts as in training.
+        """
         for path in self.files:
             shutil.copyfile(path, folder / path.name)
-        self.describe(folder)
+        if pad_to is not None:
+            (folder / JSON[0]).write_text(self.padding_to(pad_to), encoding="utf-8")
+        self.describe(folder, pad_to or longest)
 
-    def describe(self, folder: Path) -> None:
-        """Write the tokenizer_config.json by which AutoTokenizer reads a folder's vocabulary, unless there is one."""
-        path, files = folder / "tokenizer_config.json", [folder / name for name in self.KINDS[-1]]
-        if all(file.is_file() for file in files) and not path.exists():
-            told = {"tokenizer_class": self.CLASS, **self.settings(*files)}
-            path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    def padding_to(self, length: int) -> str:
+        """A tokenizer.json that pads and cuts every text to `length` tokens, or leaves it as it is for 0."""
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_str(self.backend.to_str())
+        made.no_truncation()
+        made.no_padding()
+        if length:
+            pad = self.TOLD["pad_token"]
+            made.enable_truncation(length)
+            made.enable_padding(length=length, pad_id=self.id_of(pad), pad_token=pad)
+        return made.to_str(pretty=True)
+
+    def describe(self, folder: Path, longest: int | None = None) -> None:
+        """Write the tokenizer_config.json by which AutoTokenizer reads a folder's vocabulary as we do.
+
+        A folder without a vocabulary gets the one that was read, if any was: nothing is asked of the hub for it.
+        """
+        if not self.lying_in(folder):
+            if "files" not in self.__dict__:
+                return
+            for path in self.files:
+                shutil.copyfile(path, folder / path.name)
+        files = [folder / name for name in self.KINDS[-1]]
+        if all(file.is_file() for file in files):
+            told: dict[str, Any] = {"tokenizer_class": self.CLASS, **self.settings(*files)}
+        else:
+            told = {"tokenizer_class": AS_JSON_SAYS, **self.TOLD}
+        describe_to_transformers(folder, told, longest or self.longest)
 
     @staticmethod
     def settings(*files: Path) -> dict[str, bool]:
@@ -150,3 +189,24 @@ def from_json(path: Path) -> Tokenizer:
     made.no_truncation()
     made.no_padding()
     return made
+
+
+def describe_to_transformers(folder: Path, told: Mapping[str, Any], longest: int | None, known: bool = False) -> None:
+    """Write a folder's tokenizer_config.json, which AutoTokenizer goes by.
+
+    told: what the file is to say if it names no class yet, or one in remote code.  known: it says this in any case.
+    Remote code stays named for who trusts it.
+    longest: tokens that the model takes.  A model_max_length, by which `truncation=True` cuts, is written where the
+    file has none or a larger one.
+    """
+    path = folder / "tokenizer_config.json"
+    said = read_json(path) if path.is_file() else {}
+    if known or "auto_map" in said:
+        config = {**{name: said[name] for name in KEPT if name in said}, **told}
+    else:
+        config = said if "tokenizer_class" in said else {**told, **said}
+    limit = said.get("model_max_length")
+    known_limit = limit if isinstance(limit, int | float) and limit > 0 else math.inf
+    if longest is not None and (known_limit > longest or isinstance(limit, bool)):
+        config["model_max_length"] = longest
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

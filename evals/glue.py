@@ -12,9 +12,7 @@ from torch import Tensor
 
 from .glue_data import TASKS, Examples, Task
 from .metrics import METRICS, Values
-from .paired import Difference, bootstrap, mcnemar
-
-SIGNIFICANT = 0.05  # p-values below this speak of a difference
+from .paired import LEVEL, Difference, bootstrap, mcnemar
 
 Scores = Callable[[Sequence[str], Sequence[str] | None], Tensor]
 """Texts and, where the task has pairs, second texts -> logits (B, classes), or (B, 1) for a score; any float dtype."""
@@ -29,8 +27,8 @@ class Figure:
     metric: str
     n: int
     values: Mapping[str, float]  # variant -> metric, the baseline first
-    versus: Difference | None  # p-value replaced by McNemar's for an accuracy
-    test: str | None  # "McNemar" or "bootstrap"
+    versus: Difference | None
+    test: str | None  # that p-value and interval are of: "McNemar" or "bootstrap"
 
     def to_dict(self) -> dict[str, Any]:
         """Plainly named numbers, JSON types only."""
@@ -104,12 +102,12 @@ def figures(examples: Examples, said: Mapping[str, Values], seed: int = 0) -> li
 
 
 def compared(name: str, first: Values, second: Values, labels: Values, seed: int) -> tuple[Difference, str]:
-    """A metric of the second model less that of the first; the p-value is exact where there is an exact test."""
-    versus = bootstrap(METRICS[name], first, second, labels, seed=seed)
+    """A metric of the second model less that of the first, and the test: an exact one where there is one."""
     if name != "accuracy":
-        return versus, "bootstrap"
-    exact = mcnemar(first == labels, second == labels).p_value
-    return Difference(versus.difference, versus.low, versus.high, exact, versus.samples), "McNemar"
+        return bootstrap(METRICS[name], first, second, labels, seed=seed), "bootstrap"
+    exact, metric = mcnemar(first == labels, second == labels), METRICS[name]
+    difference = metric(second, labels) - metric(first, labels)
+    return Difference(difference, exact.low, exact.high, exact.p_value, samples=0), "McNemar"
 
 
 def agreement(said: Mapping[str, Values]) -> float | None:
@@ -174,7 +172,7 @@ def verdict(found: Sequence[Figure]) -> list[str]:
         p = f"p = {versus.p_value:.2g}, {figure.test}"
         if versus.difference == 0:
             sentences.append(f"{said}, the same")
-        elif versus.p_value < SIGNIFICANT:
+        elif versus.p_value < LEVEL:
             sentences.append(f"{said}, {points(versus.difference)}, more than chance explains ({p})")
         else:
             sentences.append(f"{said}, {points(versus.difference)}, which {figure.n} examples cannot tell from 0 ({p})")

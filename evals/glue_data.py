@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,17 @@ class Examples:
 
 def find_tasks(names: str) -> list[Task]:
     """The tasks of a list like "sst2,cola", in its order, none twice; "all" is all nine."""
-    wanted = list(TASKS) if names == "all" else [re.sub("[-_]", "", name.strip().lower()) for name in names.split(",")]
-    if strange := [name for name in wanted if name not in TASKS]:
-        raise ValueError(f"there is no task {strange[0]!r}; the tasks are {', '.join(TASKS)}, or all")
-    return [TASKS[name] for name in dict.fromkeys(wanted)]
+    typed = list(TASKS) if names == "all" else [name.strip() for name in names.split(",")]
+    if strange := next((name for name in typed if plain_task(name) not in TASKS), None):
+        meant = get_close_matches(plain_task(strange), TASKS, 1)
+        guess = f"did you mean {meant[0]}? The" if meant else "the"
+        raise ValueError(f"there is no task {strange!r}; {guess} tasks are {', '.join(TASKS)}, or all")
+    return [TASKS[name] for name in dict.fromkeys(map(plain_task, typed))]
+
+
+def plain_task(name: str) -> str:
+    """A task's name as `TASKS` has it, however it is written."""
+    return re.sub("[-_ ]", "", name.lower())
 
 
 def read_examples(src: str | Path, task: Task, split: str = "dev") -> Examples:
@@ -158,8 +166,19 @@ def refuse_one_file(src: str | Path, needed: str) -> None:
 
 
 def names_of(split: str) -> tuple[str, str]:
-    """A split's name in GLUE's files, and on the hub."""
-    return split, split.replace("dev", "validation")
+    """A split's name in GLUE's files, and on the hub, whichever of them it is given as."""
+    return split.replace("validation", "dev"), split.replace("dev", "validation")
+
+
+def splits_of(task: Task, asked: str | None, src: str | Path | None = None) -> tuple[str, ...]:
+    """The splits of a task to score on, as GLUE's files name them.
+
+    asked: one by either name, None for the dev set.  src: where the data lie, for one file holds one split.
+    """
+    split = names_of(asked or "dev")[0]
+    if split != "dev":
+        return (split,)
+    return task.dev if src is None else dev_splits(src, task)
 
 
 def find_file(folder: Path, task: Task, split: str) -> Path:

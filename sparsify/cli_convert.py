@@ -26,7 +26,7 @@ from .cli_common import (
     quoted,
     say,
 )
-from .cli_glue import how_to_score
+from .cli_glue import how_to_score, remembered
 from .cli_hub import check_push, in_words, pushed
 from .cli_measure import measured, text_of
 from .reading import is_stream, refuse_twice, short_name
@@ -231,8 +231,11 @@ def planned_within(
 
 
 def made_for(p: Pretrained) -> dict[str, str | None]:
-    """What a plan says of the checkpoint that it is for."""
-    return {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
+    """What a plan says of the checkpoint that it is for, and of its filters, which another head may share."""
+    from .stored import fingerprint
+
+    named = {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
+    return {**named, "filters": fingerprint(p.filters)}
 
 
 def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
@@ -245,14 +248,36 @@ def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
     if name == "plan":
         plan = Plan.read(Path(value))
         plan.check(list(p.filters))
-        if plan.source.get("sha256") not in (None, p.sha256):
-            raise ValueError(
-                f"{value} was made for the weights of {plan.source.get('name')}, which are not these; "
-                f"make a plan from this checkpoint, or take the sha256 out of the file"
-            )
+        if note := strangeness(plan, p, str(value)):
+            say(f"note: {note}")
         return plan
     arguments = value if isinstance(value, tuple) else (value,)
     return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), made_for(p))
+
+
+def strangeness(plan: Plan, p: Pretrained, path: str) -> str:
+    """What there is to say of a plan that was made for another model with these filters; "" for one of this model.
+
+    Raises ValueError where the filters are another model's.
+    """
+    from .stored import fingerprint
+
+    source, name = plan.source, plan.source.get("name") or "another checkpoint"
+    if source.get("sha256") in (None, p.sha256):
+        return ""
+    if source.get("filters") == fingerprint(p.filters):
+        return (
+            f"{path} was made for {name}, whose filters are these; what was measured there does not hold for this head"
+        )
+    if remembered(p, "from") == source["sha256"] and not plan.stored():
+        return (
+            f"{path} was made for {name}, which this model was fine-tuned from, and the fine-tune moved the filters; "
+            f"what was measured there does not hold here"
+        )
+    raise ValueError(
+        f"{path} was made for the weights and filters of {name}, which are not these; "
+        f"make a plan from this checkpoint, or take the sha256 out of the file"
+    )
 
 
 def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that --help
 
 GLUE_LENGTH = 128  # tokens that GLUE's examples are padded to, as M2-BERT was fine-tuned
 SAVE_EVERY = 200  # steps of a fine-tune
-MEMORY = "sparsify_finetune"  # in config.json: how a classifier was made, which `eval glue` goes by
 
 PAD_TO = click.option(
     "--pad-to", type=click.IntRange(0), help="Tokens that every text is padded to, which changes its numbers; 0 runs "
@@ -65,59 +64,80 @@ EXAMPLES = options(
               "each in turn.")  # fmt: skip
 @click.option("--split", help="Score another split than the dev set, if its labels are known.")
 @click.option("--limit", type=click.IntRange(0), default=0, help="Examples of a split, evenly spaced.  [default: all]")
+@click.option("--skip-missing", is_flag=True, help="Leave out the tasks that {task} names no model for.")
+@click.option("--other-task", is_flag=True, help="Score a model that was fine-tuned for another task, too.")
 @EXAMPLES
 @BASELINE
 @SOURCE
 @AS_JSON
 def glue(
-    model: str, tasks: str, data: str, split: str | None, limit: int, pad_to: int | None, baseline: str | None,
-    as_json: bool, **where: Any,
+    model: str, tasks: str, data: str, split: str | None, limit: int, skip_missing: bool, other_task: bool,
+    pad_to: int | None, baseline: str | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """Score MODEL, fine-tuned on a task of GLUE, paired with the dense model on the same examples."""
-    from sparsify.evals import glue as scoring
-    from sparsify.evals import results
     from sparsify.evals.glue_data import find_tasks
 
     found, missing = read_all(find_tasks(tasks), data, split, limit, may_miss=tasks == "all")
+    pairs, lacking = models_of(found, model, baseline, where, skip_missing, other_task)
+    missing += lacking
     figures, scored, opened = [], [], {}
-    for examples in found:
-        name = model.replace("{task}", examples.task.name)
-        dense = baseline and baseline.replace("{task}", examples.task.name)
-        if (name, dense) not in opened:
-            opened = {(name, dense): pair_of(name, dense, where)}
-        p, base = opened[name, dense]
-        own, row = score_split(p, base, examples, pad_to)
-        figures += own
-        scored.append({**described(p), **row})
-    if len({tuple(figure.values) for figure in figures}) > 1:
-        raise ValueError("some of these models are under a plan and some are not; score the two kinds apart")
-    whole, theirs = scoring.average(figures), scoring.m2_bert_average(figures)
-    result = {
+    try:
+        for examples in found:
+            if (pair := pairs.get(examples.task.name)) is None:
+                continue
+            if pair not in opened:
+                opened = {pair: pair_of(*pair, where)}
+            p, base = opened[pair]
+            own, row = score_split(p, base, examples, pad_to, other_task)
+            figures += own
+            scored.append({**described(p), **row})
+    except BaseException:
+        if scored:  # hours of work, maybe
+            say("what was scored before this is printed all the same")
+            emit(summed_up(figures, scored, missing, pairs, p), as_json, "glue")
+        raise
+    emit(summed_up(figures, scored, missing, pairs, p), as_json, "glue")
+
+
+Pair = tuple[str, str | None]  # a model's name, and its baseline's if it has one
+
+
+def summed_up(
+    figures: list[Any], scored: list[dict[str, Any]], missing: list[str], pairs: Mapping[str, Pair], p: Pretrained
+) -> dict[str, Any]:
+    """What the verb says of all figures together."""
+    from sparsify.evals import glue as scoring
+    from sparsify.evals import results
+
+    done = {row["task"] for row in scored}
+    apart = len({pair for task, pair in pairs.items() if task in done}) == len(done)  # a model for every task
+    comparable = apart and not any(row["fine_tuned_for"] for row in scored)
+    whole, theirs = (scoring.average(figures), scoring.m2_bert_average(figures)) if comparable else (None, None)
+    return {
         "scored": scored,
         "figures": [figure.to_dict() for figure in figures],
         "average": whole and asdict(whole),
         "m2_bert_average": theirs and asdict(theirs),
         "missing": missing,
         "data_notes": noted(),
-        "convention": f"{scored[0]['convention']}; p-values: McNemar's exact test for an accuracy, else a bootstrap of "
-        f"the examples, which the 95 % intervals are of, too",
+        "convention": f"{scored[0]['convention']}; p-values and 95 % intervals: McNemar's exact test for an accuracy, "
+        f"else a bootstrap of the examples",
         "conditions": asdict(results.conditions(p.device)),
         "verdict": scoring.verdict(figures),
     }
-    emit(result, as_json, "glue")
 
 
 def read_all(
     tasks: Sequence[Task], data: str, split: str | None, limit: int, may_miss: bool
 ) -> tuple[list[Examples], list[str]]:
     """The examples of every task's splits, and the files that were not there, a sentence each."""
-    from sparsify.evals.glue_data import dev_splits, read_examples, refuse_one_file
+    from sparsify.evals.glue_data import read_examples, refuse_one_file, splits_of
 
     if len(tasks) > 1:
         refuse_one_file(data, f"{len(tasks)} tasks were asked for")
     found, missing = [], []
     for task in tasks:
-        for name in [split] if split else dev_splits(data, task):
+        for name in splits_of(task, split, data):
             try:
                 examples = read_examples(data, task, name)
             except FileNotFoundError as error:
@@ -139,6 +159,51 @@ def tell_left_out(examples: Examples) -> None:
         note(left_out.sentence("row", short_name(examples.source)))
 
 
+def models_of(
+    found: Sequence[Examples], model: str, baseline: str | None, where: Mapping[str, Any], skip_missing: bool,
+    other_task: bool,
+) -> tuple[dict[str, Pair], list[str]]:  # fmt: skip
+    """The model and the baseline of every task, all looked at before the work, and a sentence for each that lacks."""
+    pairs: dict[str, Pair] = {}
+    planned, missing = set(), []
+    for task in dict.fromkeys(examples.task for examples in found):
+        name = model.replace("{task}", task.name)
+        dense = baseline and baseline.replace("{task}", task.name)
+        try:
+            under_plan = fits(name, where["revision"], task, other_task)
+            if dense:
+                fits(dense, None, task, other_task)
+        except FileNotFoundError as error:
+            missing.append(f"there is no model of {task.title}: {error}")
+            continue
+        pairs[task.name] = name, dense
+        planned.add(under_plan or dense is not None)
+    if missing and not (skip_missing and pairs):
+        others = f", and {len(missing) - 1} more tasks have none" if len(missing) > 1 else ""
+        remedy = "leave the task out, or say --skip-missing" if pairs else "pass one that is there"
+        raise FileNotFoundError(f"{missing[0]}{others}; {remedy}")
+    if len(planned) > 1:
+        raise ValueError("some of these models are under a plan and some are not; score the two kinds apart")
+    for sentence in missing:
+        say(f"note: {sentence}")
+    return pairs, missing
+
+
+def fits(src: str, revision: str | None, task: Task, other_task: bool) -> bool:
+    """Whether a checkpoint is under a plan; refuses one that is not there, or not for this task."""
+    from sparsify.converters.load import ours, saved_plan
+    from sparsify.converters.source import resolve
+    from sparsify.converters.tensors import read_config
+    from sparsify.evals.glue_labels import check_task, label_order
+
+    source = resolve(src, revision)
+    config = read_config(source.folder)
+    if not other_task:
+        check_task(config, task, src)
+        label_order(config, task, src)
+    return (entry := ours(config)) is not None and not saved_plan(entry, source.folder).is_dense
+
+
 def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
     """A checkpoint, and the dense one to compare it with."""
     p = open_checkpoint(model, **where)
@@ -146,20 +211,23 @@ def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple
 
 
 def score_split(
-    p: Pretrained, base: Pretrained, examples: Examples, pad_to: int | None
+    p: Pretrained, base: Pretrained, examples: Examples, pad_to: int | None, other_task: bool = False
 ) -> tuple[list[Any], dict[str, Any]]:
     """The figures of one split, and what there is to say of it besides."""
     from sparsify.evals import glue as scoring
 
-    check_head(p, "classifier", "`sparsify finetune` makes a classifier")
+    task, made_for = examples.task, common_task(p, base)
     length = padded(p, pad_to, trained_with(p))
-    variants = {name: on_texts(q, run, length) for name, (q, run) in compared(p, base).items()}
-    title = f"{examples.task.title} {examples.split}"
+    variants = {
+        name: in_order_of(task, q, on_texts(q, run, length), other_task) for name, (q, run) in compared(p, base).items()
+    }
+    title = f"{task.title} {examples.split}"
     with counting(title, len(examples), "example") as progress:
         said = scoring.answers(variants, examples, batch_of(p, length), progress)
     cut = too_long(p, examples.texts, examples.pairs, length)
+    other = made_for.title if made_for is not None and made_for != task else None
     row = {
-        "task": examples.task.name,
+        "task": task.name,
         "split": examples.split,
         "source_of_data": examples.source,
         "n": len(examples),
@@ -167,9 +235,58 @@ def score_split(
         "left_out": examples.left_out.count,
         "cut": cut,
         "agreement": scoring.agreement(said),
-        "convention": convention(p, length) + as_in_training(p, length),
-    }
+        "fine_tuned_for": other,
+        "convention": convention(p, length) + as_in_training(p, length)
+        + (f"; fine-tuned for {other}, not for this task" if other else ""),
+    }  # fmt: skip
     return scoring.figures(examples, said), row
+
+
+def common_task(p: Pretrained, base: Pretrained) -> Task | None:
+    """The task that two classifiers were fine-tuned for, None where config.json does not tell; refuses two tasks."""
+    from sparsify.evals.glue_labels import fine_tuned_for
+
+    for q in (p, base):
+        check_head(q, "classifier", way_to_a_classifier(q))
+    own, other = fine_tuned_for(p.config), fine_tuned_for(base.config)
+    if own is not None and other is not None and own != other:
+        raise ValueError(
+            f"{p.source.name} was fine-tuned for {own.title} and {base.source.name} for {other.title}; "
+            f"compare models of one task"
+        )
+    return own
+
+
+def in_order_of(task: Task, p: Pretrained, run: Callable[..., Tensor], other_task: bool) -> Callable[..., Tensor]:
+    """`run` with its columns in the order of the task's classes, as config.json names them."""
+    from sparsify.evals.glue_labels import label_order
+
+    try:
+        order = label_order(p.config, task, p.source.name)
+    except ValueError:
+        if not other_task:
+            raise
+        order = None  # other labels, which stand for the task's as they come
+    if order is None:
+        return run
+
+    def ordered(texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+        logits = run(texts, pairs)
+        if logits.shape[-1] != len(order):
+            raise ValueError(
+                f"config.json of {p.source.name} names {len(order)} labels and the model has {logits.shape[-1]}; "
+                f"mend id2label"
+            )
+        return logits[:, order]
+
+    return ordered
+
+
+def way_to_a_classifier(p: Pretrained) -> str:
+    """What to do about a model that is no classifier of texts, as the end of a sentence."""
+    if callable(getattr(p.model, "with_head", None)):
+        return "`sparsify finetune` makes a classifier of it"
+    return f"models of the family {p.family} cannot be fine-tuned here, so pass a classifier such as M2-BERT's"
 
 
 # --- masked tokens and retrieval -----------------------------------------------------------------------------------
@@ -320,7 +437,7 @@ def trained(
     about = {"model": p.sha256, "plan": p.plan.sha256}
     with training(task, recipe.steps(learnt)) as progress:
         outcome = finetune(classifier, task, learnt, scored, recipe, seed, state, SAVE_EVERY, about, progress)
-    write_classifier(classifier, out, p, {"task": task.name, "pad_to": length})
+    write_classifier(classifier, out, p, task, length)
     state.unlink(missing_ok=True)
     return {
         **described(p),
@@ -380,16 +497,22 @@ def training(task: Task, steps: int) -> Iterator[Callable[[int, int, float, floa
         yield progress
 
 
-def write_classifier(model: Any, out: Path, p: Pretrained, made: Mapping[str, Any]) -> None:
-    """The folder OUT with a classifier, under the plan that it was trained under.  made: how, for config.json."""
+def write_classifier(model: Any, out: Path, p: Pretrained, task: Task, pad_to: int) -> None:
+    """The folder OUT with a classifier of a task, under the plan that it was trained under.
+
+    pad_to: as of `padded`, which config.json and the tokenizer remember.
+    """
     from sparsify.converters import load, m2_bert, write_folder
+    from sparsify.evals.glue_labels import MEMORY
+    from sparsify.evals.glue_labels import described as labelled
 
     tokenizer: Any = p.tokenizer
+    said = labelled(task) | {MEMORY: {"task": task.name, "pad_to": pad_to, "from": p.sha256}}
     if p.plan.is_dense:
-        m2_bert.save(model, out, tokenizer, {MEMORY: made})
+        m2_bert.save(model, out, tokenizer, said, pad_to)
         return
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as room:
-        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, {MEMORY: made})
+        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, said, pad_to)
         write_folder(out, load(dense), p.plan, {"plan.json": p.plan.to_json()})
 
 
@@ -420,12 +543,16 @@ def how_to_score(p: Pretrained, out: Path) -> str:
 
 def remembered(p: Pretrained, name: str) -> Any:
     """What `finetune` wrote of itself into config.json under this name; None in models from elsewhere."""
+    from sparsify.evals.glue_labels import MEMORY
+
     made = p.config.get(MEMORY)
     return made.get(name) if isinstance(made, dict) else None
 
 
 def trained_with(p: Pretrained) -> int:
     """Tokens that `finetune` padded every text to, 0 for its own length; M2-BERT's for models from elsewhere."""
+    from sparsify.evals.glue_labels import MEMORY
+
     length = remembered(p, "pad_to")
     if length is None:
         return GLUE_LENGTH

@@ -146,10 +146,11 @@ def text_of(p: Pretrained, data: Path, context: int | None, stride: int | None, 
     Raises ValueError for a model that does neither.
     """
     if p.head not in ("lm", "mlm"):
+        trains = callable(getattr(p.model, "with_head", None))
         raise ValueError(
             f"{p.source.name} has the head {p.head!r}, which predicts no tokens and so has no perplexity; find a plan "
-            f"for the masked language model that it was made from, `finetune` that or pass its plan.json, without its "
-            f"sha256, with --plan, and score the outcome on its task: a perplexity says little of that"
+            f"for the language model that it was made from, {'`finetune` that or ' if trains else ''}pass its "
+            f"plan.json with --plan, and score the outcome on its task: a perplexity says little of that"
         )
     if p.head == "lm":
         return windows_of(p, data, context, stride, limit, upper)

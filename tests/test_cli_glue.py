@@ -14,7 +14,7 @@ from pathlib import Path
 import layouts_m2
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from verbs import answer, refusal, run
 
 from sparsify import cli_common, cli_measure
@@ -22,6 +22,8 @@ from sparsify.cli_glue import how_to_score
 from sparsify.converters import load, m2_bert
 from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
 from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.evals.glue_data import TASKS
+from sparsify.evals.glue_labels import described
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 24
@@ -137,10 +139,8 @@ def test_padding_is_remembered(classifier, sparse, pretrained, data, tmp_path):
     """What a classifier was trained with is the default, also after `convert`; any other length says so."""
     ask = ("--task", "sst2", "--data", data)
     for model in (classifier, sparse):
-        assert json.loads((model / "config.json").read_text())["sparsify_finetune"] == {
-            "task": "sst2",
-            "pad_to": LENGTH,
-        }
+        made = json.loads((model / "config.json").read_text())["sparsify_finetune"]
+        assert made == {"task": "sst2", "pad_to": LENGTH, "from": load(pretrained).sha256}
         result = answer("eval", "glue", model, *ask)
         assert f"padded to {LENGTH} tokens" in result["convention"] and "as in its fine-tune" in result["convention"]
         assert result["figures"] == answer("eval", "glue", model, *ask, "--pad-to", LENGTH)["figures"]
@@ -205,12 +205,165 @@ def test_length_is_part_of_the_input(classifier, data):
 def test_all_tasks_say_what_is_missing(classifier, data, tmp_path):
     for name in ("sst2", "cola", "rte"):
         shutil.copytree(classifier, tmp_path / name)
+        made_for(tmp_path / name, name)
     result = answer("eval", "glue", tmp_path / "{task}", "--task", "all", "--data", data, "--pad-to", LENGTH)
     assert [figure["task"] for figure in result["figures"]] == ["cola", "sst2", "rte"]
     assert "mean over 3 of 9 tasks, no GLUE average: mrpc, stsb" in result["average"]["convention"]
     assert len(result["missing"]) == 7 and "no dev_matched split of MNLI" in " ".join(result["missing"])
     one = refusal("eval", "glue", classifier, "--task", "sst2,mrpc", "--data", data, "--pad-to", LENGTH)
     assert "holds no dev split of MRPC" in one
+
+
+# --- whose labels, whose task --------------------------------------------------------------------------------------
+
+
+def made_for(folder, name):
+    """Have a classifier's config.json say that it was fine-tuned for another task of two classes."""
+    rewrite(folder, **described(TASKS[name]), sparsify_finetune={"task": name, "pad_to": LENGTH})
+
+
+def rewrite(folder, **said):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | said
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return folder
+
+
+def stranger(folder, **said):
+    """A classifier of which config.json says only what is given here."""
+    names = ("id2label", "label2id", "finetuning_task", "sparsify_finetune", "problem_type")
+    return rewrite(folder, **dict.fromkeys(names) | said)
+
+
+SWAPPED = {"0": "POSITIVE", "1": "NEGATIVE"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"id2label": SWAPPED}, {"label2id": {"Pos": 0, "neg.": 1}}, {"id2label": {"0": "LABEL_1", "1": "LABEL_0"}},
+     {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"positive": 0, "negative": 1}}],
+)  # fmt: skip
+def test_labels_go_by_their_names(classifier, data, tmp_path, said):
+    """A model whose classes come in another order scores as well as it does in ours."""
+    copy = tmp_path / "swapped"
+    shutil.copytree(classifier, copy)
+    tensors = load_file(copy / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name].flip(0).contiguous()
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    ask = ("--task", "sst2", "--data", data, "--pad-to", LENGTH)
+    right = answer("eval", "glue", classifier, *ask)["figures"][0]["values"]["dense"]
+    found = answer("eval", "glue", stranger(copy, **said), *ask)["figures"]
+    assert found[0]["values"]["dense"] == right > 0.8
+    both = answer("eval", "glue", copy, *ask, "--baseline", classifier)["figures"][0]
+    assert both["values"] == {"dense": right, "sparse": right}
+    plain = stranger(copy)  # nobody can know: in order, and wrong
+    assert answer("eval", "glue", plain, *ask)["figures"][0]["values"]["dense"] == pytest.approx(1 - right)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"id2label": {"0": "entailment", "1": "not_entailment"}},
+         "has the labels entailment, not_entailment, and SST-2 asks for negative, positive; pass a model of SST-2"),
+        ({"id2label": {"0": "negative", "1": "neutral", "2": "positive"}}, "the labels negative, neutral, positive"),
+        ({"id2label": {"0": "negative", "1": "negative"}}, "has the labels negative, negative"),
+        ({"id2label": {"0": "negative", "1": "positive"}, "label2id": SWAPPED}, "for label2id, expected a number"),
+        ({"id2label": {"0": "negative", "1": "positive"}, "label2id": {"positive": 0, "negative": 1}},
+         "contradict each other"),
+        ({"id2label": "negative"}, "for id2label, expected a label for each number"),
+        ({"finetuning_task": "CoLA"}, "was fine-tuned for CoLA, and SST-2 asks for something else; pass a model"),
+    ],
+)  # fmt: skip
+def test_labels_of_another_task_are_refused(classifier, data, tmp_path, said, sentence):
+    shutil.copytree(classifier, tmp_path / "model")
+    ask = ("eval", "glue", stranger(tmp_path / "model", **said), "--task", "sst2", "--data", data)
+    assert sentence in refusal(*ask)
+
+
+def test_labels_without_names_are_in_order(classifier, data, tmp_path):
+    shutil.copytree(classifier, tmp_path / "model")
+    ask, values = ("--task", "sst2", "--data", data, "--pad-to", LENGTH), []
+    for names in ({"0": "LABEL_0", "1": "LABEL_1"}, {"0": "0", "1": "1"}, None):
+        model = stranger(tmp_path / "model", id2label=names)
+        values.append(answer("eval", "glue", model, *ask)["figures"][0]["values"]["dense"])
+    assert len(set(values)) == 1 and values[0] > 0.8
+
+
+def test_a_model_of_another_task_is_refused(classifier, data, tmp_path):
+    """With its own name for it, and as a baseline; where it is asked for all the same there is no mean of it."""
+    shutil.copytree(classifier, tmp_path / "cola")
+    made_for(tmp_path / "cola", "cola")
+    ask = ("eval", "glue", classifier, "--data", data)
+    said = refusal(*ask, "--task", "sst2,cola,rte")
+    assert "was fine-tuned for SST-2, and CoLA asks for something else" in said and "--other-task" in said
+    assert "was fine-tuned for CoLA" in refusal(*ask, "--task", "sst2", "--baseline", tmp_path / "cola")
+    result = answer(*ask, "--task", "sst2,cola,rte", "--other-task")
+    assert len(result["figures"]) == 3 and result["average"] is None
+    assert [row["fine_tuned_for"] for row in result["scored"]] == [None, "SST-2", "SST-2"]
+    assert result["scored"][1]["convention"].endswith("fine-tuned for SST-2, not for this task")
+    both = ("--task", "sst2", "--other-task", "--baseline", tmp_path / "cola")
+    assert refusal(*ask, *both).endswith("compare models of one task")
+
+
+def test_a_fine_tune_says_what_it_is_to_transformers_too(classifier, data):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    config = json.loads((classifier / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"} and config["finetuning_task"] == "sst2"
+    assert config["label2id"] == {"negative": 0, "positive": 1} and config["num_labels"] == 2
+    assert described(TASKS["stsb"])["problem_type"] == "regression" and described(TASKS["stsb"])["num_labels"] == 1
+    rows = [json.loads(line) for line in (data / "sst2.dev.jsonl").read_text().splitlines()]
+    pipe = pipeline("text-classification", model=str(classifier), device="cpu")
+    words = [row["sentence"] for row in rows]
+    said = pipe(words, batch_size=7, padding="max_length", truncation=True)
+    right = sum(found["label"] == ("negative", "positive")[row["label"]] for found, row in zip(said, rows, strict=True))
+    ours = answer("eval", "glue", classifier, "--task", "sst2", "--data", data)["figures"][0]["values"]["dense"]
+    assert right / len(rows) == ours
+    tokenizer, model = (
+        auto.from_pretrained(classifier) for auto in (AutoTokenizer, AutoModelForSequenceClassification)
+    )
+    batch = tokenizer(words[:2], padding="max_length", truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, LENGTH) and model(**batch).logits.shape == (2, 2)
+
+
+# --- what is not there ---------------------------------------------------------------------------------------------
+
+
+def test_models_are_looked_for_before_the_work(classifier, data, tmp_path, monkeypatch):
+    shutil.copytree(classifier, tmp_path / "sst2")
+    ask = ("eval", "glue", tmp_path / "{task}", "--task", "all", "--data", data)
+    done = run(*ask)
+    assert done.exit_code == 1 and "loading" not in done.stderr
+    assert "there is no model of CoLA" in done.stderr and "1 more tasks have none" in done.stderr
+    result = answer(*ask, "--skip-missing")
+    assert [row["task"] for row in result["scored"]] == ["sst2"]
+    assert sum("there is no model of" in sentence for sentence in result["missing"]) == 2
+    assert "pass one that is there" in refusal("eval", "glue", tmp_path / "x{task}", *ask[3:], "--skip-missing")
+
+
+def test_what_was_scored_is_printed_whatever_comes_after(classifier, pretrained, data, tmp_path):
+    for name, source in (("cola", classifier), ("sst2", pretrained)):
+        shutil.copytree(source, tmp_path / name)
+    made_for(tmp_path / "cola", "cola")
+    ask = ("eval", "glue", tmp_path / "{task}", "--task", "cola,sst2", "--data", data, "--pad-to", LENGTH)
+    done = run(*ask, "--json")
+    assert done.exit_code == 1 and "has the head 'mlm'" in done.stderr
+    assert [figure["task"] for figure in json.loads(done.stdout)["figures"]] == ["cola"]
+
+
+def test_models_of_two_kinds_are_refused_before_the_work(classifier, sparse, data, tmp_path):
+    for name, source in (("cola", classifier), ("sst2", sparse)):
+        shutil.copytree(source, tmp_path / name)
+        made_for(tmp_path / name, name)
+    done = run("eval", "glue", tmp_path / "{task}", "--task", "cola,sst2", "--data", data)
+    assert "under a plan and some are not" in done.stderr and "loading" not in done.stderr
+
+
+@pytest.mark.parametrize("split", ["validation", "dev"])
+def test_a_split_by_either_name(classifier, data, split):
+    figure = answer("eval", "glue", classifier, "--task", "sst2", "--data", data, "--split", split)["figures"][0]
+    assert figure["split"] == "dev" and figure["n"] == 60
 
 
 def test_masked_tokens(pretrained, text, tmp_path):
@@ -281,7 +434,7 @@ def test_what_cannot_be_drawn_is_said_before_the_work(pretrained, text, tmp_path
 
 
 def test_a_plan_for_the_classifier(planned, classifier, data, tmp_path):
-    """Refused in a sentence where a budget is asked for; the language model's plan fits once it claims no weights."""
+    """Refused in a sentence where a budget is asked for; the plan of the language model that it comes from fits."""
     text = tmp_path / "text.txt"
     text.write_text("a film " * 500)
     ask = ("convert", classifier, tmp_path / "out")
@@ -289,14 +442,33 @@ def test_a_plan_for_the_classifier(planned, classifier, data, tmp_path):
     assert "has the head 'classifier', which predicts no tokens" in said and "`finetune`" in said and "--plan" in said
     plan = json.loads((planned[0] / "plan.json").read_text())
     mine = tmp_path / "plan.json"
-    mine.write_text(json.dumps(plan))
+    mine.write_text(json.dumps(plan | {"source": plan["source"] | {"sha256": "0" * 64}}))
     assert "take the sha256 out of the file" in refusal(*ask, "--plan", mine)
-    del plan["source"]["sha256"]
     mine.write_text(json.dumps(plan))
-    answer(*ask, "--plan", mine)
+    said = run(*ask, "--plan", mine)
+    assert (
+        said.exit_code == 0
+        and "which this model was fine-tuned from, and the fine-tune moved the filters" in said.stderr
+    )
     assert load(tmp_path / "out").plan.filters == load(planned[0]).plan.filters
     figure = answer("eval", "glue", tmp_path / "out", "--task", "sst2", "--data", data)["figures"][0]
     assert list(figure["values"]) == ["dense", "sparse"]
+
+
+def test_a_plan_for_another_head_with_the_same_filters(pretrained, classifier, planned, tmp_path):
+    """Wherever that head comes from."""
+    p = load(pretrained)
+    head = m2_bert.save(p.model.with_head("classifier", num_labels=2), tmp_path / "head", p.tokenizer)
+    done = run("convert", head, tmp_path / "out", "--plan", planned[0] / "plan.json")
+    assert (
+        done.exit_code == 0
+        and "whose filters are these; what was measured there does not hold for this head" in done.stderr
+    )
+    assert load(tmp_path / "out").plan.filters == load(planned[0]).plan.filters
+    plan = json.loads((planned[0] / "plan.json").read_text())
+    other = tmp_path / "plan.json"
+    other.write_text(json.dumps(plan | {"source": plan["source"] | {"filters": "0" * 64}}))
+    assert "which are not these" in refusal("convert", head, tmp_path / "x", "--plan", other)
 
 
 def test_a_search_that_is_killed(pretrained, text, tmp_path):
@@ -360,6 +532,9 @@ def test_refusals(pretrained, classifier, data, text, tmp_path):
         ("--pad-to 99 is longer than the 24 tokens", ("eval", "glue", classifier, *where, "--pad-to", 99)),
         ("--context 99 is longer than the model's 22 tokens",
          ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
+        ("there is no task 'prom_core_tata'; the tasks are",
+         ("eval", "glue", classifier, *where, "--task", "prom_core_tata")),
+        ("there is no task 'sst_3'; did you mean sst2?", ("eval", "glue", classifier, *where, "--task", "sst_3")),
         ("is there already", ("finetune", pretrained, *where, "--out", data)),
         ("fine-tuned on one task, got sst2,cola",
          ("finetune", pretrained, "--task", "sst2,cola", "--data", data, "--out", tmp_path / "x")),
@@ -376,4 +551,5 @@ def test_a_model_of_dna_reads_no_text(data, tmp_path):
 
     dna = write_tiny(tmp_path / "dna")
     assert "with_head" not in refusal("finetune", dna, "--task", "sst2", "--data", data, "--out", tmp_path / "x")
-    assert "has the head 'lm'" in refusal("eval", "glue", dna, "--task", "sst2", "--data", data)
+    said = refusal("eval", "glue", dna, "--task", "sst2", "--data", data)
+    assert "has the head 'lm'" in said and "hyenadna cannot be fine-tuned here" in said

@@ -81,10 +81,12 @@ def test_tokenizer_json_is_the_same(tiny, tmp_path):
 
 def test_saved_files_are_read_again(tiny, tmp_path):
     (out := tmp_path / "out").mkdir()
-    tiny.save(out)
+    tiny.save(out, longest=64)
     assert {path.name for path in out.iterdir()} == {"vocab.json", "merges.txt", "tokenizer_config.json"}
     assert BpeTokenizer(out).encode(TEXTS[0]) == tiny.encode(TEXTS[0])
-    assert json.loads((out / "tokenizer_config.json").read_text()) == {"tokenizer_class": "GPT2Tokenizer"}
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "GPT2Tokenizer", "model_max_length": 64,
+    }  # fmt: skip
 
 
 def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):

@@ -51,7 +51,8 @@ def test_weights_are_copied_byte_for_byte(source, tmp_path):
     p = load(source)
     out = write_folder(tmp_path / "deep" / "out", p, plan_for(p), {"plan.json": "{}", "README.md": b"# card"})
     written = snapshot(out)
-    assert sorted(written) == ["README.md", "config.json", "model.safetensors", "plan.json", "tokenizer_config.json"]
+    vocabulary = ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(written) == ["README.md", "config.json", "model.safetensors", "plan.json", *vocabulary]
     assert written["model.safetensors"] == (source / "model.safetensors").read_bytes()
     assert written["README.md"] == b"# card"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -80,7 +81,8 @@ def test_shards_are_copied_with_their_index(tmp_path):
     (path / "model.safetensors").unlink()
     p = load(path)
     out = write_folder(tmp_path / "out", p, plan_for(p), {})
-    assert {*shards, "model.safetensors.index.json", "config.json"} == set(snapshot(out))
+    vocabulary = {"tokenizer.json", "tokenizer_config.json"}
+    assert {*shards, "model.safetensors.index.json", "config.json"} == set(snapshot(out)) - vocabulary
     assert all((out / file).read_bytes() == (path / file).read_bytes() for file in shards)
 
 
@@ -92,7 +94,7 @@ def test_pickles_become_safetensors_under_their_own_names(tmp_path, dialect):
     before, after = read_tensors(path), read_tensors(out)
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     assert any("torchmetrics" in name for name in after)
-    assert sorted(snapshot(out)) == ["config.json", "model.safetensors"]
+    assert sorted(snapshot(out)) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
 @torch.no_grad()
@@ -385,7 +387,7 @@ def test_what_lies_beside_goes_along_but_nothing_from_outside(source, tmp_path):
     p, name = load(source), ".eval_results/data.yaml"
     out = write_folder(tmp_path / "out", p, plan_for(p), {name: "[]", "plan.json": "{}"})
     copy_beside(out, tmp_path / "copy")
-    assert set(snapshot(tmp_path / "copy")) == {name, "plan.json", "tokenizer_config.json"}
+    assert set(snapshot(tmp_path / "copy")) == {name, "plan.json", "tokenizer.json", "tokenizer_config.json"}
     (tmp_path / "private").write_text("private")
     (out / "link").symlink_to(tmp_path / "private")
     config = json.loads((out / "config.json").read_text())

@@ -1,13 +1,14 @@
 """WordPieces: the published ids, one rule for padding and for what is cut, and where a vocabulary comes from."""
 
 import json
+import random
 
 import pytest
 import torch
 from layouts_m2 import WORDS
 
 from sparsify.converters import vocabulary
-from sparsify.converters.text_tokenizer import TextTokenizer, shortened
+from sparsify.converters.text_tokenizer import TextTokenizer
 
 
 @pytest.fixture
@@ -68,11 +69,28 @@ def test_what_is_too_long_loses_its_end(tiny):
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "room", "left"),
-    [(5, 5, 20, (5, 5)), (5, 5, 9, (5, 4)), (9, 2, 6, (4, 2)), (2, 9, 6, (2, 4)), (3, 3, 0, (0, 0)), (7, 0, 3, (3, 0))],
+    ("one", "two", "limit", "left"),
+    [(5, 5, 23, (5, 5)), (9, 2, 9, (4, 2)), (2, 9, 9, (2, 4)), (3, 3, 3, (0, 0)), (7, 0, 6, (3, 0))],
 )
-def test_the_longer_part_is_cut_first(one, two, room, left):
-    assert shortened(one, two, room) == left
+def test_the_longer_part_is_cut_first(tiny, one, two, limit, left):
+    batch = tiny.batch(["a " * one], ["bad " * two], limit=limit)
+    assert [(batch.input_ids == i).sum().item() for i in ids("a", "bad")] == list(left)
+
+
+def test_pairs_are_cut_as_transformers_cuts_them(tiny, tmp_path):
+    """Where both texts lose something, which one loses more is the library's own rule."""
+    from transformers import AutoTokenizer
+
+    (out := tmp_path / "out").mkdir()
+    tiny.save(out)
+    theirs, rng = AutoTokenizer.from_pretrained(out), random.Random(0)
+    texts, pairs = ([" ".join(rng.choices(WORDS[5:20], k=rng.randint(0, 40))) for _ in range(2000)] for _ in range(2))
+    for limit in (3, 16, 17, 48):
+        expected = theirs(texts, pairs, truncation=True, max_length=limit, padding="max_length")
+        ours = tiny.batch(texts, pairs, pad_to=limit)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            assert getattr(ours, name).tolist() == expected[name]
+        assert tiny.encode(texts[0], pairs[0], limit) == [i for i in expected["input_ids"][0] if i]
 
 
 def test_a_vocabulary_with_capitals_keeps_them(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsify.evals.glue import agreement, answers, average, figures, m2_bert_average, verdict
-from sparsify.evals.glue_data import TASKS, find_tasks, read_examples
+from sparsify.evals.glue_data import TASKS, find_tasks, read_examples, splits_of
 from sparsify.evals.metrics import METRICS
 from sparsify.evals.paired import mcnemar
 
@@ -48,7 +48,7 @@ def write_jsonl(path, rows):
 def test_there_are_nine_tasks():
     assert list(ROWS) == list(TASKS) and [t.name for t in find_tasks("all")] == list(TASKS)
     assert [t.name for t in find_tasks("SST-2, cola,sst2")] == ["sst2", "cola"]
-    with pytest.raises(ValueError, match="no task 'sst3'; the tasks are cola, sst2"):
+    with pytest.raises(ValueError, match=r"no task 'sst3'; did you mean sst2\? The tasks are cola, sst2"):
         find_tasks("cola,sst3")
 
 
@@ -375,3 +375,27 @@ def test_verdicts_say_what_the_examples_can_tell(tmp_path):
         (said,) = verdict(figures(examples, answers(models, examples)))
         assert re.search(sentence, said), said
     assert verdict(figures(examples, answers({"dense": knowing(task, labels, set())}, examples))) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "splits"),
+    [
+        ("sst2", None, ("dev",)),
+        ("sst2", "validation", ("dev",)),
+        ("sst2", "train", ("train",)),
+        ("mnli", None, ("dev_matched", "dev_mismatched")),
+        ("mnli", "validation", ("dev_matched", "dev_mismatched")),
+        ("mnli", "validation_mismatched", ("dev_mismatched",)),
+        ("mnli", "dev_matched", ("dev_matched",)),
+    ],
+)
+def test_a_split_has_two_names(tmp_path, task, asked, splits):
+    """Files are found by the one or the other, whichever is asked for."""
+    assert splits_of(TASKS[task], asked) == splits
+    texts = {field: "a" for field in TASKS[task].fields}
+    for name in (splits[0], splits[0].replace("dev", "validation")):
+        path = tmp_path / f"{task}.{name}.jsonl"
+        path.write_text(json.dumps({**texts, "label": 0}))
+        for either in (splits[0], splits[0].replace("dev", "validation")):
+            assert read_examples(tmp_path, TASKS[task], either).source == str(path)
+        path.unlink()

@@ -36,6 +36,36 @@ def test_mcnemar_of_many_disagreements():
     assert p == pytest.approx(math.erfc(200 / math.sqrt(6200) / math.sqrt(2)), rel=0.05)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 5), (5, 0), (0, 6), (3, 9), (40, 41), (1, 700), (6, 6), (0, 0)])
+def test_the_exact_interval_as_scipy_has_it(first, second):
+    stats = pytest.importorskip("scipy.stats")
+    found, n = mcnemar(*split(10, first, second, 3)), first + second
+    p = stats.binomtest(second, n).proportion_ci(0.95, "exact") if n else (0, 1)
+    expected = [n / (n + 13) * (2 * bound - 1) for bound in p]
+    assert [found.low, found.high] == pytest.approx(expected, abs=1e-9)
+
+
+def test_p_values_and_intervals_tell_the_same():
+    """An interval leaves 0 out exactly where its p-value is below 0.05, for counts and draws around that."""
+    seen = set()
+    for b in range(0, 30):
+        for c in range(b, 60):
+            found = mcnemar(*split(1, b, c))
+            assert (found.low > 0) == (found.p_value < 0.05), (b, c)
+            assert found.low <= (c - b) / (1 + b + c) <= found.high
+    for samples in (7, 39, 40, 41, 99, 100, 1000):
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            labels = rng.integers(2, size=60)
+            first, second = (np.where(rng.random(60) < p, labels, 1 - labels) for p in (0.7, 0.88))
+            for name in ("accuracy", "f1", "matthews"):
+                found = bootstrap(METRICS[name], first, second, labels, samples, seed)
+                significant = found.p_value < 0.05
+                assert significant == (found.low > 0 or found.high < 0), (samples, seed, name)
+                seen.add((significant, samples >= 40))
+    assert seen == {(True, True), (False, True), (False, False)}
+
+
 def two_models(seed: int, n: int, flips: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Answers of a model, answers of one that got `flips` of them wrong, and labels."""
     rng = np.random.default_rng(seed)

@@ -152,7 +152,7 @@ def test_a_model_that_looks_both_ways_or_keeps_to_the_past(report):
 
 def test_nothing_published_tells_where_folders_lie(out):
     texts = [path.read_text() for path in out.rglob("*") if path.suffix in (".json", ".md", ".html", ".yaml")]
-    assert len(texts) == 6 and not [text for text in texts if str(out.parent) in text]
+    assert len(texts) == 8 and not [text for text in texts if str(out.parent) in text]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from sparsify.converters.hyena_model import Backbone, check_ids, stream
+from sparsify.converters.hyena_model import Backbone, stream
+from sparsify.converters.tiles import check_ids
 from sparsify.stream import PIECE, Stream
 
 from .base import FamilyModel, logger
@@ -50,7 +51,7 @@ class HyenaPreTrainedModel(FamilyModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Refuse another size, and change nothing: a Hyena model is told from others by its vocabulary."""
-        rows = self.get_input_embeddings().weight.shape[0]
+        rows = self.sizes.vocab_rows
         wanted = rows if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of:
             wanted += -wanted % pad_to_multiple_of

@@ -70,8 +70,8 @@ class HyenaDNAForSequenceClassification(HyenaDNAWithHead):
 
     def __init__(self, config: HyenaDNAConfig, folder: Path | None = None) -> None:
         super().__init__(config, folder, num_labels=config.num_labels)
-        self.num_labels = config.num_labels
-        self.score = nn.Linear(self.sizes.d_model, config.num_labels, bias=False)
+        self.num_labels = int(config.num_labels or 0)
+        self.score = nn.Linear(self.sizes.d_model, self.num_labels, bias=False)
         self.post_init()
 
     def forward(
@@ -84,6 +84,7 @@ class HyenaDNAForSequenceClassification(HyenaDNAWithHead):
             is_padding = input_ids == self.sizes.pad_token_id
         else:
             is_padding = None if attention_mask is None else attention_mask == 0
+        assert found.last_hidden_state is not None
         logits = self.score(hyena_dna.pool(found.last_hidden_state, is_padding))
         output = SequenceClassifierOutput(
             loss=self.loss_of(logits, labels), logits=logits, hidden_states=found.hidden_states

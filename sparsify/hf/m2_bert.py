@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
 from sparsify.converters import m2_bert, m2_bert_model
+from sparsify.converters.m2_bert_model import DECODER, EMBEDDING
 from sparsify.linear import BlockDiagonal
 
 from .base import FamilyModel, logger
@@ -46,7 +47,7 @@ class M2BertPreTrainedModel(FamilyModel):
         return self.bert.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.bert.embeddings.word_embeddings = value
+        setattr(self.bert.embeddings, "word_embeddings", value)  # noqa: B010
 
     def states(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None,
@@ -87,7 +88,7 @@ class M2BertModel(M2BertPreTrainedModel):
 class M2BertForMaskedLM(M2BertPreTrainedModel):
     """input_ids (B, L) -> logits (B, L, V), and the loss where labels (B, L) are given, -100 where none counts."""
 
-    _tied_weights_keys = {m2_bert.DECODER: m2_bert.EMBEDDING}
+    _tied_weights_keys = {DECODER: EMBEDDING}
 
     def __init__(self, config: M2BertConfig, folder: Path | None = None) -> None:
         super().__init__(config, "mlm", folder)
@@ -98,7 +99,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.cls.predictions.decoder = new_embeddings
+        setattr(self.cls.predictions, "decoder", new_embeddings)  # noqa: B010
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -122,9 +123,9 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
 
     def __init__(self, config: M2BertConfig, folder: Path | None = None) -> None:
         super().__init__(config, "classifier", folder)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.dropout = nn.Dropout(self.sizes.classifier_dropout)
-        self.classifier = nn.Linear(self.sizes.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(self.sizes.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(
