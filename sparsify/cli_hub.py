@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .cli_common import AS_JSON, as_text, say
+from .cli_common import AS_JSON, as_text, say, tell
 from .files import readable_size
 
 
@@ -31,7 +31,7 @@ def push(
     The same again makes no commit.  The token is HF_TOKEN, or that of `hf auth login`.
     """
     result = pushed(folder, repo, private, revision, create_pr, dry_run, message, force)
-    click.echo(as_text(result) if as_json else in_words(result))
+    tell(as_text(result) if as_json else in_words(result))
 
 
 def pushed(folder: Path, repo: str, *options: Any) -> dict[str, Any]:
