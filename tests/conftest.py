@@ -1,6 +1,9 @@
 """What every test gets: a fixed seed, poisoned memory, real data where there is some, and a GPU or a reason."""
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +72,22 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.LocalHu
     """A hub on this machine, without repositories."""
     with hub_server.running(tmp_path_factory.mktemp("hub")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def python() -> list[str]:
+    """A Python in a process of its own that imports this checkout: the first words of a command, a -c or -m to follow."""
+    root = Path(__file__).resolve().parent.parent
+    return ["env", f"PYTHONPATH={root}", "OMP_NUM_THREADS=1", sys.executable]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MiB, which only root can make."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here; only root may")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
