@@ -31,10 +31,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with naming(path, room):
             yield room / NEW
             flush_all(room)
-            flush(path.parent)  # the room: what is moved there must not be lost with it
             if path.exists():
                 path.rename(room / OLD)
-                flush(room)
+                flush(room)  # first, or it would be nowhere
                 flush(path.parent)
             (room / NEW).rename(path)
             flush(path.parent)

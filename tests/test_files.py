@@ -11,7 +11,7 @@ import pytest
 import torch
 from power_cut import laid_out, power_cuts
 
-from sparsify.files import readable_size, whole, write_whole
+from sparsify.files import flush, readable_size, whole, write_whole
 from sparsify.folders import heal, whole_folder
 from sparsify.stored import read_safetensors, write_safetensors
 
@@ -62,6 +62,7 @@ def test_a_power_cut_leaves_an_old_file_or_all_of_a_new_one(tmp_path, before):
     def work():
         write_whole(root / path, b"new")
         os.unlink(root / "journal")
+        flush(root)  # of all that was done this may come first
 
     left = []
     for found in laid_out(power_cuts(root, work), tmp_path / "cuts"):
@@ -91,6 +92,7 @@ def test_a_power_cut_leaves_an_old_folder_or_all_of_a_new_one(tmp_path, before):
             for name, content in new.items():
                 (folder / name).write_bytes(content)
         os.unlink(root / "journal")
+        flush(root)  # of all that was done this may come first
 
     left = []
     for found in laid_out(power_cuts(root, work), tmp_path / "cuts"):
