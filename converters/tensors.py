@@ -153,7 +153,9 @@ def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{path} holds {name} in a form that is no plain array; save it dense, on the CPU")
         claimed += tensor.numel() * tensor.element_size()
     if claimed > room:
-        raise ValueError(f"{path} claims {readable_size(claimed)} of tensors, many times what it holds; do not trust it")
+        raise ValueError(
+            f"{path} claims {readable_size(claimed)} of tensors, many times what it holds; do not trust it"
+        )
 
 
 def unwrap(data: Any) -> Mapping[str, Any]:

@@ -152,7 +152,7 @@ def check_size(path: Path) -> None:
         return
     if claimed > (size := path.stat().st_size):
         raise ValueError(
-            f"{path} unpacks to {readable_size(claimed)} from {readable_size(size)}, which no checkpoint of torch does; "
+            f"{path} unpacks to {readable_size(claimed)} from {readable_size(size)}, as no checkpoint of torch does; "
             f"do not trust it"
         )
 

@@ -19,8 +19,11 @@ from .files import readable_size
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--message", help="Title of the commit.")
-@click.option("--force", is_flag=True, help="Write to a repository that holds something else, or weights that changed since `convert` wrote "
-              "them.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write to a repository that holds something else, or weights that changed since `convert` wrote them.",
+)
 @AS_JSON
 def push(
     folder: Path, repo: str, private: bool, revision: str | None, create_pr: bool, dry_run: bool, message: str | None,

@@ -174,7 +174,8 @@ def describe() -> list[tuple[str, bool, str]]:
         compiler = compile_why_not()
         version = "" if compiler else ".".join(map(str, nvrtc_version()))
         folder, size = cache_folder(), sum(path.stat().st_size for path in cached())
-        kept = f"{len(cached())} kernels, {readable_size(size)} in {folder}" if folder else "no home folder to keep them in"
+        found = f"{len(cached())} kernels, {readable_size(size)} in {folder}"
+        kept = found if folder else "no home folder to keep them in"
         reason = why_not()
         kernels = reason or f"{architecture()}, driver for CUDA {driver_version()}"
     except Exception as error:  # whoever asks a doctor wants an answer

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hub_server
@@ -76,7 +76,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.LocalHu
 
 @pytest.fixture(scope="session")
 def python() -> list[str]:
-    """A Python in a process of its own that imports this checkout: the first words of a command, a -c or -m to follow."""
+    """The first words of a command that runs Python with this checkout; a -c or -m follows."""
     root = Path(__file__).resolve().parent.parent
     return ["env", f"PYTHONPATH={root}", "OMP_NUM_THREADS=1", sys.executable]
 
@@ -91,3 +91,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no small disk can be mounted here; only root may")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill_up(small_disk: Path) -> Callable[[int], Path]:
+    """Leaves so many pages of the small disk free; what takes up the rest can be removed."""
+
+    def fill(pages: int) -> Path:
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - pages * 4096))
+        return ballast
+
+    return fill
