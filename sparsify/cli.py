@@ -65,10 +65,10 @@ def in_a_sentence(error: Exception, ctx: click.Context) -> str:
     """What an expected failure says; the system's own, with its file first and what to do about a full disk."""
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split())
-    if error.filename is None:
-        process.let_go(sys.stdout)  # all else names what it was about
     if error.errno not in files.FULL:
-        return f"{error.filename or 'the output'} cannot be used ({error.strerror})"
+        return f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+    if error.filename is None:
+        process.let_go(sys.stdout)  # all else that is written names its file
     return (
         f"{error.filename or 'the output'} could not be written ({error.strerror}); free some space, or write to "
         f"another disk" + goes_on("; the same command then goes on from here", ctx)

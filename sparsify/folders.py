@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -35,11 +36,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 path.rename(room / OLD)
                 flush(room)  # first, or it would be nowhere
                 flush(path.parent)
-            (room / NEW).rename(path)
+            take_place(room / NEW, path)
             flush(path.parent)
     finally:
         clear(room, path)
         release(held)
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Rename a folder to a place that is free, or was a moment ago."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise OSError(f"another process wrote {path} in the meantime; look at it, and run the command again") from error
 
 
 def heal(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import threading
@@ -107,6 +108,26 @@ def test_a_power_cut_leaves_an_old_folder_or_all_of_a_new_one(tmp_path, before):
     assert (old if before else {}) in left and new in left
 
 
+def test_two_at_once_lose_nothing(tmp_path, monkeypatch):
+    """Whoever finds that another one was quicker says so, and leaves what that one wrote."""
+    out, rename = tmp_path / "out", Path.rename
+    (out / "old").mkdir(parents=True)
+
+    def quicker(self, target):
+        done = rename(self, target)
+        if self == out:
+            (out / "theirs").mkdir(parents=True)
+        return done
+
+    with (
+        pytest.raises(OSError, match=r"another process wrote .*out in the meantime"),
+        whole_folder(out) as new,
+    ):
+        (new / "ours").mkdir()
+        monkeypatch.setattr(Path, "rename", quicker)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
 # --- what is no file -----------------------------------------------------------------------------------------------
 
 
@@ -175,6 +196,18 @@ def test_a_full_disk_is_told_with_the_name_that_was_asked_for(small_disk):
     assert raised.value.filename == str(small_disk / "out")
     assert sorted(p.name for p in small_disk.iterdir()) == ["file", "source"]
     assert (small_disk / "file").read_text() == "before"
+
+
+def test_all_that_is_written_goes_these_ways():
+    """So that a full disk is an OSError everywhere, and what is renamed is on the disk."""
+    root = Path(__file__).resolve().parent.parent
+    sources = [path for folder in ("sparsify", "converters", "evals") for path in (root / folder).rglob("*.py")]
+    writers = {
+        call: {path.name for path in sources if re.search(call, path.read_text(encoding="utf-8"))}
+        for call in (r"\bsave_file\(", r"\.rename\(|os\.replace|beside\.replace\(")
+    }
+    # a compiled library that is damaged is not loaded, but compiled again
+    assert list(writers.values()) == [{"stored.py"}, {"files.py", "folders.py", "build.py"}]
 
 
 @pytest.mark.parametrize(
