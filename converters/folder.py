@@ -139,7 +139,12 @@ def pointing_back(config: dict[str, Any], repo: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    path.write_text(as_json(data), encoding="utf-8")
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+    """Data as the JSON files of a folder have them."""
+    return json.dumps(data, indent=2) + "\n"
 
 
 def write_weights(new: Path, pretrained: Pretrained) -> None:

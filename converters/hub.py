@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sparsify import __version__
+from sparsify.stored import fingerprint
 
 from .hub_requests import (
     CHANGED,
@@ -21,9 +22,9 @@ from .hub_requests import (
     page,
     wait_out,
 )
-from .load import ours
+from .load import ours, recorded, saved_plan
 from .source import HUB_ID, PICKLES, Listing, list_files, matches
-from .tensors import INDEX, read_config
+from .tensors import INDEX, read_config, read_tensors
 
 MAIN = "main"
 OWN_FOLDER = ".eval_results"  # the only name with a leading dot that belongs on the hub
@@ -72,11 +73,14 @@ def push(
     """Make `repo` hold what sparsify wrote to `folder`, by one commit, or by none if it does already.
 
     private: make the repository so if it has to be made.  revision: branch, made if need be.  create_pr: open a pull
-    request instead.  dry_run: ask, change nothing.  force: write to a repository that holds something else.  Files that
-    an earlier push left there and `folder` lacks are deleted, others stay.
+    request instead.  dry_run: ask, change nothing.  force: write to a repository that holds something else, or weights
+    that changed since `convert` wrote them.  Files that an earlier push left there and `folder` lacks are deleted,
+    others stay.
     """
     folder = Path(folder).expanduser().resolve()
     files = published(folder)
+    if not force:
+        check_unchanged(folder)
     there = check_target(repo, revision, private, create_pr, force)
     created, about = there is None, About(repo, revision, writing=True)
     if dry_run:
@@ -140,6 +144,21 @@ def published(folder: Path) -> dict[str, Path]:
         if not path.resolve().is_relative_to(folder):
             raise ValueError(f"{path} is a link out of its folder; put the file itself there")
     return found
+
+
+def check_unchanged(folder: Path) -> None:
+    """Refuse weights, or coefficients of a plan, that are not those that were recorded when the folder was written.
+
+    All weights are read and hashed for this, some 1 s a GB; sending them takes longer.
+    """
+    entry = ours(read_config(folder)) or {}
+    saved_plan(entry, folder)
+    known = recorded(entry)
+    if known and fingerprint(read_tensors(folder)) not in known:
+        raise ValueError(
+            f"the weights in {folder} are not those that config.json records: a file was damaged or replaced; "
+            f"convert them again, or pass force=True (--force) to push them as they are"
+        )
 
 
 def check_name(name: str, folder: Path) -> str:

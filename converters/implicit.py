@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class Sine(nn.Module):
         self.freq = nn.Parameter(torch.full((1, width), freq))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(self.freq.to(x.dtype) * x)
+        return torch.sin(self.freq.to(x) * x)
 
 
 class Modulation(nn.Module):
@@ -76,7 +77,7 @@ class Modulation(nn.Module):
         self.deltas.copy_(torch.linspace(slow, fast, self.deltas.shape[-1], dtype=torch.float64))
 
     def forward(self, t: Tensor) -> Tensor:
-        return torch.exp(-t * self.deltas[0].to(t.dtype).abs()) + self.shift
+        return torch.exp(-t * self.deltas[0].to(t).abs()) + self.shift
 
 
 class ImplicitFilter(nn.Module):
@@ -130,11 +131,12 @@ class ImplicitFilter(nn.Module):
     @torch.no_grad()
     def materialize(self) -> Tensor:
         """The whole filter, computed in float64: (H, K), two-sided (H, 2 K), float32, on the CPU."""
-        seqlen = self.pos_emb.t.shape[1]
+        seqlen, device = self.pos_emb.t.shape[1], self.pos_emb.t.device
+        device = device if has_float64(device) else torch.device("cpu")
         pieces = [(i, min(i + FILTER_ROWS, seqlen)) for i in range(0, seqlen, FILTER_ROWS)]
         return both_sides(
             [
-                torch.cat([self.taps(side, *piece, torch.float64).float().cpu() for piece in pieces], dim=-1)
+                torch.cat([self.taps(side, *piece, torch.float64, device).float().cpu() for piece in pieces], dim=-1)
                 for side in self.sides()
             ]
         )
@@ -148,9 +150,15 @@ class ImplicitFilter(nn.Module):
         """The networks: that of the lags from 0 on, and that of the lags -1, -2, ... if there is one."""
         return [self.implicit_filter] + ([] if self.implicit_filter_rev is None else [self.implicit_filter_rev])
 
-    def taps(self, side: nn.ModuleDict, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Taps start .. stop - 1 of one side, counted from lag 0 or -1: (H, stop - start)."""
-        z, t = (x[0, start:stop].to(dtype) for x in (self.pos_emb.z, self.pos_emb.t))
+    def taps(
+        self, side: nn.ModuleDict, start: int, stop: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> Tensor:
+        """Taps start .. stop - 1 of one side, counted from lag 0 or -1: (H, stop - start).
+
+        device: where to compute them; None is where the weights are.
+        """
+        device = self.pos_emb.t.device if device is None else device
+        z, t = (x[0, start:stop].to(device, dtype) for x in (self.pos_emb.z, self.pos_emb.t))
         sine = self.implicit_filter["1"]
         *hidden, last = (layer for name, layer in side.items() if int(name) % 2 == 0)  # odd ones are the sines
         for layer in hidden:
@@ -162,9 +170,18 @@ class ImplicitFilter(nn.Module):
 def linear_in(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer in the precision of x; one with hooks, or another module in its place, computes in its own."""
     if type(layer) is nn.Linear and not is_hooked(layer):
-        return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
-    own = next((w.dtype for w in layer.parameters() if w.is_floating_point()), x.dtype)
-    return layer(x.to(own)).to(x.dtype)
+        return F.linear(x, layer.weight.to(x), None if layer.bias is None else layer.bias.to(x))
+    own = next((w for w in layer.parameters() if w.is_floating_point()), x)
+    return layer(x.to(own)).to(x)
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Apple's and some of Intel's do not."""
+    try:
+        return bool((torch.ones(1, dtype=torch.float64, device=device) + 1).sum().item() == 2)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def network(emb_dim: int, width: int, inner: int, channels: int, sine: Sine | None = None) -> nn.ModuleDict:

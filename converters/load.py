@@ -122,10 +122,25 @@ def build(
     return name, family, model, notes
 
 
+def recorded(entry: Mapping[str, Any] | None) -> dict[str, bool]:
+    """The fingerprints that a `quantization_config` has for its weights: each with whether the plan was made for them.
+
+    Weights that were loaded and saved again lie in another file, with another fingerprint, and may have been trained.
+    Returns {} where nothing is recorded.
+    """
+    source = (entry or {}).get("source")
+    if not isinstance(source, dict) or source.get("sha256") is None:
+        return {}
+    again = source.get("resaved")
+    return {source["sha256"]: True} | (
+        {again.get("sha256"): again.get("changed") is False} if isinstance(again, dict) else {}
+    )
+
+
 def strangers(entry: Mapping[str, Any] | None, sha256: str) -> list[str]:
     """A note if a plan lies with other weights than those it was made for."""
-    source = (entry or {}).get("source")
-    if not isinstance(source, dict) or source.get("sha256") in (None, sha256) or source.get("resaved_sha256") == sha256:
+    known = recorded(entry)
+    if not known or known.get(sha256):
         return []
     return ["the weights are not those that the plan was made for, so what was measured with it may not hold"]
 

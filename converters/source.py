@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsify.files import readable_size
+
 from .hub_requests import TIMEOUT, About, Unanswered, ask, what_happened
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -105,6 +107,7 @@ def download(repo: str, revision: str | None) -> Path:
         ):  # that is HF_HUB_OFFLINE, so nobody wonders
             told = f"{repo} is read from the hub's cache, commit {folder.name}: {what_happened(why)}"
             warnings.warn(told, stacklevel=3)
+        check_cached(folder / name for name in needed(path.name for path in folder.iterdir()))
         return folder
     names = needed(listing.files)
     for _ in range(TRIES):
@@ -118,6 +121,7 @@ def download(repo: str, revision: str | None) -> Path:
             (folder / name).resolve().unlink()
             (folder / name).unlink(missing_ok=True)
         if not wrong:
+            check_cached(folder / name for name in names if name not in new)
             return folder
     raise ValueError(f"{', '.join(wrong)} of {repo} came with another content than the hub lists; try again later")
 
@@ -165,6 +169,25 @@ def is_cached(listing: Listing, name: str) -> bool:
     return digest is not None and (cache() / f"models--{repo.replace('/', '--')}" / "blobs" / digest).exists()
 
 
+def check_cached(paths: Iterable[Path]) -> None:
+    """Refuse files in the hub's cache whose bytes have changed since they were downloaded.
+
+    The cache calls a content by its hash, sha256 or git's, and links to it; where it cannot link, no hash is kept and
+    nothing is compared.  Reading a checkpoint takes as long again by this as by its fingerprint, some 1 s a GB with
+    hardware for sha256.  One pass cannot do for both, because the fingerprint goes by tensor and is the same in any
+    file; but the bytes come from memory the second time.
+    """
+    hashes = {40: git_oid_of, 64: sha256_of}  # by the digits that they have
+    for path in paths:
+        content = path.resolve()
+        known = hashes.get(len(content.name)) if content.parent.name == "blobs" else None
+        if known is not None and known(content) != content.name:
+            raise ValueError(
+                f"{path} has changed on this disk since it was downloaded, and may be damaged; delete {content}, and "
+                f"the same command downloads it again"
+            )
+
+
 def cache() -> Path:
     from huggingface_hub import constants
 
@@ -176,8 +199,8 @@ def check_room(repo: str, size: int) -> None:
     folder = next(path for path in (cache(), *cache().absolute().parents) if path.exists())
     if size > (free := shutil.disk_usage(folder).free):
         raise OSError(
-            f"{repo} needs {size / 1e9:,.2f} GB and the disk of {folder} has {free / 1e9:,.2f} GB left; "
-            f"free some space, or set HF_HOME to a folder on another disk"
+            f"{repo} needs {readable_size(size)} and the disk of {folder} has {readable_size(free)} left; "
+            f"free {readable_size(size - free)} more, or set HF_HOME to a folder on another disk"
         )
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsify.files import read_json
-from sparsify.stored import read_safetensors, refuse_pointer
+from sparsify.files import read_json, readable_size
+from sparsify.stored import read_safetensors, refuse_pointer, write_safetensors
 
 from . import unpickle
 from .source import NOT_WEIGHTS, PICKLES, PLAN_TENSORS
@@ -169,7 +168,9 @@ def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{path} holds {name} in a form that is no plain array; save it dense, on the CPU")
         claimed += tensor.numel() * tensor.element_size()
     if claimed > room:
-        raise ValueError(f"{path} claims {claimed:,} bytes of tensors, many times what it holds; do not trust it")
+        raise ValueError(
+            f"{path} claims {readable_size(claimed)} of tensors, many times what it holds; do not trust it"
+        )
 
 
 def unwrap(data: Any, path: Path) -> Mapping[str, Any]:
@@ -226,5 +227,5 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     apart = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     path = folder / NAMES[0]
-    save_file(apart, path, metadata={"format": "pt"})
+    write_safetensors(path, apart, {"format": "pt"})
     path.chmod(folder.stat().st_mode & 0o666)  # as all other files: the library lets nobody but the owner read it

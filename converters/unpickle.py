@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.files import first_line
+from sparsify.files import first_line, readable_size
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -152,7 +152,8 @@ def check_size(path: Path) -> None:
         return
     if claimed > (size := path.stat().st_size):
         raise ValueError(
-            f"{path} unpacks to {claimed:,} bytes from {size:,}, which no checkpoint of torch does; do not trust it"
+            f"{path} unpacks to {readable_size(claimed)} from {readable_size(size)}, as no checkpoint of torch does; "
+            f"do not trust it"
         )
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsify import __version__, files
 from sparsify.plan import SCHEMA
 from sparsify.sensitivity import Moments
-from sparsify.stored import fingerprint
+from sparsify.stored import fingerprint, write_safetensors
 
 FORMAT = 1  # of the lines, and of what they mean: with another number none of the old ones is found
 SECONDS = 60.0  # from one writing of the moments to the next
@@ -91,17 +91,21 @@ class Journal:
         return self.known[name]
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """One more line, on the disk before this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.lines.open("a+b") as file:
-            if size := file.seek(0, os.SEEK_END):
-                file.seek(size - 1)
-                before = b"" if file.read() == b"\n" else b"\n"  # after a line that was torn
-            else:
-                before = json.dumps({"about": self.about}).encode() + b"\n"
-            file.write(before + json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """One more line, on the disk before this returns.  Raises OSError that names the file where it cannot be."""
+        with files.naming(self.lines):
+            files.make_folder(self.folder)
+            with self.lines.open("a+b", buffering=0) as file:  # what a full disk refuses must not be tried again later
+                if size := file.seek(0, os.SEEK_END):
+                    file.seek(size - 1)
+                    before = b"" if file.read() == b"\n" else b"\n"  # after a line that was torn
+                else:
+                    before = json.dumps({"about": self.about}).encode() + b"\n"
+                line = before + json.dumps(entry).encode() + b"\n"
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            if not size:
+                files.flush(self.folder)
 
     def notes(self) -> dict[str, str]:
         """What is said of the moments that are kept; nothing if there are none, or damaged ones."""
@@ -131,7 +135,7 @@ class Journal:
         tensors |= {f"gate/{name}": own.gate for name, own in moments.items()}
         notes = {"key": key, "seqlen": one.seqlen, "windows": one.windows}
         with files.whole(self.tensors) as beside:
-            save_file(tensors, beside, {name: str(value) for name, value in notes.items()})
+            write_safetensors(beside, tensors, {name: str(value) for name, value in notes.items()})
         self.windows = one.windows
         now = time.monotonic()
         self.next_save = now + max(SECONDS, (now - began) / SHARE)

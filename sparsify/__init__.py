@@ -6,6 +6,10 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "converters").is_dir():
     __path__.append(str(_root))  # source checkout: converters/, evals/ and cuda/ lie beside sparsify/
 
+from . import process as _process
+
+_process.guard()  # before torch is imported, which takes seconds
+
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any

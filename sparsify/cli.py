@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
-from . import __version__
-from .cli_common import AS_JSON, JOURNAL, SOURCE, UPPER, as_text, described, emit, note, open_checkpoint, say
+from . import __version__, files, process
+from .cli_common import AS_JSON, JOURNAL, SOURCE, UPPER, as_text, described, emit, note, open_checkpoint, say, tell
 from .cli_convert import convert
 from .cli_glue import finetune
 from .cli_hub import push
@@ -23,20 +24,62 @@ from .reading import label
 EXPECTED = (LookupError, ValueError, OSError, RuntimeError)  # one sentence for people; anything else is a bug
 
 
+class Refusal(click.ClickException):
+    """One sentence and exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        say(f"Error: {self.format_message()}")
+
+
 class Verbs(click.Group):
-    """Turns expected failures into one line and exit code 1, and Ctrl-C into one and exit code 130, as shells do."""
+    """Turns expected failures into one line and exit code 1, and signals into one and the exit code that shells have:
+    130 for Ctrl-C, 143 for SIGTERM.  A reader that has seen enough, as `head`, ends it in silence.
+    """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        process.open_streams()
+        process.spell_out()
+        return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with process.stoppable():
+                result = super().invoke(ctx)
+                sys.stdout.flush()  # here, where it can still be said that it could not be written
+            return result
         except (click.ClickException, click.exceptions.Exit, KeyError, IndexError):
             raise  # told by click already, or a bug of ours
-        except KeyboardInterrupt:
-            journal = ctx.meta.get(JOURNAL)
-            say("\ninterrupted" + (f"; the same command goes on from here ({journal})" if journal else ""))
-            ctx.exit(130)
+        except KeyboardInterrupt as stopped:
+            number = getattr(stopped, "number", signal.SIGINT)
+            say(f"\n{process.WORDS[number]}" + goes_on("; the same command goes on from here", ctx))
+            ctx.exit(128 + number)
+        except BrokenPipeError as error:
+            if error.filename is not None:  # not stdout, but a pipe that was to be written
+                raise Refusal(in_a_sentence(error, ctx)) from error
+            process.let_go(sys.stdout)
+            ctx.exit(process.NO_READER)
         except EXPECTED as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise Refusal(in_a_sentence(error, ctx)) from error
+
+
+def in_a_sentence(error: Exception, ctx: click.Context) -> str:
+    """What an expected failure says; the system's own, with its file first and what to do about a full disk."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return " ".join(str(error).split())
+    if error.errno not in files.FULL:
+        return f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+    if error.filename is None:
+        process.let_go(sys.stdout)  # all else that is written names its file
+    return (
+        f"{error.filename or 'the output'} could not be written ({error.strerror}); free some space, or write to "
+        f"another disk" + goes_on("; the same command then goes on from here", ctx)
+    )
+
+
+def goes_on(words: str, ctx: click.Context) -> str:
+    """`words`, and what was kept so far, if anything was."""
+    kept = ctx.meta.get(JOURNAL)
+    return f"{words} ({kept})" if kept else ""
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -228,7 +271,7 @@ def kernels_that_fit(seqlen: int | None, arch: str | None, as_json: bool) -> Non
     if seqlen is None:
         raise ValueError("--arch is of --tiling; add the length that a kernel is sought for")
     found = tiling.facts(cards.card(arch), seqlen, rows_total=64 * 768, batch=64)
-    click.echo(as_text(found) if as_json else tiling.as_text(found))
+    tell(as_text(found) if as_json else tiling.as_text(found))
 
 
 @main.command()

@@ -7,7 +7,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -155,9 +156,28 @@ def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
     return torch.randint(first, stop, (batch, length))
 
 
+@dataclass(frozen=True)
+class KeptRun:
+    """A file that a command goes on from, as a context keeps it under `JOURNAL`; false while it is not there."""
+
+    path: Path
+
+    def __bool__(self) -> bool:
+        return self.path.is_file()
+
+    def __str__(self) -> str:
+        return f"the run kept in {self.path}"
+
+
 def say(line: str) -> None:
-    """Progress, on stderr."""
-    click.echo(line, err=True)
+    """Progress, on stderr; where that cannot be written to, the work goes on without."""
+    with suppress(OSError):
+        click.echo(line, file=sys.stderr)  # named, because click takes ASCII for a mistake and writes UTF-8
+
+
+def tell(text: str) -> None:
+    """A result, on stdout."""
+    click.echo(text, file=sys.stdout)
 
 
 def note(sentence: str) -> None:
@@ -236,10 +256,13 @@ def as_text(result: dict[str, Any]) -> str:
 def emit(result: dict[str, Any], as_json: bool, table: str) -> None:
     """`result` on stdout, as JSON or through the function of that name in show.py."""
     if as_json:
-        click.echo(as_text(result))
-        return
+        return tell(as_text(result))
     from rich.console import Console
 
     from . import show
 
-    getattr(show, table)(Console(highlight=False, width=None if sys.stdout.isatty() else 140), result)
+    class Paper(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that it is called for, as everywhere; else rich ends the program
+
+    getattr(show, table)(Paper(highlight=False, width=None if sys.stdout.isatty() else 140), result)

@@ -25,6 +25,7 @@ from .cli_common import (
     program,
     quoted,
     say,
+    tell,
 )
 from .cli_glue import how_to_score, remembered
 from .cli_hub import check_push, in_words, pushed
@@ -140,7 +141,7 @@ def convert(
         result["pushed"] = pushed(out, repo)
     emit(result, as_json, "converted")
     if repo and not as_json:
-        click.echo(in_words(result["pushed"]))
+        tell(in_words(result["pushed"]))
 
 
 def pages(result: dict[str, Any]) -> dict[str, str | bytes]:

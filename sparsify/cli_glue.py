@@ -14,7 +14,9 @@ import click
 
 from .cli_common import (
     AS_JSON,
+    JOURNAL,
     SOURCE,
+    KeptRun,
     counting,
     described,
     emit,
@@ -431,6 +433,7 @@ def trained(
     torch.manual_seed(seed)  # of the fresh head
     classifier = fresh_classifier(p, task, recipe)
     state = out.with_name(f"{out.name}.training")
+    click.get_current_context().meta[JOURNAL] = KeptRun(state)
     if state.exists():
         say(f"going on from {state}")
     learnt, scored = (tokens_of(p, examples, length) for examples in (train, dev))

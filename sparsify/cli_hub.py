@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .cli_common import AS_JSON, as_text, say
+from .cli_common import AS_JSON, as_text, say, tell
+from .files import readable_size
 
 
 @click.command()
@@ -18,7 +19,11 @@ from .cli_common import AS_JSON, as_text, say
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--message", help="Title of the commit.")
-@click.option("--force", is_flag=True, help="Write to a repository that holds something else.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write to a repository that holds something else, or weights that changed since `convert` wrote them.",
+)
 @AS_JSON
 def push(
     folder: Path, repo: str, private: bool, revision: str | None, create_pr: bool, dry_run: bool, message: str | None,
@@ -29,7 +34,7 @@ def push(
     The same again makes no commit.  The token is HF_TOKEN, or that of `hf auth login`.
     """
     result = pushed(folder, repo, private, revision, create_pr, dry_run, message, force)
-    click.echo(as_text(result) if as_json else in_words(result))
+    tell(as_text(result) if as_json else in_words(result))
 
 
 def pushed(folder: Path, repo: str, *options: Any) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def how_to_load(result: dict[str, Any]) -> str:
 
 def in_words(result: dict[str, Any]) -> str:
     """What was done, or would be: a line a file, then where to find it."""
-    lines = [f"  + {name}  {size:,} bytes" for name, size in result["uploaded"].items()]
+    lines = [f"  + {name}  {readable_size(size)}" for name, size in result["uploaded"].items()]
     lines += [f"  - {name}" for name in result["deleted"]]
     if result["unchanged"]:
         lines.append(f"  = {len(result['unchanged'])} unchanged")

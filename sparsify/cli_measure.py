@@ -136,7 +136,6 @@ def drawn(result: dict[str, Any]) -> bytes:
 
 def keep(path: Path, content: str | bytes) -> None:
     """Write a file that was asked for, and its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
 
 

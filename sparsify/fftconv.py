@@ -258,7 +258,7 @@ def run(
     return torch.ops.sparsify.fftconv(u, prepared.tables, prepared.layout, gate, skip, pregate)
 
 
-def on_cuda(
+def on_other_devices(
     u: Tensor,
     tables: list[Tensor],
     layout: list[int],
@@ -276,7 +276,7 @@ _library.define(
     "Tensor? gate=None, Tensor? skip=None, Tensor? pregate=None) -> Tensor"
 )
 _library.impl("fftconv", cpu.fftconv, "CPU")
-_library.impl("fftconv", on_cuda, "CUDA")
+_library.impl("fftconv", on_other_devices, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("sparsify::fftconv", lib=_library)

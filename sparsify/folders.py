@@ -1,7 +1,8 @@
-"""Folders that are whole, or not there, also where a process is killed while it writes one."""
+"""Folders that are whole, or not there, also where a process is killed, or the power cut, while it writes one."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .files import flush, flush_all, make_folder, naming
+
 NEW, OLD, GONE = "new", "old", "gone"  # in the room beside that a folder is written in
 
 
@@ -17,20 +20,37 @@ NEW, OLD, GONE = "new", "old", "gone"  # in the room beside that a folder is wri
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder beside to write to, which takes the place of `path` at the end; whatever is raised, that stays.
 
-    A process that is killed leaves its room beside, and between the two renames no `path`: see `heal`.
+    A process that is killed leaves its room beside, and between the two renames no `path`: see `heal`.  Every step is
+    on the disk before the next begins, so a power cut leaves no more than a kill does: the old one or all of the new.
+    OSErrors name `path` where they would name what lies in the room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     heal(path)
     room, held = new_room(path)
     try:
         (room / NEW).mkdir()
-        yield room / NEW
-        if path.exists():
-            path.rename(room / OLD)
-        (room / NEW).rename(path)
+        with naming(path, room):
+            yield room / NEW
+            flush_all(room)
+            if path.exists():
+                path.rename(room / OLD)
+                flush(room)  # first, or it would be nowhere
+                flush(path.parent)
+            take_place(room / NEW, path)
+            flush(path.parent)
     finally:
         clear(room, path)
         release(held)
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Rename a folder to a place that is free, or was a moment ago."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise OSError(f"another process wrote {path} in the meantime; look at it, and run the command again") from error
 
 
 def heal(path: Path) -> None:

@@ -193,6 +193,8 @@ def apart(k: Tensor, ahead: int, structure: Structure) -> tuple[Tensor | None, T
 
 def takes(u: Tensor) -> bool:
     """Whether the kernels convolve signals like u here; if they cannot, a warning says why, once."""
+    if not u.is_cuda and not u.is_cpu and not u.is_meta:
+        warn(f"they are for NVIDIA's, and this device is {u.device.type}")
     if not u.is_cuda or u.dtype not in TYPES or switched_off():
         return False
     if u.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":

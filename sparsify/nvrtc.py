@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from .files import first_line, write_whole
+from .files import first_line, readable_size, write_whole
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a")  # what the kernels are tested to compile for
 OLDEST = (8, 0)  # compute capability: before Ampere there is no bfloat16 and no m16n8k16
@@ -116,6 +116,8 @@ def compile_why_not() -> str | None:
 
 @cache
 def no_device() -> str | None:
+    if torch.version.hip is not None:
+        return f"they are for NVIDIA's, and torch {torch.__version__} is built for AMD's (ROCm)"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; install one with CUDA"
     if not torch.cuda.is_available():
@@ -174,9 +176,8 @@ def describe() -> list[tuple[str, bool, str]]:
         compiler = compile_why_not()
         version = "" if compiler else ".".join(map(str, nvrtc_version()))
         folder, size = cache_folder(), sum(path.stat().st_size for path in cached())
-        kept = (
-            f"{len(cached())} kernels, {size / 1e6:.1f} MB in {folder}" if folder else "no home folder to keep them in"
-        )
+        found = f"{len(cached())} kernels, {readable_size(size)} in {folder}"
+        kept = found if folder else "no home folder to keep them in"
         reason = why_not()
         kernels = reason or f"{architecture()}, driver for CUDA {driver_version()}"
     except Exception as error:  # whoever asks a doctor wants an answer

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import figures
 from .figures import Row
+from .process import as_written
 
 BARS = "▁▂▃▄▅▆▇█"
 FLOOR_DB = -60.0  # what a sparkline shows as its lowest bar
@@ -37,7 +38,7 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
         numbers = all(str(row[i])[:1] in "0123456789+-" for row in rows if row[i] != "")
         made.add_column(column, justify="right" if numbers else "left", no_wrap=True, style=None if i else "cyan")
     for row in rows:
-        made.add_row(*map(str, row))
+        made.add_row(*(as_written(str(cell), console.encoding) for cell in row))
     console.print(f"\n[bold]{title}[/bold]")
     console.print(made)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .files import first_line, once_each
 
 LFS_POINTER = b"version https://git-lfs"
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library ends what the system said
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -50,3 +54,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # the library raises its own, and torch's where a shape overflows
         raise ValueError(f"{path} is damaged or cut short ({first_line(error)}); download it again") from error
     return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Write a safetensors file.  notes: its metadata.  Raises OSError where the system refuses, as all writing does.
+
+    The library raises its own error there, which is no OSError, with the system's number in its text.
+    """
+    try:
+        save_file(dict(tensors), path, dict(notes))
+    except SafetensorError as error:
+        if (said := SYSTEM_ERROR.search(str(error))) is None:
+            raise
+        number = int(said[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

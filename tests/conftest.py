@@ -1,7 +1,10 @@
 """What every test gets: a fixed seed, poisoned memory, real data where there is some, and a GPU or a reason."""
 
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hub_server
@@ -69,3 +72,34 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.LocalHu
     """A hub on this machine, without repositories."""
     with hub_server.running(tmp_path_factory.mktemp("hub")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def python() -> list[str]:
+    """The first words of a command that runs Python with this checkout; a -c or -m follows."""
+    root = Path(__file__).resolve().parent.parent
+    return ["env", f"PYTHONPATH={root}", "OMP_NUM_THREADS=1", sys.executable]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MiB, which only root can make."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here; only root may")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill_up(small_disk: Path) -> Callable[[int], Path]:
+    """Leaves so many pages of the small disk free; what takes up the rest can be removed."""
+
+    def fill(pages: int) -> Path:
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - pages * 4096))
+        return ballast
+
+    return fill

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from verbs import answer, refusal, run
 
-from sparsify import cli_common, cli_measure
+from sparsify import cli_common, cli_glue, cli_measure
 from sparsify.cli_glue import how_to_score
 from sparsify.converters import load, m2_bert
 from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
 from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.evals import finetune
 from sparsify.evals.glue_data import TASKS
 from sparsify.evals.glue_labels import described
 
@@ -520,6 +521,38 @@ def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
     result = answer(*args)
     assert result["resumed_at"] == 16 and not (tmp_path / "out.training").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    for path in classifier.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["train_step", "write_classifier"])
+def test_a_full_disk_and_started_again(pretrained, data, classifier, small_disk, fill_up, monkeypatch, moment):
+    """When the run is saved for the second time, or the classifier written: one sentence, and nothing is lost."""
+    monkeypatch.setattr(cli_glue, "SAVE_EVERY", 4)
+    module, calls = {"train_step": finetune, "write_classifier": cli_glue}[moment], []
+    original = getattr(module, moment)
+
+    def filling(*args):
+        calls.append(args)
+        if len(calls) == {"train_step": 7, "write_classifier": 1}[moment]:
+            fill_up(1)
+        return original(*args)
+
+    out = small_disk / "out"
+    args = ["finetune", pretrained, "--task", "sst2", "--data", data, "--out", out, *TUNE]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, moment, filling)
+        done = run(*args)
+    state = small_disk / "out.training"
+    lost = state if moment == "train_step" else out
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and done.stderr.splitlines()[-1] == (
+        f"Error: {lost} could not be written (No space left on device); free some space, or write to another disk; "
+        f"the same command then goes on from here (the run kept in {state})"
+    )  # fmt: skip
+    (small_disk / "ballast").unlink()
+    assert [path.name for path in small_disk.iterdir()] == ["out.training"]
+    assert answer(*args)["resumed_at"] == (4 if moment == "train_step" else 30)
+    assert [path.name for path in small_disk.iterdir()] == ["out"]
     for path in classifier.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes()
 

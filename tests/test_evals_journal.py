@@ -272,23 +272,26 @@ def planned(done):
     return {**json.loads(done.stdout)["planned"], "passes": 0}
 
 
-def test_ctrl_c_is_one_sentence(ask, tmp_path, monkeypatch):
-    measure, calls = runs.Runs.versus, []
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_a_signal_is_one_sentence(ask, tmp_path, monkeypatch, number, code, word):
+    measure, calls, before = runs.Runs.versus, [], signal.getsignal(number)
 
     def stopped(self, *args):
         calls.append(args)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return measure(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.Runs, "versus", stopped)
         done = CliRunner().invoke(main, [*ask, str(tmp_path / "out")])
     folder = tmp_path / ".out.planning"
-    assert done.exit_code == 130 and not done.stdout and not (tmp_path / "out").exists()
+    assert done.exit_code == code and not done.stdout and not (tmp_path / "out").exists()
+    assert signal.getsignal(number) is before
     assert done.stderr.splitlines()[-1] == (
-        f"interrupted; the same command goes on from here "
-        f"(3 measurements and the moments of 43 windows kept in {folder})"
+        f"{word}; the same command goes on from here (3 measurements and the moments of 43 windows kept in {folder})"
     )
     again = CliRunner().invoke(main, [*ask, str(tmp_path / "out")])
     assert f"going on from 3 measurements and the moments of 43 windows kept in {folder}" in again.stderr
@@ -302,6 +305,24 @@ def test_ctrl_c_elsewhere_says_so(ask, monkeypatch):
     monkeypatch.setattr("sparsify.cli.open_checkpoint", stopped)
     done = CliRunner().invoke(main, ["inspect", ask[-1]])
     assert (done.exit_code, done.stdout, done.stderr.split()) == (130, "", ["interrupted"])
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2, 3])
+def test_a_full_disk_is_one_sentence(ask, tmp_path, small_disk, fill_up, monkeypatch, pages):
+    """Wherever in the search it is found to be full, and after room was made it goes on to the same end."""
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal, "SHARE", 1e9)
+    ballast, out, folder = fill_up(pages), small_disk / "out", small_disk / ".out.planning"
+    done = CliRunner().invoke(main, [*ask, str(out)])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and not done.stdout
+    *_, said = done.stderr.splitlines()
+    assert " could not be written (No space left on device); free some space" in said
+    assert f"Error: {folder}" in said and ("kept in" in said) == (pages > 1)
+    assert {path.suffix for path in small_disk.rglob("*")} <= {"", ".planning", ".jsonl", ".safetensors"}
+    ballast.unlink()
+    again, alone = (CliRunner().invoke(main, [*ask, str(path)]) for path in (out, tmp_path / "alone"))
+    assert ("going on from" in again.stderr) == (pages > 1)
+    assert planned(again) == planned(alone) and [path.name for path in small_disk.iterdir()] == ["out"]
 
 
 KILLED = """

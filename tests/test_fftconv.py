@@ -1,10 +1,14 @@
 """The convolution against its float64 definition, and its laws."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import RELATIVE_L2, assert_close
 
-from sparsify import LongConv, cpu, fftconv, fftconv_ref
+from sparsify import LongConv, cpu, fftconv, fftconv_ref, gpu, native, nvrtc
+from sparsify.converters import implicit
 
 LENGTHS = (1, 7, 255, 256, 257, 1000, 4096, 10007)
 VIEWS = {
@@ -214,3 +218,40 @@ def test_kernels_may_be_switched_off_at_any_time(monkeypatch):
     conv(u)
     monkeypatch.setenv("SPARSIFY_NATIVE", "0")
     assert_close(conv(u), fftconv_ref(u, conv.k), RELATIVE_L2[torch.float32])
+
+
+class TestOtherDevices:
+    """Apple's, Intel's, AMD's: nothing of theirs is here, but what happens on them is plain torch."""
+
+    @pytest.mark.parametrize("key", ["CPU", "CUDA", "MPS", "XPU", "HPU", "PrivateUse1"])
+    def test_the_operator_runs_there(self, key):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key("sparsify::fftconv", key)
+
+    def test_the_way_there_gives_the_same_numbers(self, monkeypatch):
+        """Through the function that other devices call, on tensors of this one."""
+        monkeypatch.setattr(native, "available", lambda: False)
+        u, gate, k = torch.randn(2, 3, 50), torch.randn(2, 3, 50), torch.randn(3, 9)
+        prepared = cpu.prepare(k, 0, 50)
+        y = sys.modules["sparsify.fftconv"].on_other_devices(u, list(prepared.tables), list(prepared.layout), gate)
+        assert_close(y, gate.double() * fftconv_ref(u, k), RELATIVE_L2[torch.float32])
+
+    @pytest.mark.parametrize("device", ["mps", "xpu"])
+    def test_a_warning_that_fits(self, device, monkeypatch):
+        gpu.warn.cache_clear()
+        signal = SimpleNamespace(is_cuda=False, is_cpu=False, is_meta=False, device=torch.device(device))
+        with pytest.warns(RuntimeWarning, match=f"torch.fft: .*, and this device is {device}"):
+            assert not gpu.takes(signal)
+        gpu.takes(signal)  # once
+
+    def test_rocm_is_told_apart_from_a_torch_without_cuda(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        nvrtc.no_device.cache_clear()
+        assert "built for AMD's (ROCm)" in nvrtc.no_device()
+        nvrtc.no_device.cache_clear()
+
+    def test_filters_are_made_on_the_cpu_for_a_device_without_float64(self, monkeypatch):
+        made = implicit.ImplicitFilter(4, 20)
+        made.reset_parameters()
+        expected = made.materialize()
+        monkeypatch.setattr(implicit, "has_float64", lambda device: False)
+        assert torch.equal(made.materialize(), expected)

@@ -1,6 +1,7 @@
 """Pulling and pushing with the real client, against a hub on this machine that fails in every way we could think of."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import hub_client
 import pytest
 from click.testing import CliRunner
 from hub_server import READER, STRANGER, WRITER
-from layouts import write, write_tiny
+from layouts import mark, write, write_tiny
 
 from sparsify import __version__ as VERSION
 from sparsify.cli import main
@@ -192,7 +193,9 @@ def test_shards_and_pickles(client, hub, tmp_path, repo):
 def test_the_disk_is_looked_at_first(client, hub, tiny, repo):
     hub.store.create(repo, contents(tiny))
     said = client.ask("pull", repo, room=1000)["refused"]
-    assert "GB left" in said and "set HF_HOME" in said
+    assert re.search(
+        r" needs [\d.]+ kB and the disk of .* has 1\.00 kB left; free [\d.]+ kB more, or set HF_HOME", said
+    )
     assert not [line for line in hub.seen() if "/resolve/" in line]
     assert "found" in client.ask("pull", repo)
     assert "found" in client.ask("pull", repo, room=0)  # nothing left to download
@@ -209,6 +212,32 @@ def test_offline_takes_a_complete_copy_only(client, hub, tiny, repo):
     assert client.ask("pull", repo, offline=True)["found"] == online and hub.seen() == []
     hub.faults({"match": "blobs=true", "status": 500, **FOR_EVER})
     assert client.ask("pull", repo)["found"] == online
+
+
+def flip(path):
+    """One bit of the last byte, which is part of a tensor in safetensors."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("name", SERVED)  # known by sha256, and by what git calls it
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_bit_that_flips_in_the_cache_is_seen(client, hub, tiny, repo, name, offline):
+    hub.store.create(repo, contents(tiny))
+    assert "found" in client.ask("pull", repo)
+    (path,) = (client.log.parent / "home" / "hub" / f"models--{repo.replace('/', '--')}").glob(f"snapshots/*/{name}")
+    flip(path)
+    said = client.ask("pull", repo, offline=offline)["refused"]
+    assert said.startswith(f"{path} has changed on this disk since it was downloaded") and "\n" not in said
+    Path(re.search(r"; delete (.*), and the same command downloads it again", said)[1]).unlink()
+    assert client.ask("pull", repo)["found"]["sha256"] == fingerprint(read_tensors(tiny))
+
+
+def test_a_bit_that_flips_before_a_push_is_seen(client, hub, out, repo):
+    flip(out / "model.safetensors")
+    said = client.ask("push", out, repo)["refused"]
+    assert said.startswith(f"the weights in {out} are not those that config.json records") and not hub.seen()
+    assert client.ask("push", out, repo, force=True)["found"]["changed"]
 
 
 def test_gated_and_private(client, hub, tiny, repo):
@@ -424,10 +453,10 @@ def test_every_fault_of_a_push_ends_well_or_in_a_sentence(client, hub, converted
     assert "found" in again and contents(out).items() <= on_hub(hub, repo).items()
 
 
-def unlike_any_other(folder: Path, copy: Path, mark: str) -> Path:
-    """A copy with weights of its own, so that they have to be uploaded."""
+def unlike_any_other(folder: Path, copy: Path, text: str) -> Path:
+    """A copy with weights in a file of its own, so that they have to be uploaded."""
     shutil.copytree(folder, copy)
-    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + mark.encode())
+    mark(copy / "model.safetensors", text)
     return copy
 
 

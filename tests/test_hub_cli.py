@@ -12,12 +12,13 @@ import layouts_lm
 import pytest
 import torch
 from hub_server import WRITER
-from layouts import write_tiny
+from layouts import mark, write_tiny
 
 from sparsify.cli_hub import in_words
 from sparsify.converters import load
 from sparsify.converters.hub import published
 from sparsify.converters.tensors import read_tensors
+from sparsify.files import readable_size
 from sparsify.stored import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,8 +148,7 @@ def test_a_killed_conversion_leaves_nothing_half_done(hub, program, convert_seco
 def test_a_killed_push_leaves_nothing_half_done(hub, program, convert_seconds, tmp_path, seed):
     out, repo = tmp_path / "out", f"me/pushed-{seed}"
     succeed(program, *CONVERT, out)
-    with (out / "model.safetensors").open("ab") as weights:
-        weights.write(bytes([seed]))  # unlike any other, so that they have to be uploaded
+    mark(out / "model.safetensors", str(seed))  # unlike any other, so that they have to be uploaded
     hub.faults(*SLOW)
     program("push", out, repo, kill_after=random.Random(seed).random() * convert_seconds / 2)
     check_repository(hub, repo, out)
@@ -184,7 +184,7 @@ def test_what_is_said_of_a_push(hub, program, tmp_path):
     out, repo = tmp_path / "out", "me/said"
     succeed(program, *CONVERT, out)
     assert program("push", out, repo, "--dry-run")[2] == [
-        f"  + tokenizer_config.json  {(out / 'tokenizer_config.json').stat().st_size:,} bytes"
+        f"  + tokenizer_config.json  {readable_size((out / 'tokenizer_config.json').stat().st_size)}"
     ]
     assert not (hub.store.root / "repos" / "me--said.json").exists()
     _, _, (last,) = program("push", out, repo)
@@ -204,7 +204,7 @@ def test_the_words_for_what_was_done():
         },
         **{"uploaded": {"a": 1234}, "deleted": ["b"], "unchanged": ["c", "d"], "pull_request": None, "dry_run": False},
     }
-    files = ["  + a  1,234 bytes", "  - b", "  = 2 unchanged"]
+    files = ["  + a  1.23 kB", "  - b", "  = 2 unchanged"]
     assert in_words(done).splitlines() == [*files, "pushed to http://hub/me/x, commit c0", "load it"]
     proposed = in_words(done | {"pull_request": "http://hub/me/x/discussions/1"}).splitlines()
     assert proposed[3] == "pull request: http://hub/me/x/discussions/1"

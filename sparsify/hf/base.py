@@ -19,10 +19,11 @@ from transformers.utils.hub import cached_file
 
 from sparsify import swap
 from sparsify.converters import implicit
-from sparsify.converters.folder import copy_beside, write_json
+from sparsify.converters.folder import as_json, copy_beside
 from sparsify.converters.layout import fill_tied, translate
 from sparsify.converters.load import build, ours, saved_plan, strangers
 from sparsify.converters.tensors import INDEX, read_config, read_tensors, shard_names
+from sparsify.files import write_whole
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite, Replaceable
 from sparsify.stored import fingerprint
@@ -113,9 +114,10 @@ class FamilyModel(PreTrainedModel):
         if self.folder is not None:
             copy_beside(self.folder, Path(save_directory))
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        unchanged = self.loaded_as is not None and self.loaded_as == self.weights_now()
-        if is_main_process and unchanged and "state_dict" not in kwargs and not args:
-            self.note_resaved(Path(save_directory))
+        if is_main_process:
+            others = bool(args) or kwargs.get("state_dict") is not None
+            changed = others or self.loaded_as is None or self.loaded_as != self.weights_now()
+            self.note_resaved(Path(save_directory), changed)
 
     def weights_now(self) -> object:
         """What changes with any float32 weight; None for a model of another precision, whose weights are rounded."""
@@ -124,16 +126,16 @@ class FamilyModel(PreTrainedModel):
             return None
         return [(w.data_ptr(), w._version) for w in weights]
 
-    def note_resaved(self, folder: Path) -> None:
-        """Say in config.json that the weights there are those that the plan was made for, in another file."""
+    def note_resaved(self, folder: Path, changed: bool) -> None:
+        """Say in config.json which weights lie there now, and whether they are still those the plan was made for."""
         stored = read_config(folder)
         source = (ours(stored) or {}).get("source")
         if not isinstance(source, dict) or not source.get("sha256"):
             return
         sha256 = fingerprint(read_tensors(folder))
         if sha256 != source["sha256"]:
-            source["resaved_sha256"] = sha256
-            write_json(folder / "config.json", stored)
+            source["resaved"] = {"sha256": sha256, "changed": changed}
+            write_whole(folder / "config.json", as_json(stored).encode())
 
     # --- names -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,163 @@
+"""What the command line owes to a shell: signals, streams that are closed, full, narrow, or that nobody reads."""
+
+import os
+import re
+import signal
+import subprocess
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from layouts import write_tiny
+from rich.console import Console
+
+from sparsify import process, show
+from sparsify.cli import main
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+SCRIPT = "import sys\nfrom sparsify.cli import main\nsys.exit(main())\n"  # as pip writes it
+termios = pytest.importorskip("termios", reason="needs a POSIX shell and its terminals")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("source") / "tiny")
+
+
+# --- signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_torch(tmp_path, python):
+    """As `python`, with a torch whose import takes for ever, and says so first."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "sparsify").write_text(SCRIPT)
+    env, path, *rest = python
+    return [env, path.replace("PYTHONPATH=", f"PYTHONPATH={tmp_path / 'slow'}:"), *rest]
+
+
+def signalled(command, number):
+    """Exit code and stderr of a command that gets a signal as soon as it prints something."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "importing\n"
+        running.send_signal(number)
+        said = running.communicate()[1]
+    return running.returncode, said
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_a_signal_while_it_starts_is_one_word(slow_torch, tmp_path, way, number, code, word):
+    command = [*slow_torch, *(["-m", "sparsify"] if way == "module" else [tmp_path / "sparsify"]), "doctor"]
+    assert signalled(command, number) == (code, f"\n{word}\n")
+
+
+def test_programs_that_import_the_package_keep_their_signals(slow_torch):
+    code, said = signalled([*slow_torch, "-c", "import sparsify"], signal.SIGINT)
+    assert code in (-signal.SIGINT, 130) and said.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_ignored_signals_stay_ignored():
+    """As nohup and shells without job control have it for what runs in the background."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with process.stoppable():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is process.stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_a_signal_closes_the_bar_of_a_terminal(python, number, code, word):
+    """What is left on the last line is the word alone."""
+    script = f"""
+import os, sys, time
+from sparsify import cli, cli_common
+@cli.main.command()
+def slow():
+    with cli_common.bar("working", 10) as advance:
+        advance(1)
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+cli.main(["slow"])
+"""
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))  # without a width there is no bar
+    done = subprocess.run([*python, "-c", script], stderr=end, stdout=subprocess.PIPE)
+    os.close(end)
+    said = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert done.returncode == code and "working" in said and "Traceback" not in said
+    cleared, last = said.rstrip().rsplit("\n", 1)
+    assert last == word and re.search(r"working[^\r]*\r *\r\r?\n?$", cleared + "\n"), repr(said)
+
+
+# --- streams -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(python, checkpoint, tmp_path, closed):
+    """All works as if they led nowhere, and nothing that is printed gets into a file that has their number now."""
+    out = tmp_path / "out"
+    command = [*python, "-m", "sparsify", "convert", str(checkpoint), str(out), "--taps", "5"]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "isatty" not in done.stderr and (out / "report.json").read_text().startswith("{")
+    assert bool(done.stdout) == (closed == "2>&-") and bool(done.stderr) == (closed == ">&-")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_output_is_one_sentence(python, checkpoint):
+    command = [*python, "-m", "sparsify", "analyze", str(checkpoint), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        *progress, said = done.stderr.splitlines()
+        assert done.returncode == 1 and said.startswith("Error: the output could not be written (No space left on")
+        assert [line.split()[0] for line in progress] == ["loading", "note:"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("{")  # progress that nobody can read stops no work
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough(python, checkpoint, options):
+    """As `| head`: silence, and the exit code that shells have for SIGPIPE."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [*python, "-m", "sparsify", "analyze", str(checkpoint), *options]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["loading", "note:"]
+
+
+def test_ascii_is_enough(python, checkpoint):
+    command = [*python, "-m", "sparsify", "analyze", str(checkpoint)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and b"###" in done.stdout and b"site" in done.stdout
+
+
+def test_letters_that_an_encoding_lacks_are_spelled():
+    assert process.as_written("0.1 ± 2 × 3 … ‘a’ — naïve 漢 ▁█", "ascii") == "0.1 +- 2 x 3 ... 'a' - naive ? _#"
+    assert process.as_written("0.1 ± 2 …", "latin-1") == "0.1 ± 2 ..."
+    assert process.as_written("0.1 ± 2 … 漢 ▁█", "utf-8") == "0.1 ± 2 … 漢 ▁█"
+    assert "\udcff\ud800".encode("utf-8", process.PLAIN) == b"\xff?"
+
+
+def test_columns_line_up_in_any_encoding():
+    """`+-` is wider than the sign, and whoever sets tables has to know."""
+    paper = TextIOWrapper(BytesIO(), encoding="ascii", errors=process.PLAIN)
+    show.table(Console(file=paper, width=80), "title", ("loss", "next"), [("0.1 ± 0.2", "a"), ("0.1", "b")])
+    paper.flush()
+    first, second = paper.buffer.getvalue().decode().splitlines()[-2:]
+    assert "+-" in first and first.index("a") == second.index("b")
+
+
+def test_the_systems_own_words_name_the_file(checkpoint):
+    done = CliRunner().invoke(main, ["convert", str(checkpoint), "/proc/nothing/out", "--taps", "5"])
+    said = done.stderr.splitlines()[-1]
+    assert done.exit_code == 1 and re.match(r"Error: /proc/nothing\S* cannot be used \(No such file", said)
