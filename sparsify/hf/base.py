@@ -73,7 +73,7 @@ class FamilyModel(PreTrainedModel):
         super().__init__(config)
         self.sizes = config.sizes(**head)
         self.folder = folder
-        self.loaded_as: object = None  # what the weights were like when they were loaded
+        self.loaded_as: str | None = None  # fingerprint of the weights that a plan was made for
 
     @classmethod
     def from_pretrained(
@@ -106,7 +106,8 @@ class FamilyModel(PreTrainedModel):
         loaded = super().from_pretrained(None, *args, config=config, state_dict=weights, folder=folder, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(name)
-        model.loaded_as = None if changed else model.weights_now()
+        if entry is not None and not changed:
+            model.loaded_as = model.values()
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
@@ -116,15 +117,13 @@ class FamilyModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             others = bool(args) or kwargs.get("state_dict") is not None
-            changed = others or self.loaded_as is None or self.loaded_as != self.weights_now()
-            self.note_resaved(Path(save_directory), changed)
+            self.note_resaved(Path(save_directory), others or self.loaded_as is None or self.loaded_as != self.values())
 
-    def weights_now(self) -> object:
-        """What changes with any float32 weight; None for a model of another precision, whose weights are rounded."""
-        weights = list(self.parameters())
-        if any(w.is_meta or w.dtype != torch.float32 for w in weights):
+    def values(self) -> str | None:
+        """Fingerprint of all weights; None for those of another precision than float32, which are rounded."""
+        if any(w.is_meta or w.dtype != torch.float32 for w in self.parameters()):
             return None
-        return [(w.data_ptr(), w._version) for w in weights]
+        return fingerprint({name: tensor.cpu() for name, tensor in self.state_dict().items()})
 
     def note_resaved(self, folder: Path, changed: bool) -> None:
         """Say in config.json which weights lie there now, and whether they are still those the plan was made for."""
