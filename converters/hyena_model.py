@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
-from sparsify.hooks import is_hooked
+from sparsify.hooks import are, is_hooked
 from sparsify.linear import Call, Linear, input_dtype, prepare
 from sparsify.norm import LayerNorm, norm
 from sparsify.sites import Conv, ConvSite, Replaceable
@@ -196,14 +196,17 @@ class Block(nn.Module):
     @property
     def takes_tiles(self) -> bool:
         """Whether `run_` computes what `forward` does: every layer is the one made here, and nobody watches any."""
-        mixer, mlp = self.mixer, self.mlp
-        if not (type(mixer) is HyenaOperator and type(mlp) is Mlp and mixer.long_conv is not None):
+        own = self._modules  # not by attribute: that takes nn.Module five times as long, and this runs in every forward
+        mixer, mlp, norms = own["mixer"], own["mlp"], (own["norm1"], own["norm2"])
+        if type(mixer) is not HyenaOperator or type(mlp) is not Mlp or mixer.long_conv is None:
             return False
-        linears, norms = (mixer.in_proj, mixer.out_proj, mlp.fc1, mlp.fc2), (self.norm1, self.norm2)
-        if not all(type(part) is Linear for part in linears) or not all(type(part) is LayerNorm for part in norms):
-            return False
-        return type(mixer.short_filter) is nn.Conv1d and not is_hooked(
-            self, mixer, mlp, mixer.short_filter, *linears, *norms
+        mixers, mlps = mixer._modules, mlp._modules
+        linears, short = (mixers["in_proj"], mixers["out_proj"], mlps["fc1"], mlps["fc2"]), mixers["short_filter"]
+        return (
+            are(linears, Linear)
+            and are(norms, LayerNorm)
+            and are((short,), nn.Conv1d)
+            and not is_hooked(self, mixer, mlp, short, *linears, *norms)
         )
 
 

@@ -143,8 +143,9 @@ class ImplicitFilter(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """The tensors that the taps are made of, as they are now; the skip coefficients are none of them."""
-        parts = (self.pos_emb, self.implicit_filter, self.implicit_filter_rev, self.modulation)
-        return [t for part in parts if part is not None for t in weights_of(part)]
+        own = self._modules
+        parts = (own["pos_emb"], own["implicit_filter"], own["modulation"], own.get("implicit_filter_rev"))
+        return weights_of(*(part for part in parts if part is not None))
 
     def sides(self) -> list[nn.ModuleDict]:
         """The networks: that of the lags from 0 on, and that of the lags -1, -2, ... if there is one."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsify.fftconv import LongConv
-from sparsify.hooks import is_hooked
+from sparsify.hooks import are, is_hooked
 from sparsify.linear import BlockDiagonal, Call, Linear
 from sparsify.norm import LayerNorm
 from sparsify.sites import Conv, Replaceable
@@ -247,18 +247,21 @@ class Layer(nn.Module):
     @property
     def takes_tiles(self) -> bool:
         """Whether `run_` computes what `forward` does: every layer is the one made here, and nobody watches any."""
-        mixer, mlp = self.attention, self.mlp
-        if not (type(mixer) is Mixer and type(mlp) is Mlp and type(mlp.layernorm) is LayerNorm):
+        own = self._modules  # not by attribute: that takes nn.Module five times as long, and this runs in every forward
+        mixer, mlp = own["attention"], own["mlp"]
+        if type(mixer) is not Mixer or type(mlp) is not Mlp:
             return False
-        filters = [part for part in (mixer.filter_fn, mixer.filter_fn2) if part is not None]
-        linears, blocks = (mixer.in_linear, mixer.out_linear), (mlp.gated_layers, mlp.wo)
-        if any(type(part) is not BiConv or part.long_conv is None for part in filters):
+        mixers, mlps = mixer._modules, mlp._modules
+        filters = [mixers[name] for name in ("filter_fn", "filter_fn2") if mixers.get(name) is not None]
+        if not are(filters, BiConv) or any(getattr(part, "long_conv", None) is None for part in filters):
             return False
-        if any(type(part) is not Linear for part in linears) or any(type(part) is not BlockDiagonal for part in blocks):
+        linears, short = (mixers["in_linear"], mixers["out_linear"]), mixers["short_filter"]
+        blocks, norms = (mlps["gated_layers"], mlps["wo"]), (mlps["layernorm"],)
+        if not (are(linears, Linear) and are(blocks, BlockDiagonal) and are(norms, LayerNorm)):
             return False
-        norms = (mlp.layernorm,) if mixer.layernorm is None else (mlp.layernorm, mixer.layernorm)
-        return type(mixer.short_filter) is nn.Conv1d and not is_hooked(
-            self, mixer, mlp, mlp.dropout, mixer.short_filter, *linears, *blocks, *norms
+        before = () if mixers.get("layernorm") is None else (mixers["layernorm"],)
+        return are((short,), nn.Conv1d) and not is_hooked(
+            self, mixer, mlp, mlps["dropout"], short, *linears, *blocks, *norms, *before
         )
 
 

@@ -13,35 +13,41 @@ from . import native
 LOOKED_THROUGH = 1 << 18  # bytes; of larger tensors only the place and torch's count of changes are looked at
 
 
-def weights_of(module: nn.Module) -> list[Tensor]:
-    """Every parameter and buffer of a module and the modules inside it, as they are now.
+def weights_of(*modules: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer of some modules and the modules inside them, as they are now, in a fixed order.
 
     It walks the dictionaries itself: `nn.Module.parameters` takes ten times as long, and this runs in every forward.
     """
-    found = [t for own in (module._parameters, module._buffers) for t in own.values() if t is not None]
-    for child in module._modules.values():
-        if child is not None:
-            found += weights_of(child)
+    found: list[Tensor] = []
+    waiting = list(modules)
+    while waiting:
+        own = waiting.pop().__dict__
+        for tensors in (own["_parameters"], own["_buffers"]):
+            found += [t for t in tensors.values() if t is not None]
+        waiting += [inner for inner in own["_modules"].values() if inner is not None]
     return found
 
 
-def signature(tensors: Iterable[Tensor]) -> Hashable | None:
+def signature(tensors: Iterable[Tensor], looked_through: int = LOOKED_THROUGH) -> Hashable | None:
     """Return a value that changes when the tensors do; None while one of them has no values (on the meta device).
 
     On the CPU the bytes themselves are looked through (some 20 GB/s), since torch does not count changes made through
-    `.data`.  On other devices, where looking would mean waiting, and for a tensor of more than `LOOKED_THROUGH` bytes,
+    `.data`.  On other devices, where looking would mean waiting, and for a tensor of more than `looked_through` bytes,
     it is the tensor's place in memory and torch's count of its changes, which misses those through `.data`.
     """
-    read, told = [], []
+    read, places, sizes, told = [], [], [], []
     for t in tensors:
-        if t.is_meta:
-            return None
-        if t.is_cpu and t.nbytes <= LOOKED_THROUGH and t.is_contiguous():
+        size = t.nbytes
+        if t.is_cpu and size <= looked_through and t.is_contiguous():
             read.append(t)
+            places.append(t.data_ptr())
+            sizes.append(size)
+        elif t.is_meta:
+            return None
         else:
             told += [t.data_ptr(), 0 if t.is_inference() else t._version]
     if native.available():
-        return native.digest(read), *told
+        return native.digest(places, sizes), *told
     digest = 0
     for t in read:
         digest = zlib.crc32(t.detach().reshape(-1).view(torch.uint8).numpy().data, digest)

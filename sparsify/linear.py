@@ -14,12 +14,16 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .freshness import signature
+
 PAYS_AT = 256  # rows from which preparing a layer pays, measured; fewer take F.linear, in float32
+KEPT_BYTES = 1 << 23  # of a layer's weights: larger ones are laid out anew in every pass, which costs them little
 SAMPLE_ROWS, ROUNDS = 256, 9  # what a way is checked and timed on
 TYPICAL = 256, 768  # inputs and outputs of the layer that ways are timed on
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,10 +33,32 @@ Call = Callable[[Tensor], Tensor]  # x (..., in) -> (..., out)
 Way = Callable[[Tensor, Tensor | None, bool], Call]  # weight (out, in), float32 bias (out) or None, GELU or not
 
 
-class Linear(nn.Linear):
-    """nn.Linear that can be prepared for a pass over many rows."""
+class Preparable(nn.Module):
+    """What the layers here share: how they are prepared, and that this is kept while their weights stay the same."""
 
+    weight: Tensor
     precision = torch.float32  # of weights and input in a prepared pass; sums are float32 always
+    _kept: tuple[object, Call] | None = None
+
+    def keep(self, key: object, make: Callable[[], Call]) -> Call:
+        """What `make` gives, or gave for the same key and the same weights.
+
+        Laying weights out anew costs as much as some hundred rows; looking whether they changed, as some ten.
+        """
+        if self.weight.nbytes > KEPT_BYTES:
+            return make()
+        now = key, signature([t for t in self._parameters.values() if t is not None], KEPT_BYTES)
+        if self._kept is None or self._kept[0] != now:
+            self._kept = now, make()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares its own: weights in a library's layout cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
+class Linear(Preparable, nn.Linear):
+    """nn.Linear that can be prepared for a pass over many rows."""
 
     def forward(self, x: Tensor, call: Call | None = None) -> Tensor:
         return super().forward(x) if call is None else call(x)
@@ -50,14 +76,13 @@ class Linear(nn.Linear):
         """
         if not pays(rows, self.weight):
             return (lambda x: F.gelu(self(x), approximate="tanh")) if gelu else self
-        call = prepared(self.weight, self.bias, self.precision, gelu)
+        key = self.precision, gelu, torch.get_num_threads()
+        call = self.keep(key, lambda: prepared(self.weight, self.bias, self.precision, gelu))
         return lambda x: self(x, call)
 
 
-class BlockDiagonal(nn.Module):
+class BlockDiagonal(Preparable):
     """x (..., N P) -> (..., N Q): each of the N pieces of x through a matrix of its own.  weight: (N, Q, P)."""
-
-    precision = torch.float32  # as of `Linear`
 
     def __init__(self, blocks: int, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -83,6 +108,11 @@ class BlockDiagonal(nn.Module):
         """As `Linear.prepare`."""
         if not pays(rows, self.weight):
             return self
+        call = self.keep((self.precision, torch.get_num_threads()), self.by_blocks)
+        return lambda x: self(x, call)
+
+    def by_blocks(self) -> Call:
+        """This layer, each block prepared apart."""
         blocks = len(self.weight)
         biases = [None] * blocks if self.bias is None else self.bias.chunk(blocks)
         calls = [prepared(*pair, self.precision) for pair in zip(self.weight, biases, strict=True)]
@@ -91,7 +121,7 @@ class BlockDiagonal(nn.Module):
             pieces = zip(calls, x.chunk(blocks, dim=-1), strict=True)
             return torch.cat([one(piece) for one, piece in pieces], dim=-1)
 
-        return lambda x: self(x, call)
+        return call
 
 
 def prepare(layer: nn.Module, rows: float, gelu: bool = False) -> Call:

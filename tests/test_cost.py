@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsify import cost, cpu, native
-from sparsify.cost import DEFAULT, Costs
+from sparsify.cost import DEFAULT, DIRECT_VECTORS, Costs
 from sparsify.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
@@ -41,11 +41,22 @@ def test_transforms_lie_between_the_measured_sizes():
     )  # no further than known
 
 
+STEP = DIRECT_VECTORS * native.lanes() if native.available() else 1
+
+
+@compiled
+def test_a_short_signal_costs_a_whole_step_tap_by_tap():
+    """A split filter on 70 samples once went tap by tap, at nearly twice the time of a transform."""
+    assert DEFAULT.direct(1, 9) == DEFAULT.direct(STEP, 9) < DEFAULT.direct(STEP + 1, 9)
+
+
+@compiled
 def test_more_costs_more():
     sizes = sorted({round(1.07**i) for i in range(1, 220)})
     for one, two in pairwise(sizes):
         assert DEFAULT.transform(one) < DEFAULT.transform(two)
-        assert DEFAULT.direct(one, 5) < DEFAULT.direct(two, 5) and DEFAULT.direct(99, one) < DEFAULT.direct(99, two)
+        assert DEFAULT.direct(one, 5) <= DEFAULT.direct(two, 5) and DEFAULT.direct(99, one) < DEFAULT.direct(99, two)
+        assert DEFAULT.direct(one, 5) < DEFAULT.direct(one + STEP, 5)
         assert DEFAULT.slow(one, 512) < DEFAULT.slow(two, 512)
         assert DEFAULT.comb(one, 512, 2) < DEFAULT.comb(two, 512, 2) < DEFAULT.comb(two, 512, 3)
         assert DEFAULT.blocks(one, 9, 512) < DEFAULT.blocks(two, 9, 512)

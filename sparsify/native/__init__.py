@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -465,11 +466,10 @@ def norm(
     return y
 
 
-def digest(tensors: Sequence[Tensor]) -> int:
-    """A number that changes, all but surely, with any byte of these tensors.
+def digest(places: Sequence[int], sizes: Sequence[int]) -> int:
+    """A number that changes, all but surely, with any byte of some blocks of memory.
 
-    tensors: contiguous, on the CPU, of any dtype.
+    places: addresses.  sizes: in bytes.  It depends on the instruction set.
     """
-    count = len(tensors)
-    blocks, sizes = (Pointer * count)(*[t.data_ptr() for t in tensors]), (Integer * count)(*[t.nbytes for t in tensors])
-    return kernels().sparsify_digest(blocks, sizes, count)
+    blocks, lengths = array("q", places), array("q", sizes)
+    return kernels().sparsify_digest(blocks.buffer_info()[0], lengths.buffer_info()[0], len(sizes))

@@ -86,28 +86,8 @@ EXPORT int sparsify_to_columns(const Turn* c, int64_t threads) { return chosen->
 EXPORT int sparsify_gelu_gate(const GeluGate* c, int64_t threads) { return chosen->gelu_gate(c, threads, parallel); }
 EXPORT int sparsify_norm(const Norm* c, int64_t threads) { return chosen->norm(c, threads, parallel); }
 
-// A number that tells blocks of memory from others: it changes, all but surely, with any of their bytes.  Four chains of
-// exclusive or and multiplication run side by side, since one would wait for its own products.
 EXPORT uint64_t sparsify_digest(const char* const* blocks, const int64_t* bytes, int64_t count) {
-    constexpr uint64_t prime = 0x9e3779b97f4a7c15u;
-    uint64_t chain[4] = {1, 2, 3, 4};
-    auto take = [&](int i, const char* at, int64_t size) {
-        uint64_t word = 0;
-        memcpy(&word, at, size);
-        chain[i] = (chain[i] ^ word) * prime;
-        chain[i] ^= chain[i] >> 29;
-    };
-    for (int64_t b = 0; b < count; b++) {
-        const char* at = blocks[b];
-        int64_t left = bytes[b];
-        for (; left >= 32; left -= 32, at += 32)
-            for (int i = 0; i < 4; i++) take(i, at + 8 * i, 8);
-        for (; left > 0; left -= 8, at += 8) take(0, at, left < 8 ? left : 8);
-        chain[1] = (chain[1] ^ (uint64_t)bytes[b]) * prime;  // where a block ends matters, too
-    }
-    uint64_t digest = 0;
-    for (uint64_t one : chain) digest = (digest ^ one ^ (one >> 32)) * prime;
-    return digest;
+    return chosen->digest(blocks, bytes, count);
 }
 
 EXPORT int64_t sparsify_call_size(void) { return sizeof(Call); }

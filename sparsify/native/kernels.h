@@ -19,10 +19,12 @@ struct Kernels {
     int (*to_columns)(const Turn*, int64_t threads, Parallel);
     int (*gelu_gate)(const GeluGate*, int64_t threads, Parallel);
     int (*norm)(const Norm*, int64_t threads, Parallel);
+    uint64_t (*digest)(const char* const* blocks, const int64_t* bytes, int64_t count);
 };
 
 #ifdef SPARSIFY_KERNELS  // the name of the table, defined by the one file that makes it
 
+#include "digest.h"
 #include "hyena.h"
 
 namespace {
@@ -165,7 +167,7 @@ const Kernels SPARSIFY_KERNELS = {
     "base",
 #endif
     fits, transform_new, transform_bins, spectra_all, convolve_all, short_gate_all, to_rows_all,
-    to_columns_all, gelu_gate_all, norm_all,
+    to_columns_all, gelu_gate_all, norm_all, digest_blocks,
 };
 
 #endif
