@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.freshness import weights_of
+from sparsify.freshness import COARSE, weights_of
 from sparsify.hooks import is_hooked
 
 FILTER_ROWS = 1 << 16  # positions materialised at a time: 32 MiB of float64 features a layer of the filter MLP
-COARSE = (torch.float16, torch.bfloat16)  # tell only some thousand of a million time steps apart
 
 
 class PositionalEmbedding(nn.Module):

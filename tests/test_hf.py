@@ -1,5 +1,6 @@
 """What was saved loads by AutoModel after `import sparsify`, with the logits that `sparsify.load` has."""
 
+import copy
 import json
 import os
 import shutil
@@ -379,6 +380,31 @@ def test_remote_code_is_saved_and_loaded_again(tmp_path, plan_of):
     model.save_pretrained(tmp_path / "saved")
     assert read_config(tmp_path / "saved")["quantization_config"] == read_config(foreign)["quantization_config"]
     assert torch.equal(remote(tmp_path / "saved")(u).logits, model(u).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [False, True])
+def test_remote_code_follows_its_weights(foreign, copied):
+    """As the same weights make it in our code, though torch does not count changes through `.data`."""
+    model, u = remote(foreign), ids()
+    before = model(u).logits
+    changed = copy.deepcopy(model) if copied else model
+    with pytest.warns(UserWarning, match="have changed; its filter follows them"):
+        for weight in changed.parameters():
+            weight.data.mul_(1.1)
+        after = changed(u).logits
+    changed.save_pretrained(foreign / "changed")
+    assert relative_l2(after, load(foreign / "changed").model(u)) < 1e-6 and relative_l2(after, before) > 1e-2
+    assert torch.equal(model(u).logits, before) == copied
+
+
+def test_remote_code_does_not_learn_its_planned_filters(foreign):
+    model, u = remote(foreign).train(), ids()
+    model(u).logits.square().sum().backward()
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert frozen and all("filter_fn" in name and not name.endswith("filter_fn.bias") for name in frozen)
+    with pytest.raises(ValueError, match="which modelling code of others does not get here"):
+        model.requires_grad_(True)(u)
 
 
 def test_remote_code_of_another_structure_is_refused(foreign):

@@ -8,6 +8,7 @@ bias * x.  The code itself is loaded and run by transformers, on its user's word
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -19,7 +20,9 @@ from sparsify import swap
 from sparsify.converters.folder import copy_beside
 from sparsify.converters.load import build
 from sparsify.fftconv import LongConv
+from sparsify.freshness import weights_of
 from sparsify.plan import Plan
+from sparsify.sites import ConvSite
 
 FILTER = "filter_fn"
 ARGUMENTS = ["x", "L", "k", "bias"]
@@ -29,6 +32,8 @@ class PlannedFilter(nn.Module):
     """Mixed into the class of a filter module: its parameters stay, its convolution is the planned one."""
 
     conv: LongConv
+    site: str  # its name in plans
+    home: list[Any]  # the model around it; in a list, since an attribute would make it a part of this module
 
     def filter(self, L: int, *args: Any, **kwargs: Any) -> Tensor:
         """Taps that nobody reads, at no cost: (1, L, H), as its forward takes them."""
@@ -37,6 +42,27 @@ class PlannedFilter(nn.Module):
     def forward(self, x: Tensor, L: int, k: Any = None, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         skip = torch.as_tensor(self.bias if bias is None else bias)
         return self.conv(x.contiguous(), skip=skip.to(x.dtype).reshape(-1))
+
+    def weights(self) -> list[Tensor]:
+        """What the taps are made of; the skip coefficients are none of it."""
+        return [weight for weight in weights_of(self) if weight is not self.bias]
+
+    def materialize(self) -> Tensor:
+        """The filter that the weights make in our code now: (H, K) float32."""
+        return next(site for site in sites_of(self.home[0]) if site.name == self.site).materialize()
+
+    def trace(self, seqlen: int) -> Tensor:
+        """Refused: this code was not made to learn around a planned filter."""
+        raise ValueError(
+            f"a weight of the planned filter {self.site} requires a gradient, which modelling code of others does not "
+            f"get here; freeze it with requires_grad_(False), or load without trust_remote_code"
+        )
+
+
+def sites_of(model: Any) -> tuple[ConvSite, ...]:
+    """The convolutions that the weights of a model make in our code."""
+    _, family, twin, _ = build(model.state_dict(), model.config.to_dict())
+    return family.sites(twin)
 
 
 def keep_filters_exact(model: Any) -> None:
@@ -50,10 +76,9 @@ def install(model: Any, plan: Plan, folder: Path | None = None) -> None:
 
     folder: what lies there beside the weights goes along when the model is saved.
     """
-    _, family, twin, _ = build(model.state_dict(), model.config.to_dict())
-    sites = family.sites(twin)
+    sites = sites_of(model)
     operators = swap.operators(swap.materialize(sites), plan, ahead=swap.ahead_of(sites))
-    modules = dict(model.named_modules())
+    modules, known, followed = dict(model.named_modules()), {site.name: site for site in sites}, []
     for name, conv in operators.items():
         found = [path for path in modules if f".{path}".endswith(f".{name}.{FILTER}")]
         if len(found) != 1 or not takes(modules[found[0]]):
@@ -62,8 +87,14 @@ def install(model: Any, plan: Plan, folder: Path | None = None) -> None:
                 f"filter(L), so its convolution cannot be replaced; use sparsify.load instead"
             )
         module = modules[found[0]]
-        module.conv = conv
+        module.conv, module.site, module.home = conv, name, [model]
         module.__class__ = type(f"Planned{type(module).__name__}", (PlannedFilter, type(module)), {})
+        followed.append(
+            replace(known[name], materialize=module.materialize, weights=module.weights, trace=module.trace)
+        )
+        for weight in module.weights():
+            weight.requires_grad_(False)
+    swap.follow(followed, operators, plan)
     if folder is not None:
         model.folder = folder
         model.save_pretrained = MethodType(save_pretrained, model)
