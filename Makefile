@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in python3.11 python3; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
-KERNELS := sparsify/native/_kernels.so
+KERNELS := sparsify/cpu/native/_kernels.so
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .PHONY: help demo demo-m2 test lint types clean
@@ -66,9 +66,9 @@ $(VENV)/.python:
 
 # Before the installation, which leaves kernels alone that fit their sources.  Without a compiler, or with one that
 # fails, everything else still works: this says so, and tries again next time.
-$(KERNELS): $(wildcard sparsify/native/*.h sparsify/native/*.cpp) sparsify/native/build.py | $(VENV)/.python
+$(KERNELS): $(wildcard sparsify/cpu/native/*.h sparsify/cpu/native/*.cpp) sparsify/cpu/native/build.py | $(VENV)/.python
 	@echo "Compiling the kernels"
-	@$(BIN)/python sparsify/native/build.py || true
+	@$(BIN)/python sparsify/cpu/native/build.py || true
 
 # On its own and first: as a dependency of something else pip would take the newest build, with CUDA and all.
 $(VENV)/.torch: $(VENV)/.python

@@ -13,9 +13,9 @@ from setuptools.command.bdist_wheel import bdist_wheel as BdistWheel
 from setuptools.command.build import build as Build
 
 ROOT = Path(__file__).resolve().parent
-PLACE = Path("sparsify", "native")
+PLACE = Path("sparsify", "cpu", "native")
 
-# By its path: `import sparsify.native.build` would import torch, which a build environment does not have.
+# By its path: `import sparsify.cpu.native.build` would import torch, which a build environment does not have.
 spec = importlib.util.spec_from_file_location("kernels", ROOT / PLACE / "build.py")
 kernels = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kernels)

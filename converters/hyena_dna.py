@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from sparsify.stream import PIECE, Stream
 
-from .dna_tokenizer import PAD, VOCABULARY, DnaTokenizer
-from .hyena_layout import (
+from .models.hyena import Hyena, HyenaConfig
+from .models.hyena import sites as sites  # which the registry asks every family for
+from .models.hyena_keys import (
     EMBEDDING,
     HEAD,
     LM_ROWS,
@@ -29,10 +30,9 @@ from .hyena_layout import (
     rename,
     sizes_of,
 )
-from .hyena_model import Hyena, HyenaConfig
-from .hyena_model import sites as sites  # which the registry asks every family for
-from .implicit import complete
-from .layout import assign, number, rename_all, shape_of, whole
+from .models.implicit_filter import complete
+from .state_dict import assign, number, rename_all, shape_of, whole
+from .tokenizers.dna import PAD, VOCABULARY, DnaTokenizer
 
 SCORE = "score.weight"  # of a classifier
 BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparsify.stream import Stream
 
-from .bpe_tokenizer import BpeTokenizer
-from .hyena_layout import (
+from .models.hyena import Hyena, HyenaConfig
+from .models.hyena import sites as sites  # which the registry asks every family for
+from .models.hyena_keys import (
     EMBEDDING,
     HEAD,
     LM_ROWS,
@@ -30,10 +31,9 @@ from .hyena_layout import (
     rename,
     sizes_of,
 )
-from .hyena_model import Hyena, HyenaConfig
-from .hyena_model import sites as sites  # which the registry asks every family for
-from .implicit import complete
-from .layout import agree, assign, equal, rename_all
+from .models.implicit_filter import complete
+from .state_dict import agree, assign, equal, rename_all
+from .tokenizers.bpe import BpeTokenizer
 
 TOKENS = 50257  # of the vocabulary; what the embedding has beyond is padding
 PIECE = 1 << 11  # tokens of a stream that are worked through at once: each has 50,264 logits, 400 MB together

@@ -16,15 +16,15 @@ from sparsify import swap
 from sparsify.freshness import signature
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
-from sparsify.stored import fingerprint
+from sparsify.storage.tensors import fingerprint
 
 from . import registry
-from .bpe_tokenizer import BpeTokenizer
-from .dna_tokenizer import DnaTokenizer
-from .layout import listed
-from .source import PLAN_TENSORS, Source, resolve
+from .hub.download import PLAN_TENSORS, Source, resolve
+from .state_dict import listed
 from .tensors import read_config, read_tensors
-from .text_tokenizer import TextTokenizer
+from .tokenizers.bpe import BpeTokenizer
+from .tokenizers.dna import DnaTokenizer
+from .tokenizers.wordpiece import TextTokenizer
 
 QUANT_METHOD = "sparsify"
 FORMAT = 1  # of quantization_config, see docs/format.md; what came before it has no number, and reads the same

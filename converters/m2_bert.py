@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.folders import whole_folder
 from sparsify.sites import ConvSite
+from sparsify.storage.folders import whole_folder
 
-from .implicit import complete
-from .layout import (
+from .models.implicit_filter import complete
+from .models.m2_bert import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig, rename
+from .state_dict import (
     agree,
     assign,
     equal,
@@ -31,9 +32,8 @@ from .layout import (
     strip_wrappers,
     without_tied,
 )
-from .m2_bert_model import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig, rename
 from .tensors import write_tensors
-from .text_tokenizer import TextTokenizer
+from .tokenizers.wordpiece import TextTokenizer
 
 TRUNK = re.compile(r"(?:bert\.)?encoder\.layer\.\d+\.attention\.filter_fn\.implicit_filter_rev\.")
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")

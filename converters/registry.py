@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from types import ModuleType
 
-from .layout import listed
+from .state_dict import listed
 
 FAMILIES = {"hyenadna": "hyena_dna", "hyena_lm": "hyena_lm", "m2_bert": "m2_bert"}  # name -> module here
 ADAPTER = re.compile(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.files import read_json, readable_size
-from sparsify.stored import read_safetensors, refuse_pointer, write_safetensors
+from sparsify.storage.files import read_json, readable_size
+from sparsify.storage.tensors import read_safetensors, refuse_pointer, write_safetensors
 
 from . import unpickle
-from .source import NOT_WEIGHTS, PICKLES, PLAN_TENSORS
+from .hub.download import NOT_WEIGHTS, PICKLES, PLAN_TENSORS
 
 # in order of preference; a folder may hold several of them
 NAMES = (

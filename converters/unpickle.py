@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.files import first_line, readable_size
+from sparsify.storage.files import first_line, readable_size
 
 DTYPES = {
     "DoubleStorage": torch.float64,

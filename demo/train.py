@@ -23,7 +23,7 @@ from torch import Tensor
 
 import sparsify  # noqa: F401  (makes sparsify.converters importable from a checkout)
 from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig
-from sparsify.converters.implicit import Modulation, PositionalEmbedding
+from sparsify.converters.models.implicit_filter import Modulation, PositionalEmbedding
 
 TRAIN, HELD_OUT = slice(0, 50_000_000), slice(50_000_000, 60_000_000)
 # share of the tokens, window length: short windows are cheap and teach the repeats, long ones teach the long filters

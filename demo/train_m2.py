@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsify.converters import m2_bert
-from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
-from sparsify.converters.text_tokenizer import SPECIAL, TextTokenizer
+from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
+from sparsify.converters.tokenizers.wordpiece import SPECIAL, TextTokenizer
 from sparsify.evals.data import read_documents
-from sparsify.evals.glue_data import TASKS, read_examples
+from sparsify.evals.glue.tasks import TASKS, read_examples
 
 TASKS_HERE = {  # what differs from M2-BERT's recipes: a model a hundredth of the size learns at a higher rate
     "sst2": ("--lr", "1e-3", "--epochs", "1", "--batch", "32"),

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sparsify.reading import NAMED, LeftOut, label, read_text, short_name
+from sparsify.storage.reading import NAMED, LeftOut, label, read_text, short_name
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
 FASTA_START = re.compile(r"(?:[ \t]*[\r\n]|;[^\r\n]*[\r\n])*>")

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from sparsify import __version__
-from sparsify.cost import processor
-from sparsify.native import library
+from sparsify.cpu.cost_model import processor
+from sparsify.cpu.native import library
 
 from .causality import Leak
 from .quality import Comparison, Quality
-from .throughput import Timing, tokens_per_second
+from .speed.throughput import Timing, tokens_per_second
 
 SCHEMA = 1
 

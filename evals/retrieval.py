@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.reading import lines as lines_of
+from sparsify.storage.reading import lines as lines_of
 
 from .data import Document, evenly
-from .metrics import spearman
-from .paired import mean_difference
+from .glue.metrics import spearman
+from .glue.significance import mean_difference
 
 Embed = Callable[[Sequence[str]], Tensor]  # texts -> embeddings (B, D), any float dtype
 

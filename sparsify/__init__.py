@@ -19,7 +19,7 @@ from .fftconv import LongConv, fftconv, fftconv_ref
 from .sites import ConvSite
 
 if _TYPE_CHECKING:
-    from sparsify.converters.load import load
+    from .converters.load import load
 
 __all__ = ["ConvSite", "LongConv", "fftconv", "fftconv_ref", "load"]
 __version__ = "0.1.0"

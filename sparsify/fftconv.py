@@ -15,8 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from . import choosing, cpu, gpu, native
-from .monarch import BlockMask
+from .cpu import backend as cpu
+from .cpu import native
+from .filters.monarch import BlockMask
+from .gpu import backend as gpu
+from .gpu import dispatch
 
 
 def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
@@ -152,7 +155,7 @@ class LongConv(nn.Module):
         if found is None:
             k = self.k.to(device)
             if on_gpu:
-                found = choosing.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
+                found = dispatch.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
                 gpu.settle(device)  # whatever stream reads it next
             else:
                 found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 import torch
 from torch import Tensor, nn
 
-from . import native
+from .cpu import native
 
 COARSE = (torch.float16, torch.bfloat16)  # tell only some thousand of a million time steps apart
 LOOKED_THROUGH = 1 << 18  # bytes; of larger tensors only the place and torch's count of changes are looked at

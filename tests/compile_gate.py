@@ -16,7 +16,7 @@ from shutil import which
 
 import pytest
 
-from sparsify import nvrtc
+from sparsify.gpu import jit
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Taken:
         return self.opcodes["LDL"] + self.opcodes["STL"]
 
 
-def taken(kernel: nvrtc.Kernel, arch: str) -> Taken:
+def taken(kernel: jit.Kernel, arch: str) -> Taken:
     """What a kernel takes when compiled for "sm_90a" or the like; skips the test where that cannot be told."""
-    if reason := nvrtc.compile_why_not():
+    if reason := jit.compile_why_not():
         pytest.skip(reason)
-    binary = nvrtc.binary(kernel, arch)
+    binary = jit.binary(kernel, arch)
     found = binary.resources
     assert found, f"ptxas says nothing of {kernel.entry}: {binary.log}"
     names = instructions(binary.image, kernel.entry)

@@ -11,8 +11,8 @@ import hub_server
 import pytest
 import torch
 
-from sparsify import linear, native
-from sparsify.converters import tiles
+from sparsify.converters.models import tiled
+from sparsify.cpu import linear, native
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,14 +46,14 @@ def poison_empty(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(params=["compiled", "torch"])
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tiles of so many tokens, prepared linear layers whatever their size, with the compiled kernels and without."""
-    monkeypatch.setattr(tiles, "TILE_ROWS", 16)
+    monkeypatch.setattr(tiled, "TILE_ROWS", 16)
     monkeypatch.setattr(linear, "PAYS_AT", 1)
     monkeypatch.setattr(linear, "WAYS", (linear.packed, linear.plain))
     if request.param == "torch":
         monkeypatch.setattr(native, "available", lambda: False)
     elif not native.available():
         pytest.skip("the kernels are not compiled; the same tiles ran through torch")
-    return tiles.TILE_ROWS
+    return tiled.TILE_ROWS
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsify import choosing, gpu
-from sparsify.cpu import Prepared, Structure
+from sparsify.cpu.backend import Prepared, Structure
 from sparsify.fftconv import fftconv_ref
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
+from sparsify.gpu import backend as gpu
+from sparsify.gpu import dispatch
+from sparsify.gpu.launch_spec import Build, SlowWay, Way
 from sparsify.plan import Filter, FilterPlan
-from sparsify.ways import Build, SlowWay, Way
 
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
@@ -151,7 +152,7 @@ def prepared_for(case: Case, kept: Filter, device: str = "cpu") -> Prepared:
     k = kept.k.to(device)
     if kept.mask is not None:
         head = None if kept.head is None else kept.head.to(device)
-        assert case.way.head == choosing.head_taps(head)
+        assert case.way.head == dispatch.head_taps(head)
         return gpu.make_apart(case.way, k, kept.ahead, Structure(kept.mask, head))
     assert isinstance(case.way, Way)  # a slow one has a mask
     way = replace(case.way, ahead=kept.ahead) if case.source in ("history", "direct") else case.way

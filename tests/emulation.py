@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.native.build import BuildError, find_compiler
-from sparsify.ways import Build, Call
+from sparsify.cpu.native.build import BuildError, find_compiler
+from sparsify.gpu.launch_spec import Build, Call
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "emulator"
@@ -162,7 +162,7 @@ class Kernels:
 
 @dataclass
 class Emulator:
-    """The emulator as `sparsify.gpu.fftconv` launches kernels; done: what each launch did, in their order.
+    """The emulator as `sparsify.gpu.backend.fftconv` launches kernels; done: what each launch did, in their order.
 
     order, seed: as for `Kernels.run`.  libraries: compiled ones by `named`, where compiling is not possible.
     """

@@ -55,9 +55,9 @@ def pull(
     src: str, revision: str | None = None, room: int | None = None, offline: bool = False, timeout: float = 30.0
 ) -> Any:
     from sparsify.converters import resolve
-    from sparsify.converters import source as puller
+    from sparsify.converters.hub import download as puller
     from sparsify.converters.tensors import read_tensors
-    from sparsify.stored import fingerprint
+    from sparsify.storage.tensors import fingerprint
 
     puller.TIMEOUT = timeout
     with patched(room, offline):
@@ -89,16 +89,16 @@ def patched(room: int | None, offline: bool) -> Iterator[None]:
 def push(*args: Any, xet: bool = False, **options: Any) -> Any:
     from huggingface_hub import constants
 
-    from sparsify.converters import hub
+    from sparsify.converters.hub import upload
 
     constants.HF_HUB_DISABLE_XET = not xet
-    return hub.push(*args, **options).to_dict()
+    return upload.push(*args, **options).to_dict()
 
 
 def check(repo: str) -> Any:
-    from sparsify.converters import hub
+    from sparsify.converters.hub import upload
 
-    return hub.check_target(repo) is not None
+    return upload.check_target(repo) is not None
 
 
 def token(value: str | None) -> None:
@@ -112,9 +112,9 @@ def program(*argv: str, kill_after: float | None = None, saving: str | None = No
 
     kill_after: seconds until it is killed; they count from where something hidden appears in the folder `saving`.
     """
-    from sparsify import card, report  # noqa: F401  what a run would import itself, before the copy is made
-    from sparsify.cli import main
-    from sparsify.evals import planning  # noqa: F401
+    from sparsify import report  # noqa: F401  what a run would import itself, before the copy is made
+    from sparsify.cli.main import main
+    from sparsify.evals.planning import planner  # noqa: F401
 
     said = Path(os.environ["HF_HOME"]).with_name("said")
     began, child = time.monotonic(), os.fork()
@@ -145,7 +145,7 @@ def ended(child: int) -> bool:
 
 def answer() -> None:
     """Answer requests, a line of JSON each, until there are no more."""
-    from sparsify.converters import hub, load  # noqa: F401  now, rather than in the first request
+    from sparsify.converters import load  # noqa: F401  now, rather than in the first request
 
     known = {"pull": pull, "push": push, "check": check, "token": token, "program": program}
     for line in sys.stdin:

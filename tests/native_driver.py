@@ -11,10 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from sparsify import cpu, native
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import native
+from sparsify.cpu.native import library
 from sparsify.fftconv import fftconv_ref
-from sparsify.monarch import BlockMask
-from sparsify.native import library
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
 AWKWARD = (1021, 4099, 10_007, 100_003)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from layouts import write_tiny
 from torch import Tensor
 
-from sparsify.cli import main
-from sparsify.monarch import BlockMask
+from sparsify.cli.main import main
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.report.curves import curves
 

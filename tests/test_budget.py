@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from sparsify import budget
-from sparsify.budget import Option, cheapest, front
 from sparsify.plan import FilterPlan
+from sparsify.search import knapsack
+from sparsify.search.knapsack import Option, cheapest, front
 
 DENSE = FilterPlan("dense")
 
@@ -71,7 +71,7 @@ def test_no_combination_is_better(kind, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_little_room_it_stays_within_budget_and_gap(kind, monkeypatch):
     """Two combinations at a time are too few to be exact; what is promised holds nevertheless."""
-    monkeypatch.setattr(budget, "STATES", 2)
+    monkeypatch.setattr(knapsack, "STATES", 2)
     for seed in range(25):
         options = instance(kind, seed)
         every = list(combinations(options))

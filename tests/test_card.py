@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from reports import converted, planned, rows
 
-from sparsify.card import card
 from sparsify.report import plots
+from sparsify.report.model_card import card
 from sparsify.report.pareto import Dot, Series
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,10 +15,12 @@ from layouts import TINY, Sizes, weights, write, write_tiny
 from safetensors.torch import load_file
 from verbs import answer, run
 
-from sparsify import cli_measure, cost, native, swap
+from sparsify import swap
+from sparsify.cli import measure
 from sparsify.converters import load
-from sparsify.evals import kernels
-from sparsify.evals.breakdown import FILTERS
+from sparsify.cpu import cost_model, native
+from sparsify.evals.speed import cpu_convolution
+from sparsify.evals.speed.breakdown import FILTERS
 from sparsify.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +182,7 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
     """The very operators: another made of the same taps might take another way to the same numbers."""
     answer("convert", checkpoint, tmp_path / "out", "--split", "8:0.25")
     made, timed = [], []
-    operators, ways_alone = cli_measure.operators, cli_measure.ways_alone
+    operators, ways_alone = measure.operators, measure.ways_alone
 
     def keep(*args):
         made.append(operators(*args))
@@ -191,8 +193,8 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
         timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.ahead > 0))
         return ways_alone(p, site, convs, *rest)
 
-    monkeypatch.setattr(cli_measure, "operators", keep)
-    monkeypatch.setattr(cli_measure, "ways_alone", watch)
+    monkeypatch.setattr(measure, "operators", keep)
+    monkeypatch.setattr(measure, "ways_alone", watch)
     answer("bench", tmp_path / "out", "--rounds", 3)
     assert timed == [(True, True, True)] * 2
 
@@ -212,24 +214,26 @@ def test_bench_of_the_convolution(tmp_path):
 
 def test_quick_is_a_subset(monkeypatch):
     shapes = []
-    monkeypatch.setattr(cli_measure, "convolutions", lambda some, *_: shapes.append(some) or {})
+    monkeypatch.setattr(measure, "convolutions", lambda some, *_: shapes.append(some) or {})
     for options in ([], ["--quick"]):
         answer("bench", *options)
-    assert shapes == [kernels.SHAPES, kernels.QUICK] and set(kernels.QUICK) < set(kernels.SHAPES)
+    assert shapes == [cpu_convolution.SHAPES, cpu_convolution.QUICK] and set(cpu_convolution.QUICK) < set(
+        cpu_convolution.SHAPES
+    )
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build")
 def test_calibrate_measures_and_keeps(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cost.costs.cache_clear()
+    cost_model.costs.cache_clear()
     result = answer("bench", "--calibrate")
     assert (
         result["path"] == str(tmp_path / "sparsify" / "costs.json")
         and result["costs"].keys() == result["defaults"].keys()
     )
-    assert cost.costs().tap == result["costs"]["tap"]
+    assert cost_model.costs().tap == result["costs"]["tap"]
     assert "nanoseconds" in run("bench", "--calibrate").stdout.lower()
-    cost.costs.cache_clear()
+    cost_model.costs.cache_clear()
 
 
 def test_calibrate_without_kernels_is_one_sentence(monkeypatch):

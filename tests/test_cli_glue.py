@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from verbs import answer, refusal, run
 
-from sparsify import cli_common, cli_glue, cli_measure
-from sparsify.cli_glue import how_to_score
+from sparsify.cli import glue, measure, options
+from sparsify.cli.glue import how_to_score
 from sparsify.converters import load, m2_bert
-from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
-from sparsify.converters.text_tokenizer import TextTokenizer
-from sparsify.evals import finetune
-from sparsify.evals.glue_data import TASKS
-from sparsify.evals.glue_labels import described
+from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
+from sparsify.evals.glue import finetune
+from sparsify.evals.glue.labels import described
+from sparsify.evals.glue.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 24
@@ -183,7 +183,7 @@ def test_how_to_score(classifier, pretrained, tmp_path):
 
 
 def test_progress_is_a_line_now_and_then_without_a_terminal(pretrained, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_common, "SECONDS_A_LINE", 0)
+    monkeypatch.setattr(options, "SECONDS_A_LINE", 0)
     done = run("finetune", pretrained, "--task", "sst2", "--data", data, "--out", tmp_path / "out", *TUNE)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fine-tuning on SST-2: ")]
     assert len(lines) == 30 and "1 of 30 steps, loss 0" in lines[0] and "best" not in lines[0] and "nan" not in lines[0]
@@ -429,7 +429,7 @@ def test_one_mask_everywhere_or_a_plan(pretrained, text, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_said_before_the_work(pretrained, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_measure, "find_spec", lambda name: None)
+    monkeypatch.setattr(measure, "find_spec", lambda name: None)
     ask = ("eval", "front", pretrained, "--calibration", text, "--picture", tmp_path / "front.png")
     assert refusal(*ask).endswith("brings what draws pictures") and not (tmp_path / "front.png").exists()
 
@@ -528,8 +528,8 @@ def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
 @pytest.mark.parametrize("moment", ["train_step", "write_classifier"])
 def test_a_full_disk_and_started_again(pretrained, data, classifier, small_disk, fill_up, monkeypatch, moment):
     """When the run is saved for the second time, or the classifier written: one sentence, and nothing is lost."""
-    monkeypatch.setattr(cli_glue, "SAVE_EVERY", 4)
-    module, calls = {"train_step": finetune, "write_classifier": cli_glue}[moment], []
+    monkeypatch.setattr(glue, "SAVE_EVERY", 4)
+    module, calls = {"train_step": finetune, "write_classifier": glue}[moment], []
     original = getattr(module, moment)
 
     def filling(*args):

@@ -7,7 +7,8 @@ from layouts_lm import TOKENS, write, write_vocabulary
 from test_converters_hyena_dna import oracle
 from verbs import answer, refusal, run
 
-from sparsify.converters import load, vocabulary
+from sparsify.converters import load
+from sparsify.converters.tokenizers import base
 
 TEXT = "the inn of the café, a théâtre in the ant hill; " * 30
 
@@ -17,7 +18,7 @@ def no_hub(monkeypatch):
     def offline(*_):
         raise FileNotFoundError("the hub cannot be reached")
 
-    monkeypatch.setattr(vocabulary, "snapshot", offline)
+    monkeypatch.setattr(base, "snapshot", offline)
 
 
 @pytest.fixture(scope="module")

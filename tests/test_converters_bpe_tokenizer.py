@@ -6,9 +6,9 @@ import layouts_lm
 import pytest
 from layouts_lm import END, MERGES, TOKENS, byte_letters, write_vocabulary
 
-from sparsify.converters import vocabulary
-from sparsify.converters.bpe_tokenizer import BpeTokenizer
-from sparsify.converters.vocabulary import JSON
+from sparsify.converters.tokenizers import base
+from sparsify.converters.tokenizers.base import JSON
+from sparsify.converters.tokenizers.bpe import BpeTokenizer
 
 SMALL = 256 + len(MERGES) + 1  # tokens of the smallest vocabulary here
 TEXTS = (
@@ -96,7 +96,7 @@ def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):
         asked.append((repo, revision, *patterns))
         raise FileNotFoundError("the hub cannot be reached")
 
-    monkeypatch.setattr(vocabulary, "snapshot", offline)
+    monkeypatch.setattr(base, "snapshot", offline)
     (tmp_path / "vocab.json").write_text(json.dumps(layouts_lm.vocabulary(SMALL)))  # without its merges
     tokenizer = BpeTokenizer(tmp_path, 50264, TOKENS)
     assert tokenizer.id_range == (0, TOKENS) and not asked
@@ -107,10 +107,10 @@ def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):
 
 
 def test_the_hub_s_vocabulary_is_the_last_resort(monkeypatch, tmp_path, tiny):
-    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: tiny.folder)
+    monkeypatch.setattr(base, "snapshot", lambda *_: tiny.folder)
     assert BpeTokenizer(tmp_path).encode("the") == BpeTokenizer().encode("the") == ids("the")
     (empty := tmp_path / "empty").mkdir()
-    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: empty)
+    monkeypatch.setattr(base, "snapshot", lambda *_: empty)
     with pytest.raises(FileNotFoundError, match=r"has none of tokenizer\.json, vocab\.json with merges\.txt; put a"):
         BpeTokenizer(tmp_path).encode("a")
 

@@ -15,13 +15,13 @@ from helpers import relative_l2
 from safetensors.torch import save_file
 
 from sparsify import swap
-from sparsify.coefficients import Coefficients
-from sparsify.converters import check_out, folder, load, write_folder
-from sparsify.converters.folder import copy_beside
-from sparsify.converters.source import Source
+from sparsify.converters import check_out, load, save, write_folder
+from sparsify.converters.hub.download import Source
+from sparsify.converters.save import copy_beside
 from sparsify.converters.tensors import read_tensors
-from sparsify.folders import heal, whole_folder
 from sparsify.plan import FilterPlan, Plan
+from sparsify.plan.coefficients import Coefficients
+from sparsify.storage.folders import heal, whole_folder
 
 
 def plan_for(p, taps=5):
@@ -254,7 +254,7 @@ def test_an_accident_leaves_what_was_there(source, tmp_path, monkeypatch, moment
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda a, b: fail() if a.name == "new" else rename(a, b))
     else:
-        monkeypatch.setattr(folder, {"files": "write_json", "weights": "fingerprint"}.get(moment, "read_tensors"), fail)
+        monkeypatch.setattr(save, {"files": "write_json", "weights": "fingerprint"}.get(moment, "read_tensors"), fail)
     with pytest.raises((OSError, KeyboardInterrupt)):
         write_folder(out, p, plan_for(p, 7), {"new.txt": "new"}, force=True)
     monkeypatch.undo()
@@ -344,7 +344,7 @@ def test_what_is_half_cleared_does_not_come_back(tmp_path, monkeypatch):
     """Killed while the old folder was removed, and the new one deleted by hand since."""
     out = tmp_path / "out"
     (out / "sub").mkdir(parents=True)
-    monkeypatch.setattr("sparsify.folders.shutil.rmtree", lambda *args, **kwargs: None)  # as far as that came
+    monkeypatch.setattr("sparsify.storage.folders.shutil.rmtree", lambda *args, **kwargs: None)  # as far as that came
     with whole_folder(out) as new:
         (new / "a").write_text("new")
     monkeypatch.undo()

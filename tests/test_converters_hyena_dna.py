@@ -11,10 +11,13 @@ from layouts import CHECKPOINTS, DIALECTS, LABELS, TINY, config, dress, shapes, 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify import fftconv_ref, linear
-from sparsify.converters import hyena_dna, hyena_model, implicit, load, tiles
+from sparsify import fftconv_ref
+from sparsify.converters import hyena_dna, load
 from sparsify.converters.hyena_dna import HyenaDNA, HyenaDNAConfig
-from sparsify.converters.hyena_model import State
+from sparsify.converters.models import hyena, implicit_filter
+from sparsify.converters.models import tiled as tiles
+from sparsify.converters.models.hyena import State
+from sparsify.cpu import linear
 
 FLOAT32, FLOAT64 = 1e-5, 1e-6  # relative L2; in float64 what remains is that stored filters are float32
 
@@ -175,7 +178,7 @@ def test_materialized_filters_are_the_formulas():
 def test_filters_are_made_in_pieces_that_fit_together(monkeypatch):
     site = hyena_dna.sites(build(weights(TINY))[0])[0]
     whole = site.materialize()
-    monkeypatch.setattr(implicit, "FILTER_ROWS", 17)
+    monkeypatch.setattr(implicit_filter, "FILTER_ROWS", 17)
     assert torch.equal(site.materialize(), whole)
 
 
@@ -238,7 +241,7 @@ def test_no_config_is_needed():
 def test_a_training_run_reaches_every_parameter():
     model = HyenaDNA(HyenaDNAConfig(d_model=12, d_inner=20, n_layer=2, vocab_rows=16, max_seq_len=66))
     for module in model.modules():
-        if isinstance(module, implicit.PositionalEmbedding | implicit.Modulation):
+        if isinstance(module, implicit_filter.PositionalEmbedding | implicit_filter.Modulation):
             module.reset_parameters()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -298,7 +301,7 @@ def test_tiles_compute_what_the_formulas_say(batch, length, small_tiles, monkeyp
     assert_close(logits, truth, FLOAT32)
     with pytest.raises(AssertionError):
         assert_close(torch.zeros_like(logits), truth, FLOAT32)
-    monkeypatch.setattr(hyena_model, "takes_tiles", lambda x: False)
+    monkeypatch.setattr(hyena, "takes_tiles", lambda x: False)
     assert_close(logits, model(ids), FLOAT32)  # whole layers
     for site in hyena_dna.sites(model):
         site.install(None)
@@ -420,7 +423,7 @@ def test_tiles_step_aside(kind, monkeypatch):
     """Whoever asks for gradients, another dtype or a graph gets whole layers."""
     model, _ = with_convs(weights(TINY))
     tiled = []
-    monkeypatch.setattr(hyena_model.Block, "run_", lambda block, x, state, room: tiled.append(block) or x)
+    monkeypatch.setattr(hyena.Block, "run_", lambda block, x, state, room: tiled.append(block) or x)
     if kind == "gradients":
         model.backbone.layers[0].mlp.fc1.weight.requires_grad_()
         model(some_ids(20)).square().mean().backward()

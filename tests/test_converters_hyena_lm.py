@@ -10,11 +10,11 @@ from helpers import assert_close, relative_l2
 from layouts_lm import DIALECTS, ROWS, SMALL_150B, TINY, TOKENS, Z, dress, shapes, untied, weights, write
 from test_converters_hyena_dna import oracle, oracle_filter
 
-from sparsify import fftconv_ref, policies, swap
+from sparsify import fftconv_ref, swap
 from sparsify.converters import hyena_lm, load, registry, write_folder
 from sparsify.converters.hyena_lm import HyenaLMConfig
 from sparsify.converters.tensors import read_config, read_tensors
-from sparsify.plan import FilterPlan, Plan
+from sparsify.plan import FilterPlan, Plan, policies
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
 FILTERS = ("backbone.layers.0.mixer.filter_fn", "backbone.layers.1.mixer.filter_fn")

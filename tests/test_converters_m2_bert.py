@@ -9,11 +9,14 @@ import torch
 from helpers import assert_close, relative_l2
 from layouts_m2 import CHECKPOINTS, DIALECTS, TINY, config, dress, extras, shapes, weights
 
-from sparsify import LongConv, fftconv_ref, linear, policies, swap
-from sparsify.converters import implicit, load, m2_bert, m2_bert_model, write_folder
-from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
-from sparsify.converters.text_tokenizer import TextTokenizer
-from sparsify.plan import FilterPlan, Plan
+from sparsify import LongConv, fftconv_ref, swap
+from sparsify.converters import load, m2_bert, write_folder
+from sparsify.converters.models import implicit_filter
+from sparsify.converters.models import m2_bert as m2_bert_model
+from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
+from sparsify.cpu import linear
+from sparsify.plan import FilterPlan, Plan, policies
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
 
@@ -190,7 +193,7 @@ def test_materialized_filters_are_the_formulas(monkeypatch):
         forward, reverse = (oracle_filter(w, site.name, f"implicit_filter{end}") for end in ("", "_rev"))
         assert_close(k[:, site.ahead :], forward, 1e-7)  # lag 0 first
         assert_close(k[:, : site.ahead].flip(-1), reverse, 1e-7)  # lag -1 first
-        monkeypatch.setattr(implicit, "FILTER_ROWS", 5)
+        monkeypatch.setattr(implicit_filter, "FILTER_ROWS", 5)
         assert torch.equal(site.materialize(), k)
         monkeypatch.undo()
 

@@ -5,9 +5,9 @@ import layouts
 import pytest
 
 from sparsify.converters import Source, resolve
-from sparsify.converters.source import git_oid_of, needed
+from sparsify.converters.hub.download import git_oid_of, needed
 from sparsify.converters.tensors import read_tensors
-from sparsify.stored import fingerprint
+from sparsify.storage.tensors import fingerprint
 
 NOWHERE = "http://127.0.0.1:9"
 

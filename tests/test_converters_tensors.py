@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from sparsify.converters import load, write_folder
 from sparsify.converters.tensors import read_config, read_tensors, weight_files
-from sparsify.stored import fingerprint
+from sparsify.storage.tensors import fingerprint
 
 TENSORS = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -366,7 +366,7 @@ def test_a_hostile_config(tmp_path, text, says):
 
 
 def test_a_config_too_large_to_be_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsify.files.JSON_BYTES", 100)
+    monkeypatch.setattr("sparsify.storage.files.JSON_BYTES", 100)
     (tmp_path / "config.json").write_text(json.dumps({"a": "b" * 100}))
     with pytest.raises(ValueError, match=r"no JSON file here needs 100"):
         read_config(tmp_path)

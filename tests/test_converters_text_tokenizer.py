@@ -7,8 +7,8 @@ import pytest
 import torch
 from layouts_m2 import WORDS
 
-from sparsify.converters import vocabulary
-from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.converters.tokenizers import base
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):
         asked.append((repo, revision))
         raise FileNotFoundError("the hub cannot be reached")
 
-    monkeypatch.setattr(vocabulary, "snapshot", offline)
+    monkeypatch.setattr(base, "snapshot", offline)
     tokenizer = TextTokenizer(tmp_path, rows=30528)
     assert tokenizer.id_range == (1, 30528) and not asked
     with pytest.raises(FileNotFoundError, match=r"no vocabulary in .*; put its vocab\.txt there"):
@@ -138,9 +138,9 @@ def test_nothing_is_read_before_it_is_needed(monkeypatch, tmp_path):
 def test_the_hub_s_vocabulary_is_the_last_resort(monkeypatch, tmp_path, tiny):
     empty = tmp_path / "empty"
     empty.mkdir()
-    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: tiny.folder)
+    monkeypatch.setattr(base, "snapshot", lambda *_: tiny.folder)
     assert TextTokenizer(empty).encode("a film") == tiny.encode("a film") == TextTokenizer().encode("a film")
-    monkeypatch.setattr(vocabulary, "snapshot", lambda *_: empty)
+    monkeypatch.setattr(base, "snapshot", lambda *_: empty)
     with pytest.raises(FileNotFoundError, match="has none of"):
         TextTokenizer(empty).encode("a")
 
@@ -170,10 +170,10 @@ def test_refusals(tiny):
 
 
 def test_the_published_vocabulary(test_data, tmp_path):
-    vocabulary = test_data / "tokenizers" / "bert-base-uncased.vocab.txt"
-    if not vocabulary.is_file():
-        pytest.skip(f"needs {vocabulary.name}")
-    (tmp_path / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    base = test_data / "tokenizers" / "bert-base-uncased.vocab.txt"
+    if not base.is_file():
+        pytest.skip(f"needs {base.name}")
+    (tmp_path / "vocab.txt").write_bytes(base.read_bytes())
     tokenizer = TextTokenizer(tmp_path, rows=30528)
     assert tokenizer.vocab_size == 30522
     assert tokenizer.encode("Hello, world!") == [101, 7592, 1010, 2088, 999, 102]
@@ -185,10 +185,10 @@ def test_the_ids_are_those_of_transformers(test_data, tmp_path):
     """On text of all kinds, one token to the letter."""
     from transformers import BertTokenizer
 
-    vocabulary = test_data / "tokenizers" / "bert-base-uncased.vocab.txt"
-    if not vocabulary.is_file():
-        pytest.skip(f"needs {vocabulary.name}")
-    (tmp_path / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    base = test_data / "tokenizers" / "bert-base-uncased.vocab.txt"
+    if not base.is_file():
+        pytest.skip(f"needs {base.name}")
+    (tmp_path / "vocab.txt").write_bytes(base.read_bytes())
     ours, theirs = TextTokenizer(tmp_path), BertTokenizer.from_pretrained(tmp_path)
     for text in (
         "It's a SMALL world, after all... (1,024 times)",

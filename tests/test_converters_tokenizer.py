@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsify.converters.dna_tokenizer import DnaTokenizer
+from sparsify.converters.tokenizers.dna import DnaTokenizer
 
 TOKENIZER = DnaTokenizer()
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparsify import cost, cpu, native
-from sparsify.cost import DEFAULT, DIRECT_VECTORS, Costs
-from sparsify.monarch import BlockMask
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import cost_model, native
+from sparsify.cpu.cost_model import DEFAULT, DIRECT_VECTORS, Costs
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
 compiled = pytest.mark.skipif(
@@ -23,9 +24,9 @@ compiled = pytest.mark.skipif(
 def own_cache(tmp_path, monkeypatch):
     """A folder of our own for stored constants, read anew in every test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cost.costs.cache_clear()
+    cost_model.costs.cache_clear()
     yield tmp_path
-    cost.costs.cache_clear()
+    cost_model.costs.cache_clear()
 
 
 # --- the reckoning -------------------------------------------------------------------------------------------------
@@ -77,31 +78,31 @@ DEAR = replace(DEFAULT, tap=7.0)
 
 
 def test_the_path_is_that_of_the_cache_home(own_cache, monkeypatch):
-    assert cost.stored() == own_cache / "sparsify" / "costs.json"
+    assert cost_model.stored() == own_cache / "sparsify" / "costs.json"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(cost.stored()) == "/home/somebody/.cache/sparsify/costs.json"
+    assert str(cost_model.stored()) == "/home/somebody/.cache/sparsify/costs.json"
 
 
 def test_defaults_where_nothing_is_stored():
-    assert cost.costs() == DEFAULT
+    assert cost_model.costs() == DEFAULT
 
 
 @compiled
 def test_what_is_kept_counts_at_once(own_cache):
-    assert cost.costs() == DEFAULT
-    path = cost.keep(DEAR)
-    assert path == cost.stored() and cost.costs() == DEAR
+    assert cost_model.costs() == DEFAULT
+    path = cost_model.keep(DEAR)
+    assert path == cost_model.stored() and cost_model.costs() == DEAR
     assert [p.name for p in path.parent.iterdir()] == ["costs.json"]
 
 
 @compiled
 @pytest.mark.parametrize("other", [{"processor": "Another CPU"}, {"lanes": 1}])
 def test_constants_of_another_machine_are_ignored(other):
-    path = cost.keep(DEAR)
+    path = cost_model.keep(DEAR)
     path.write_text(json.dumps(json.loads(path.read_text()) | other))
-    cost.costs.cache_clear()
-    assert cost.costs() == DEFAULT
+    cost_model.costs.cache_clear()
+    assert cost_model.costs() == DEFAULT
 
 
 @compiled
@@ -120,17 +121,17 @@ def test_constants_of_another_machine_are_ignored(other):
     ],
 )
 def test_a_damaged_file_is_ignored(damage):
-    path = cost.keep(DEAR)
+    path = cost_model.keep(DEAR)
     path.write_text(damage(json.loads(path.read_text())))
-    cost.costs.cache_clear()
-    assert cost.costs() == DEFAULT
+    cost_model.costs.cache_clear()
+    assert cost_model.costs() == DEFAULT
 
 
 def test_processor_name(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nprocessor\t: 1\nmodel name\t: Other\n")
-    assert cost.processor(path) == "Some CPU: 3 GHz"
-    assert cost.processor(tmp_path / "missing") == (platform.processor() or platform.machine())
+    assert cost_model.processor(path) == "Some CPU: 3 GHz"
+    assert cost_model.processor(tmp_path / "missing") == (platform.processor() or platform.machine())
 
 
 # --- what they decide, and how they are measured -------------------------------------------------------------------
@@ -164,7 +165,7 @@ def test_the_way_follows_the_constants(monkeypatch, costs, kind):
 @compiled
 def test_calibration_measures_every_constant():
     threads, steps = torch.get_num_threads(), []
-    found = cost.calibrate(steps.append)
+    found = cost_model.calibrate(steps.append)
     assert found.point.keys() == DEFAULT.point.keys() and len(steps) > len(DEFAULT.point)
     assert torch.get_num_threads() == threads
     for name, ns in asdict(found).items():

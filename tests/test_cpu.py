@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify import cpu
+from sparsify.cpu import backend as cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = """

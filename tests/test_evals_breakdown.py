@@ -7,8 +7,9 @@ import torch
 from layouts import tiny_model
 from torch import nn
 
-from sparsify import native, swap
-from sparsify.evals.breakdown import (
+from sparsify import swap
+from sparsify.cpu import native
+from sparsify.evals.speed.breakdown import (
     CONVOLUTIONS,
     EMBEDDING,
     FILTERS,

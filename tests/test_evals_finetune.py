@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.evals.finetune import RECIPES, Order, Recipe, Tokens, finetune, make_optimizer, score
-from sparsify.evals.glue_data import TASKS
+from sparsify.evals.glue.finetune import RECIPES, Order, Recipe, Tokens, finetune, make_optimizer, score
+from sparsify.evals.glue.tasks import TASKS
 from sparsify.fftconv import LongConv
 
 RECIPE = Recipe(1e-2, 1e-4, decoupled=True, epochs=4, batch=8, patience=9)

@@ -7,11 +7,11 @@ from layouts import tiny_model
 from test_evals_planning import Flat, data
 
 from sparsify import swap
-from sparsify.budget import Option
-from sparsify.evals.candidates import LEAK_GOAL, Kept
-from sparsify.evals.fronts import KINDS, SHARES, choices, compared, uniform, within
-from sparsify.evals.planning import divide
+from sparsify.evals.planning.candidates import LEAK_GOAL, Kept
+from sparsify.evals.planning.pareto import KINDS, SHARES, choices, compared, uniform, within
+from sparsify.evals.planning.planner import divide
 from sparsify.plan import FilterPlan, Plan
+from sparsify.search.knapsack import Option
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsify.evals.glue import agreement, answers, average, figures, m2_bert_average, verdict
-from sparsify.evals.glue_data import TASKS, find_tasks, read_examples, splits_of
-from sparsify.evals.metrics import METRICS
-from sparsify.evals.paired import mcnemar
+from sparsify.evals.glue.metrics import METRICS
+from sparsify.evals.glue.scores import agreement, answers, average, figures, m2_bert_average, verdict
+from sparsify.evals.glue.significance import mcnemar
+from sparsify.evals.glue.tasks import TASKS, find_tasks, read_examples, splits_of
 
 SST2 = [
     {"sentence": "a fine film", "label": 1},

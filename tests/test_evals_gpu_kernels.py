@@ -12,13 +12,13 @@ import torch
 from click.testing import CliRunner
 from helpers import assert_close
 
-from sparsify import tiling
-from sparsify.cards import CARDS
-from sparsify.cli import main
-from sparsify.evals import gpu_kernels, gpu_machine, rivals
-from sparsify.evals.gpu_kernels import Case, Inputs
+from sparsify.cli.main import main
+from sparsify.evals.speed import baselines, gpu_convolution, gpu_machine
+from sparsify.evals.speed.gpu_convolution import Case, Inputs
 from sparsify.fftconv import fftconv_ref
-from sparsify.kernel import Tiling
+from sparsify.gpu import planner
+from sparsify.gpu.devices import CARDS
+from sparsify.gpu.tiling import Tiling
 from sparsify.plan import Filter
 
 CARD = replace(CARDS["sm_90"], l2=1)
@@ -72,18 +72,18 @@ def own_rivals(monkeypatch, clock):
 
         return made
 
-    found = {name: timed(rivals.RIVALS[name]) for name in (rivals.TORCH, rivals.OWN)}
-    monkeypatch.setattr(rivals, "RIVALS", found)
+    found = {name: timed(baselines.RIVALS[name]) for name in (baselines.TORCH, baselines.OWN)}
+    monkeypatch.setattr(baselines, "RIVALS", found)
     return found
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Leaves the named plans only."""
-    plans = gpu_kernels.plans
+    plans = gpu_convolution.plans
 
     def choose(*names):
-        monkeypatch.setattr(gpu_kernels, "plans", lambda n: {name: plans(n)[name] for name in names})
+        monkeypatch.setattr(gpu_convolution, "plans", lambda n: {name: plans(n)[name] for name in names})
 
     return choose
 
@@ -102,8 +102,8 @@ def test_operations_are_those_of_the_stages(seqlen, gigaflop):
 @pytest.mark.parametrize("factors", [(16, 16), (16, 16, 16), (32, 16, 16), (32, 32, 16)])
 def test_operations_are_those_that_a_kernel_counts(factors):
     one = Tiling(factors)
-    assert Case((1, 1, one.points), "float16").flops() == sum(one.mmas().values()) * tiling.MMA_FLOPS
-    assert gpu_kernels.radix_work(11) == 16 / 2 + 16 + 8
+    assert Case((1, 1, one.points), "float16").flops() == sum(one.mmas().values()) * planner.MMA_FLOPS
+    assert gpu_convolution.radix_work(11) == 16 / 2 + 16 + 8
 
 
 def test_bytes_are_signals_once_and_the_spectrum_once():
@@ -116,12 +116,12 @@ def test_bytes_are_signals_once_and_the_spectrum_once():
 
 
 def test_cases_hold_every_length_type_and_gate():
-    cases = gpu_kernels.cases()
-    assert len(cases) == len(set(cases)) == 9 * 3 * 2 and set(gpu_kernels.QUICK) < set(cases)
+    cases = gpu_convolution.cases()
+    assert len(cases) == len(set(cases)) == 9 * 3 * 2 and set(gpu_convolution.QUICK) < set(cases)
     assert [case.shape[-1] for case in cases[:9]] == [256, 1024, 4096, 8192, 16384, 32768, 65536, 131072, 1 << 20]
     for case in cases:
         assert 2 * math.prod(case.shape) <= 1 << 30  # bytes of 16-bit signals
-    plans = gpu_kernels.plans(4096)
+    plans = gpu_convolution.plans(4096)
     assert plans["comb 1/8"].mask.density == plans["low-pass 1/8"].mask.density == 1 / 8
     assert [plans[name].taps for name in ("partial 1/16", "partial 64", "split 64 + 1/8")] == [256, 64, 64]
 
@@ -130,8 +130,8 @@ def test_inputs_exceed_the_cache_together(on):
     case = Case((2, 3, 256), "float16", gated=True)
     inputs = Inputs.of(case, replace(on, card=replace(CARD, l2=10_000)))
     size = sum(t.numel() * 2 for signals in inputs.sets for t in signals)
-    assert size > gpu_kernels.CACHES * 10_000 and len(inputs.sets) == 6
-    assert len(Inputs.of(case, replace(on, card=replace(CARD, l2=1 << 30))).sets) == gpu_kernels.SETS
+    assert size > gpu_convolution.CACHES * 10_000 and len(inputs.sets) == 6
+    assert len(Inputs.of(case, replace(on, card=replace(CARD, l2=1 << 30))).sets) == gpu_convolution.SETS
     assert not torch.equal(inputs.sets[0][0], inputs.sets[1][0])
 
 
@@ -139,16 +139,16 @@ def test_inputs_exceed_the_cache_together(on):
 
 
 def test_the_reference_is_the_reference(monkeypatch):
-    monkeypatch.setattr(gpu_kernels, "AT_ONCE", 1)
+    monkeypatch.setattr(gpu_convolution, "AT_ONCE", 1)
     u, k = torch.randn(5, 100), torch.randn(5, 130)
-    assert_close(gpu_kernels.exact(u, k, 30), fftconv_ref(u, k, 30), 1e-12)
+    assert_close(gpu_convolution.exact(u, k, 30), fftconv_ref(u, k, 30), 1e-12)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_wrong_answers_are_not_timed(on, gated):
     inputs = Inputs.of(Case((4, 3, 300), "float32", gated), on)
-    right, kept = rivals.best_fft(inputs.sets, inputs.k, inputs.skip), Filter(inputs.k)
-    assert gpu_kernels.error_of(right, inputs, kept, 1e-6) < 1e-6
+    right, kept = baselines.best_fft(inputs.sets, inputs.k, inputs.skip), Filter(inputs.k)
+    assert gpu_convolution.error_of(right, inputs, kept, 1e-6) < 1e-6
 
     def zeros(i):
         return torch.zeros_like(right(i))
@@ -165,14 +165,14 @@ def test_wrong_answers_are_not_timed(on, gated):
 
     for wrong in (zeros, unwritten, one_wrong, lambda i: right(i).half(), lambda i: right(i)[:, :, :-1]):
         with pytest.raises(RuntimeError, match=r"off by|expected|finite"):
-            gpu_kernels.error_of(wrong, inputs, kept, 1e-3)
+            gpu_convolution.error_of(wrong, inputs, kept, 1e-3)
     assert torch.is_deterministic_algorithms_warn_only_enabled()  # as it was
 
 
 def test_a_large_batch_is_compared_from_end_to_end(on):
     """Some sequences for the error, the first and the last among them; all for what was not written."""
     inputs = Inputs.of(Case((50, 1, 40), "float32"), on)
-    right, kept = rivals.best_fft(inputs.sets, inputs.k, None), Filter(inputs.k)
+    right, kept = baselines.best_fft(inputs.sets, inputs.k, None), Filter(inputs.k)
 
     def wrong(at, value):
         def run(i):
@@ -184,24 +184,24 @@ def test_a_large_batch_is_compared_from_end_to_end(on):
 
     for at in (0, 49):
         with pytest.raises(RuntimeError, match="off by"):
-            gpu_kernels.error_of(wrong(at, 0.0), inputs, kept, 1e-3)
+            gpu_convolution.error_of(wrong(at, 0.0), inputs, kept, 1e-3)
     with pytest.raises(RuntimeError, match="finite"):
-        gpu_kernels.error_of(wrong(3, torch.nan), inputs, kept, 1e-3)
+        gpu_convolution.error_of(wrong(3, torch.nan), inputs, kept, 1e-3)
 
 
 def test_a_case_has_every_way_checked_timed_and_described(on, few):
     few("dense", "partial 64")
     case = Case((1, 2, 256), "float16", gated=True)
-    found = gpu_kernels.compare(on, case, PEAK, rounds=3)
+    found = gpu_convolution.compare(on, case, PEAK, rounds=3)
     assert found["failed"] == [] and json.dumps(found, allow_nan=False)
     ways = {way["name"]: way for way in found["ways"]}
-    assert list(ways) == ["dense", "partial 64", rivals.TORCH, rivals.OWN]
+    assert list(ways) == ["dense", "partial 64", baselines.TORCH, baselines.OWN]
     for way in ways.values():
-        assert 0 < way["error"] < gpu_kernels.BARS["float16"] and not way["graph"]
+        assert 0 < way["error"] < gpu_convolution.BARS["float16"] and not way["graph"]
     dense = ways["dense"]
     assert dense["seconds"] == pytest.approx(LAUNCH, rel=0.01)
-    assert dense["faster_than"].keys() == {rivals.TORCH, rivals.OWN}
-    assert dense["faster_than"][rivals.TORCH]["median"] == pytest.approx(CALL / LAUNCH, rel=0.01)
+    assert dense["faster_than"].keys() == {baselines.TORCH, baselines.OWN}
+    assert dense["faster_than"][baselines.TORCH]["median"] == pytest.approx(CALL / LAUNCH, rel=0.01)
     assert dense["of_floor"] == pytest.approx(case.bytes() / PEAK["bytes_per_second"] / LAUNCH, rel=0.01)
     assert dense["way"]["dtype"] == "float16"
     assert 0 < ways["partial 64"]["predicted_seconds"] < dense["predicted_seconds"] < 1e-4
@@ -213,9 +213,9 @@ def test_a_case_has_every_way_checked_timed_and_described(on, few):
     [(64, 4096, "comb 1/8", ["conv"]), (512, 1 << 14, "low-pass 1/8", ["decimate", "conv", "interpolate"])],
 )
 def test_sparse_ways_say_what_runs(on, batch, seqlen, plan, entries):
-    case, plans = Case((batch, 2, seqlen), "bfloat16"), gpu_kernels.plans(seqlen)
+    case, plans = Case((batch, 2, seqlen), "bfloat16"), gpu_convolution.plans(seqlen)
     inputs = Inputs([], torch.randn(2, seqlen), None)
-    facts = {name: gpu_kernels.entrant(on, case, inputs, plans[name], PEAK)[2] for name in ("dense", plan)}
+    facts = {name: gpu_convolution.entrant(on, case, inputs, plans[name], PEAK)[2] for name in ("dense", plan)}
     assert [build["entry"] for build in facts[plan]["builds"]] == entries
     assert facts[plan]["way"].get("masked", "inner" in facts[plan]["way"]) and json.dumps(facts)
     assert facts[plan]["predicted_seconds"] < facts["dense"]["predicted_seconds"]
@@ -230,9 +230,9 @@ def test_who_fails_is_named_and_the_rest_is_timed(on, few, monkeypatch, own_riva
         return lambda i: torch.ones_like(sets[i][0])
 
     few()
-    monkeypatch.setattr(rivals, "RIVALS", {**own_rivals, "absent": absent, "wrong": wrong})
-    found = gpu_kernels.compare(on, Case((1, 2, 256), "float16"), PEAK, 3)
-    assert [way["name"] for way in found["ways"]] == [rivals.TORCH, rivals.OWN]
+    monkeypatch.setattr(baselines, "RIVALS", {**own_rivals, "absent": absent, "wrong": wrong})
+    found = gpu_convolution.compare(on, Case((1, 2, 256), "float16"), PEAK, 3)
+    assert [way["name"] for way in found["ways"]] == [baselines.TORCH, baselines.OWN]
     reasons = {row["name"]: row["reason"] for row in found["failed"]}
     assert reasons["absent"] == "ImportError: no such library" and "off by" in reasons["wrong"]
 
@@ -242,7 +242,7 @@ def test_a_lost_device_ends_the_case(on):
         raise RuntimeError("illegal address")
 
     with pytest.raises(RuntimeError, match="illegal address"):
-        gpu_kernels.compare(replace(on, rest=rest), Case((1, 2, 256), "float16"), PEAK, 3)
+        gpu_convolution.compare(replace(on, rest=rest), Case((1, 2, 256), "float16"), PEAK, 3)
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
@@ -271,12 +271,12 @@ def test_short_calls_are_replayed_from_graphs_all_alike(on, clock):
 
     on = replace(on, capture=capture)
     runs = {"quick": taking(1e-4), "slow": taking(2e-3), "stubborn": taking(1e-3)}
-    taken, graphs, refused = gpu_kernels.timed(on, runs, 4, 3)
+    taken, graphs, refused = gpu_convolution.timed(on, runs, 4, 3)
     assert graphs == {"quick", "slow"} and captured == [4, 4, 4] and "cannot be captured" in refused["stubborn"]
     timings = taken.against("quick")
     assert [timings[name].seconds for name in runs] == pytest.approx([1e-4, 2e-3, 1e-3], rel=0.02)
     assert timings["slow"].speedup == pytest.approx(1 / 20, rel=0.02)
-    taken, graphs, _ = gpu_kernels.timed(on, {"slow": runs["slow"]}, 4, 3)
+    taken, graphs, _ = gpu_convolution.timed(on, {"slow": runs["slow"]}, 4, 3)
     assert not graphs and len(captured) == 3
 
 
@@ -288,7 +288,7 @@ def test_calls_go_round_the_inputs(on, clock):
         seen.append(i)
         return torch.zeros(1)
 
-    gpu_kernels.timed(on, {"one": run}, 3, 3)
+    gpu_convolution.timed(on, {"one": run}, 3, 3)
     assert seen == [i % 3 for i in range(len(seen))] and len(seen) > 5
 
 
@@ -309,12 +309,12 @@ def test_ceilings_count_what_is_read_and_written(on, clock):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("rival", [rivals.best_fft, rivals.own_code])
+@pytest.mark.parametrize("rival", [baselines.best_fft, baselines.own_code])
 def test_baselines_convolve(on, rival, gated):
     for dtype, bar in (("float32", 1e-6), ("float16", 3e-3)):
         inputs = Inputs.of(Case((2, 3, 100), dtype, gated), on)
         run = rival(inputs.sets, inputs.k, inputs.skip)
-        assert gpu_kernels.error_of(run, inputs, Filter(inputs.k), bar) < bar
+        assert gpu_convolution.error_of(run, inputs, Filter(inputs.k), bar) < bar
         assert not torch.equal(run(0), run(1))
 
 
@@ -344,14 +344,14 @@ def test_flash_is_called_as_it_wants_with_and_without_the_filter_s_transform(on,
     monkeypatch.setattr(torch.fft, "fft", lambda *a, **k: counted.append(1) or PLAIN_FFT(*a, **k))
     ours = torch.fft.fft
     inputs = Inputs.of(Case((2, 3, 128), "float16", gated), on)
-    for rival, transforms in ((rivals.flash, 3), (rivals.flash_kept, 1)):
+    for rival, transforms in ((baselines.flash, 3), (baselines.flash_kept, 1)):
         run = rival(inputs.sets, inputs.k, inputs.skip)
-        assert gpu_kernels.error_of(run, inputs, Filter(inputs.k), 3e-3) < 3e-3
+        assert gpu_convolution.error_of(run, inputs, Filter(inputs.k), 3e-3) < 3e-3
         run(0), run(1)
         assert len(counted) == transforms and torch.fft.fft is ours
         counted.clear()
     with pytest.raises(ValueError, match="float16"):
-        rivals.flash([(torch.zeros(1, 1, 8), None, None)], torch.zeros(1, 8), None)
+        baselines.flash([(torch.zeros(1, 1, 8), None, None)], torch.zeros(1, 8), None)
 
 
 def test_libraries_are_given_filters_in_the_signals_type(on, monkeypatch):
@@ -361,16 +361,16 @@ def test_libraries_are_given_filters_in_the_signals_type(on, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "some_ops", SimpleNamespace(fft_causal_conv1d=fft_causal_conv1d))
     inputs = Inputs.of(Case((2, 3, 128), "float16", gated=True), on)
-    run = rivals.causal_conv("some_ops")(inputs.sets, inputs.k, inputs.skip)
-    assert gpu_kernels.error_of(run, inputs, Filter(inputs.k), 3e-3) < 3e-3
+    run = baselines.causal_conv("some_ops")(inputs.sets, inputs.k, inputs.skip)
+    assert gpu_convolution.error_of(run, inputs, Filter(inputs.k), 3e-3) < 3e-3
     with pytest.raises(ImportError, match="nowhere_at_all"):
-        rivals.causal_conv("nowhere_at_all")(inputs.sets, inputs.k, inputs.skip)
+        baselines.causal_conv("nowhere_at_all")(inputs.sets, inputs.k, inputs.skip)
 
 
 def test_half_precision_is_for_powers_of_two(on):
     inputs = Inputs.of(Case((1, 2, 96), "float16"), on)
     with pytest.raises(ValueError, match="powers of two"):
-        rivals.half_fft(inputs.sets, inputs.k, None)
+        baselines.half_fft(inputs.sets, inputs.k, None)
 
 
 # --- a file of cases, and the verb -----------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ SOME = [Case((1, 2, 256), "float16"), Case((1, 1, 256), "bfloat16"), Case((1, 1,
 @pytest.fixture
 def quick(monkeypatch, few):
     """Ceilings as if measured, and plans that the emulator has done quickly."""
-    monkeypatch.setattr(gpu_kernels, "ceilings", lambda on: dict(PEAK))
+    monkeypatch.setattr(gpu_convolution, "ceilings", lambda on: dict(PEAK))
     few("dense", "partial 64")
 
 
@@ -392,12 +392,12 @@ def test_the_file_is_whole_after_every_case_and_goes_on(on, tmp_path, quick):
         if path.is_file():
             states.append(json.loads(path.read_text()))
 
-    gpu_kernels.bench(on, SOME[:1], 3, path, progress=look)
+    gpu_convolution.bench(on, SOME[:1], 3, path, progress=look)
     assert states[0]["running"] == SOME[0].name and states[0]["cases"] == []
     first = json.loads(path.read_text())
     assert first["running"] is None and first["ceilings"] == PEAK and first["card"]["name"] == CARD.name
     path.write_text(json.dumps({**first, "running": SOME[1].name}))  # as a process leaves it that died
-    result = gpu_kernels.bench(on, SOME, 3, path)
+    result = gpu_convolution.bench(on, SOME, 3, path)
     assert result["crashed"] == [SOME[1].name]
     assert [case["case"] for case in result["cases"]] == [SOME[0].name, SOME[2].name]
     assert result["cases"][0] == first["cases"][0]
@@ -405,13 +405,13 @@ def test_the_file_is_whole_after_every_case_and_goes_on(on, tmp_path, quick):
 
 
 def test_no_case_is_begun_too_late(on, quick):
-    assert gpu_kernels.bench(on, SOME, 3, seconds=-1.0)["cases"] == []
+    assert gpu_convolution.bench(on, SOME, 3, seconds=-1.0)["cases"] == []
 
 
 def test_the_verb_times_on_a_gpu(on, tmp_path, quick, monkeypatch):
     monkeypatch.setattr(gpu_machine, "machine", lambda device: on)
-    cases = gpu_kernels.cases
-    monkeypatch.setattr(gpu_kernels, "cases", lambda shapes: cases(shapes, ("float16",)))
+    cases = gpu_convolution.cases
+    monkeypatch.setattr(gpu_convolution, "cases", lambda shapes: cases(shapes, ("float16",)))
     options = ["bench", "--device", "cuda", "--shape", "1,2,256", "--rounds", "3", "--save", str(tmp_path / "a.json")]
     done = CliRunner().invoke(main, [*options, "--json"], catch_exceptions=False)
     result = json.loads(done.stdout)
@@ -436,7 +436,7 @@ def test_the_verb_says_that_there_is_no_gpu():
 def test_a_case_on_a_gpu():
     on = gpu_machine.machine()
     peak = gpu_machine.ceilings(on, 1 << 24, 512)
-    found = gpu_kernels.compare(on, Case((4, 16, 1024), "float16", gated=True), peak, 3)
+    found = gpu_convolution.compare(on, Case((4, 16, 1024), "float16", gated=True), peak, 3)
     ways = {way["name"]: way for way in found["ways"]}
-    assert ways.keys() >= {*gpu_kernels.plans(1024), rivals.TORCH, rivals.OWN}, found["failed"]
-    assert all(ways[name]["graph"] for name in gpu_kernels.plans(1024)), found
+    assert ways.keys() >= {*gpu_convolution.plans(1024), baselines.TORCH, baselines.OWN}, found["failed"]
+    assert all(ways[name]["graph"] for name in gpu_convolution.plans(1024)), found

@@ -17,14 +17,15 @@ from click.testing import CliRunner
 from layouts import tiny_model, write_tiny
 from test_evals_planning import data
 
-from sparsify import sensitivity, swap
-from sparsify.cli import main
-from sparsify.evals import journal, planning, runs
-from sparsify.evals.candidates import Kept
-from sparsify.evals.journal import Journal, about
-from sparsify.evals.planning import divide, plan_within
-from sparsify.evals.runs import Runs
-from sparsify.sensitivity import Moments
+from sparsify import swap
+from sparsify.cli.main import main
+from sparsify.evals.planning import journal, planner, runs
+from sparsify.evals.planning.candidates import Kept
+from sparsify.evals.planning.journal import Journal, about
+from sparsify.evals.planning.planner import divide, plan_within
+from sparsify.evals.planning.runs import Runs
+from sparsify.search import sensitivity
+from sparsify.search.sensitivity import Moments
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = [0.1 + 0.2, 5e-324, float("inf"), {"kl": 1 / 3, "none": None}, "words"]
@@ -133,7 +134,7 @@ def test_moments_are_written_now_and_then(tmp_path, monkeypatch):
 @pytest.fixture
 def short(monkeypatch):
     """A search of few candidates, in batches of a few windows, which keeps what it can."""
-    monkeypatch.setattr(planning, "LEAK_GOAL", 1.0)  # so that one is measured
+    monkeypatch.setattr(planner, "LEAK_GOAL", 1.0)  # so that one is measured
     monkeypatch.setattr(sensitivity, "TAPS", (4,))
     monkeypatch.setattr(sensitivity, "HEADS", (16, 32))
     monkeypatch.setattr(sensitivity, "SHARES", (1 / 4, 1 / 8))
@@ -302,7 +303,7 @@ def test_ctrl_c_elsewhere_says_so(ask, monkeypatch):
     def stopped(*args, **where):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparsify.cli.open_checkpoint", stopped)
+    monkeypatch.setattr("sparsify.cli.main.open_checkpoint", stopped)
     done = CliRunner().invoke(main, ["inspect", ask[-1]])
     assert (done.exit_code, done.stdout, done.stderr.split()) == (130, "", ["interrupted"])
 

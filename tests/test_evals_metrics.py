@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sparsify.evals.metrics import METRICS, accuracy, f1, matthews, pearson, ranks, spearman
+from sparsify.evals.glue.metrics import METRICS, accuracy, f1, matthews, pearson, ranks, spearman
 
 EXACT = 1e-12
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from sparsify.evals.metrics import METRICS, accuracy, spearman
-from sparsify.evals.paired import bootstrap, mcnemar, mean_difference
+from sparsify.evals.glue.metrics import METRICS, accuracy, spearman
+from sparsify.evals.glue.significance import bootstrap, mcnemar, mean_difference
 
 
 def split(both: int, first: int, second: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from layouts import tiny_model
 
-from sparsify import policies, sensitivity, swap
+from sparsify import swap
 from sparsify.converters import load, m2_bert
-from sparsify.evals import candidates, causality, planning, runs
-from sparsify.evals.candidates import LEAK_GOAL, Kept, alike, options, quickest
+from sparsify.evals import causality
 from sparsify.evals.data import Document, read_documents, windows
-from sparsify.evals.planning import divide, parse_budget, plan_within
-from sparsify.monarch import BlockMask
-from sparsify.plan import FilterPlan, Plan
-from sparsify.sensitivity import Candidate, Errors
+from sparsify.evals.planning import candidates, planner, runs
+from sparsify.evals.planning.candidates import LEAK_GOAL, Kept, alike, options, quickest
+from sparsify.evals.planning.planner import divide, parse_budget, plan_within
+from sparsify.filters.monarch import BlockMask
+from sparsify.plan import FilterPlan, Plan, policies
+from sparsify.search import sensitivity
+from sparsify.search.sensitivity import Candidate, Errors
 
 
 def data(count=40, context=64, stride=None):
@@ -93,7 +95,7 @@ def test_budgets_are_read():
 def test_the_promise_is_kept(planned):
     for found in planned:
         assert found.chosen.fits and found.chosen.increase + found.chosen.stderr <= found.budget
-        assert found.chosen in found.steps and 1 <= len(found.steps) <= planning.STEPS
+        assert found.chosen in found.steps and 1 <= len(found.steps) <= planner.STEPS
         assert found.chosen.leak <= LEAK_GOAL
         assert found.bound <= found.chosen.cost * (1 + 1e-9) < found.dense_cost
         assert found.plan.policy == f"max-ppl-increase {100 * found.budget:g}%"
@@ -194,7 +196,7 @@ def test_nothing_chosen_by_hand_is_as_cheap(planned_both_ways, both_ways):
 
 
 def test_masks_alone_are_offered(both_ways):
-    runs = candidates.prepared(planning.Runs(*both_ways), task := candidates.Task(
+    runs = candidates.prepared(planner.Runs(*both_ways), task := candidates.Task(
         *divide(layouts_m2.masked_windows(20)), Kept()))  # fmt: skip
     offered = {one.plan for some in candidates.candidates_of(runs, task).values() for one in some}
     assert {"frequency-sparse", "split", "partial", "dense"} == {plan.kind for plan in offered}
@@ -284,14 +286,14 @@ def test_the_leakiest_are_blamed():
     some = {name: [Candidate(plan, Errors(1e-3, ahead), 1.0)]
             for name, plan, ahead in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
     picks = {name: few[0].plan for name, few in some.items()}
-    found = planning.tightened(dict.fromkeys("abc", 3e-3), some, picks, leak=1.25e-3)
+    found = planner.tightened(dict.fromkeys("abc", 3e-3), some, picks, leak=1.25e-3)
     assert found == pytest.approx({"a": 0.8 * 2e-3, "b": 0.8 * 3e-6**0.5, "c": 3e-3})
     kl = {name: {} for name in "abc"}
     assert [len(few) for few in options(some, kl, found).values()] == [0, 0, 1]
 
 
 def test_leaks_are_bounded_unless_allowed(tiny, monkeypatch):
-    monkeypatch.setattr(planning, "LEAK_GOAL", 1e-12)
+    monkeypatch.setattr(planner, "LEAK_GOAL", 1e-12)
     monkeypatch.setattr(candidates, "FIRST_AHEAD", 1e12)  # so that only the measurement stands in the way
     monkeypatch.setattr(sensitivity, "TAPS", ())
     halves = divide(data())
@@ -324,7 +326,7 @@ def test_refusals(tiny, change, says):
 @pytest.mark.parametrize("room", [-3.0, 0.1, 1.0, 4.0])
 def test_the_next_limit_lies_on_the_right_side(fitting, failing, room):
     limit = fitting or min(failing, 2e-3)
-    found = planning.next_limit(limit, fitting, failing, room)
+    found = planner.next_limit(limit, fitting, failing, room)
     if math.isfinite(failing):
         assert fitting < found < failing
     else:
@@ -341,9 +343,9 @@ def test_no_further_than_the_predictions_may_move(tiny, monkeypatch):
 
     monkeypatch.setattr(runs.Runs, "versus", lucky)
     found = plan_within(*tiny, *halves, 3e-3, Kept())
-    assert found.chosen.fits and all(step.limit <= planning.KL_TIMES * math.log1p(3e-3) for step in found.steps)
+    assert found.chosen.fits and all(step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.steps)
     assert 3e-3 < found.chosen.predicted < 6.1e-3
-    monkeypatch.setattr(planning, "KL_TIMES", 100.0)
+    monkeypatch.setattr(planner, "KL_TIMES", 100.0)
     assert plan_within(*tiny, *halves, 3e-3, Kept()).chosen.predicted > 6.1e-3
 
 
@@ -369,7 +371,7 @@ def test_a_refit_is_taken_where_it_is_nearer(tiny, monkeypatch):
     assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
     assert any(plan.values is not None for plan in better.plan.filters.values())
     assert any("re-fitted" in site["plan"] for site in better.sites)
-    monkeypatch.setattr(planning, "refitted", lambda plan, *rest, **options: plan)
+    monkeypatch.setattr(planner, "refitted", lambda plan, *rest, **options: plan)
     assert plan_within(*tiny, *halves, 0.03, Kept(), refit=True) == plain
 
 

@@ -13,7 +13,7 @@ from sparsify.evals.causality import Leak
 from sparsify.evals.data import Document, windows
 from sparsify.evals.quality import compare
 from sparsify.evals.results import EvalResult, commit, conditions, report
-from sparsify.evals.throughput import Timing
+from sparsify.evals.speed.throughput import Timing
 
 LEAK = Leak(past_mean=0.01, past_worst=0.02, edge_mean=0.1, edge_worst=0.18, trials=16)
 TIMING = Timing("sparse", "dense", seconds=0.5, speedup=2.0, speedup_low=1.9, speedup_high=2.2, rounds=11, calls=3)

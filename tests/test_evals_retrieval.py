@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparsify.evals.data import Document
-from sparsify.evals.metrics import spearman
+from sparsify.evals.glue.metrics import spearman
 from sparsify.evals.retrieval import Halves, compare, cut_in_two, halves, paragraphs
 
 N, D = 40, 12

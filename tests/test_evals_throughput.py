@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from sparsify.evals.throughput import in_rounds, order, paired, tokens_per_second, wall_clock
+from sparsify.evals.speed.throughput import in_rounds, order, paired, tokens_per_second, wall_clock
 
 
 class Bench:

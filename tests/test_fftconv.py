@@ -7,8 +7,12 @@ import pytest
 import torch
 from helpers import RELATIVE_L2, assert_close
 
-from sparsify import LongConv, cpu, fftconv, fftconv_ref, gpu, native, nvrtc
-from sparsify.converters import implicit
+from sparsify import LongConv, fftconv, fftconv_ref
+from sparsify.converters.models import implicit_filter
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import native
+from sparsify.gpu import backend as gpu
+from sparsify.gpu import jit
 
 LENGTHS = (1, 7, 255, 256, 257, 1000, 4096, 10007)
 VIEWS = {
@@ -245,13 +249,13 @@ class TestOtherDevices:
 
     def test_rocm_is_told_apart_from_a_torch_without_cuda(self, monkeypatch):
         monkeypatch.setattr(torch.version, "hip", "6.4")
-        nvrtc.no_device.cache_clear()
-        assert "built for AMD's (ROCm)" in nvrtc.no_device()
-        nvrtc.no_device.cache_clear()
+        jit.no_device.cache_clear()
+        assert "built for AMD's (ROCm)" in jit.no_device()
+        jit.no_device.cache_clear()
 
     def test_filters_are_made_on_the_cpu_for_a_device_without_float64(self, monkeypatch):
-        made = implicit.ImplicitFilter(4, 20)
+        made = implicit_filter.ImplicitFilter(4, 20)
         made.reset_parameters()
         expected = made.materialize()
-        monkeypatch.setattr(implicit, "has_float64", lambda device: False)
+        monkeypatch.setattr(implicit_filter, "has_float64", lambda device: False)
         assert torch.equal(made.materialize(), expected)

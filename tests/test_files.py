@@ -12,9 +12,9 @@ import pytest
 import torch
 from power_cut import laid_out, power_cuts
 
-from sparsify.files import flush, readable_size, whole, write_whole
-from sparsify.folders import heal, whole_folder
-from sparsify.stored import read_safetensors, write_safetensors
+from sparsify.storage.files import flush, readable_size, whole, write_whole
+from sparsify.storage.folders import heal, whole_folder
+from sparsify.storage.tensors import read_safetensors, write_safetensors
 
 linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import assert_close
 
-from sparsify import fragments
-from sparsify.fragments import Stages
-from sparsify.kernel import SOURCES, tile_sides
-from sparsify.monarch import BlockMask, digits
-from sparsify.spectra import spectrum
+from sparsify.filters.monarch import BlockMask, digits
+from sparsify.filters.spectra import spectrum
+from sparsify.gpu import mma_operands
+from sparsify.gpu.mma_operands import Stages
+from sparsify.gpu.tiling import SOURCES, tile_sides
 
 EXACT = 1e-12
 ROUNDED = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 1e-5}
@@ -64,7 +64,7 @@ def shuffled(factors, source="real") -> Stages:
 
 def test_left_operands_hold_the_tiles_of_a_matrix():
     matrix = torch.randn(48, 32, dtype=torch.float64)
-    entries = fragments.left_operand(matrix)
+    entries = mma_operands.left_operand(matrix)
     assert entries.shape == (6, 32, 4, 2)
     for i, entry in enumerate(entries):
         row, column = 16 * (i // 2), 16 * (i % 2)
@@ -74,7 +74,7 @@ def test_left_operands_hold_the_tiles_of_a_matrix():
 
 def test_complex_products_become_real_ones():
     matrix, x = randc(16, 8), randc(8, 5)
-    real = fragments.real_rows(fragments.real_columns(matrix))
+    real = mma_operands.real_rows(mma_operands.real_columns(matrix))
     y = (real @ complex_columns(x)).view(2, 2, 8, 5)  # of every 8 rows the real parts, then the imaginary ones
     assert_close(torch.complex(y[:, 0], y[:, 1]).flatten(0, 1), matrix @ x, EXACT)
 
@@ -83,7 +83,7 @@ def test_right_operands_multiply_from_the_right():
     """Two products of 4 outputs each from one entry of 8 inputs."""
     matrix = randc(16, 16)
     rows, columns = torch.randperm(16).view(2, 2, 4), torch.randperm(16).view(2, 2, 4)
-    entries = fragments.right_operand(matrix, rows, columns)
+    entries = mma_operands.right_operand(matrix, rows, columns)
     assert entries.shape == (2, 32, 4, 2)
     x = randc(3, 16)
     for entry, mine, ours in zip(entries, rows, columns, strict=True):
@@ -94,11 +94,11 @@ def test_right_operands_multiply_from_the_right():
             assert_close(torch.complex(y[:, ::2], y[:, 1::2]), y_ref, EXACT)
 
 
-@pytest.mark.parametrize("dtype", fragments.TYPES)
+@pytest.mark.parametrize("dtype", mma_operands.TYPES)
 def test_words_round_once(dtype):
     x = torch.randn(3, 32, 4, 2, dtype=torch.float64)
-    table = fragments.words(x, dtype)
-    assert table.shape == (3, fragments.planes(dtype), 32, 4) and table.dtype == torch.int32
+    table = mma_operands.words(x, dtype)
+    assert table.shape == (3, mma_operands.planes(dtype), 32, 4) and table.dtype == torch.int32
     assert_close(numbers(table, dtype), x, ROUNDED[dtype])
     if dtype != torch.float32:
         assert torch.equal(numbers(table, dtype), x.to(dtype).double())
@@ -149,7 +149,7 @@ def as_complex(rows: torch.Tensor) -> torch.Tensor:
     return torch.complex(parts[:, 0], parts[:, 1]).flatten(0, 1)
 
 
-@pytest.mark.parametrize("dtype", fragments.TYPES)
+@pytest.mark.parametrize("dtype", mma_operands.TYPES)
 @pytest.mark.parametrize("factors", [(16, 8, 16), (48, 16, 32), (32, 32, 16)])
 @pytest.mark.parametrize("source", SOURCES)
 def test_outer_stages_as_a_warp_multiplies_them(factors, source, dtype):
@@ -169,7 +169,7 @@ def test_outer_stages_as_a_warp_multiplies_them(factors, source, dtype):
         assert_close(once_more, x.real if real_output else x.to(torch.complex128), 2 * ROUNDED[dtype])  # the identity
 
 
-@pytest.mark.parametrize("dtype", fragments.TYPES)
+@pytest.mark.parametrize("dtype", mma_operands.TYPES)
 @pytest.mark.parametrize("size", [16, 32])
 def test_the_inner_stage_as_a_warp_multiplies_it(size, dtype):
     """Rows of quads: lane 4 g + t reads four numbers, number 4 (t + 4 l) of row g and on, and writes them there."""
@@ -242,7 +242,7 @@ def test_turns_and_steps_are_the_twiddles(factors):
         assert_close(columns.flatten(1), stages.twiddle(axis, torch.arange(behind)), 1e-6)
 
 
-@pytest.mark.parametrize("dtype", fragments.TYPES)
+@pytest.mark.parametrize("dtype", mma_operands.TYPES)
 @pytest.mark.parametrize("factors", [(16, 16), (32, 32), (16, 8, 16), (16, 16, 32)])
 def test_spectra_lie_where_products_leave_their_results(factors, dtype):
     """Lane 4 g + t has of a tile the rows g and g + 8 at columns t and t + 4, as d0, d1 and d2, d3 of two products."""
@@ -314,7 +314,7 @@ def test_a_lone_bin_lights_one_way():
 @pytest.mark.parametrize("factors", [(16, 16), (16, 8, 16), (32, 16, 32)])
 def test_kept_bins_have_live_tiles(factors):
     """Whatever the order of the slots: every bin of a mask is computed, and a full mask lights every bit."""
-    from sparsify import gpu
+    from sparsify.gpu import backend as gpu
 
     m = math.prod(factors)
     for mask in (BlockMask.low_pass(m, 0.1, factors), BlockMask.comb(m, 0.2, factors)):
@@ -340,12 +340,12 @@ def test_frequencies_are_digits():
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", fragments.TYPES)
+@pytest.mark.parametrize("dtype", mma_operands.TYPES)
 @pytest.mark.parametrize("taps", [32, 64, 160])
 def test_toeplitz_operands_convolve(taps, dtype):
     """32 outputs from T + 32 samples; lane 4 g + t reads 8 of them, sample 8 t of a step's 32 and on."""
     head, u = torch.randn(2, taps, dtype=torch.float64), torch.randn(taps + 32, dtype=torch.float64)
-    table = numbers(fragments.toeplitz(head, dtype), dtype)
+    table = numbers(mma_operands.toeplitz(head, dtype), dtype)
     assert table.shape == (2, (taps // 32 + 1) * 4, 32, 4, 2)
     y = torch.zeros(2, 32, dtype=torch.float64)
     for step in range(taps // 32 + 1):

@@ -13,10 +13,11 @@ from helpers import relative_l2
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from sparsify import native, policies, swap
+from sparsify import swap
 from sparsify.converters import load, registry, write_folder
+from sparsify.cpu import native
 from sparsify.freshness import LOOKED_THROUGH, signature
-from sparsify.plan import FilterPlan, Plan
+from sparsify.plan import FilterPlan, Plan, policies
 
 pytestmark = pytest.mark.filterwarnings("ignore:the weights behind a planned convolution have changed")
 

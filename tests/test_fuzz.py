@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from sparsify.coefficients import Coefficients
 from sparsify.converters import load
-from sparsify.converters.bpe_tokenizer import BpeTokenizer
 from sparsify.converters.load import build
 from sparsify.converters.tensors import read_config, read_tensors
-from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.converters.tokenizers.bpe import BpeTokenizer
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
 from sparsify.evals.data import read_documents
-from sparsify.evals.glue_data import TASKS, read_examples
+from sparsify.evals.glue.tasks import TASKS, read_examples
 from sparsify.plan import KINDS, SCHEMA, FilterPlan, Plan
+from sparsify.plan.coefficients import Coefficients
 
 TRIES = int(os.environ.get("SPARSIFY_FUZZ", "0"))
 fuzz = settings(

@@ -28,13 +28,17 @@ from convolutions import (
 )
 from helpers import assert_close, relative_l2
 
-from sparsify import LongConv, choosing, cpu, fftconv_ref, gpu, kernel, nvrtc, tiling
-from sparsify.cards import CARDS, Card
-from sparsify.fragments import Stages
-from sparsify.kernel import SOURCES, Live, Tiling, TwoLevel
-from sparsify.monarch import BlockMask, monarch_conv
+from sparsify import LongConv, fftconv_ref
+from sparsify.cpu import backend as cpu
+from sparsify.filters.monarch import BlockMask, monarch_conv
+from sparsify.gpu import backend as gpu
+from sparsify.gpu import dispatch, jit, planner
+from sparsify.gpu import tiling as kernel
+from sparsify.gpu.devices import CARDS, Card
+from sparsify.gpu.launch_spec import Call, SlowWay, Way, slow_length, way_from
+from sparsify.gpu.mma_operands import Stages
+from sparsify.gpu.tiling import SOURCES, Live, Tiling, TwoLevel
 from sparsify.plan import FilterPlan
-from sparsify.ways import Call, SlowWay, Way, slow_length, way_from
 
 CARD = CARDS["sm_90"]
 
@@ -44,8 +48,8 @@ CARD = CARDS["sm_90"]
 
 def planned(points: int, dtype: torch.dtype, arch: str = "sm_90") -> Way:
     """The one-block kernel that the planner picks for a large layer.  Resident blocks mean nothing to the emulator."""
-    found = tiling.solve(CARDS[arch], points, dtype=dtype, rows_total=MANY, batch=64, count=1)[0]
-    return choosing.way_of(found.tiling, 1, dtype, points)
+    found = planner.solve(CARDS[arch], points, dtype=dtype, rows_total=MANY, batch=64, count=1)[0]
+    return dispatch.way_of(found.tiling, 1, dtype, points)
 
 
 def real(dtype: torch.dtype, factors: tuple[int, ...], rows: int = 1, warps: int = 1, **rest) -> Way:
@@ -585,7 +589,7 @@ def test_multiplications_in_two_levels_are_those_predicted(case):
     outer = 2 * TwoLevel(way.radix, one).mmas(None, way.dtype, case.length)["outer"]
     digits, inside = way.radix, way.radix * sum(one.mmas(None, way.dtype).values())
     if case.mask is not None:
-        digits, left = choosing.left_by(case.mask, (way.radix, *way.factors), levels=2)
+        digits, left = dispatch.left_by(case.mask, (way.radix, *way.factors), levels=2)
         most = digits * sum(one.mmas(left, way.dtype).values())  # what the planner reckons with
         tiles = gpu.slots(case.mask.bins(), (way.radix, *way.factors))[1].unflatten(0, (-1, 8)).any(1)
         lives = [Live.of(tile.numpy()) for tile in tiles if tile.any()]
@@ -613,7 +617,7 @@ def test_dense_work_is_near_the_roofline(points):
     """Floating-point operations of the emulated kernel, against those of the roofline's radices; fewer are welcome."""
     way, radices = planned(points, HALF), ROOFLINE[points]
     most = 1.15 * 16 * points * (sum(radices) - radices[0] // 2)
-    assert 0 < tiling.MMA_FLOPS * measured(Case(way, channels=way.rows)).mma / way.rows <= most
+    assert 0 < planner.MMA_FLOPS * measured(Case(way, channels=way.rows)).mma / way.rows <= most
 
 
 @pytest.mark.usefixtures("compiled")
@@ -688,7 +692,7 @@ def test_multiplications_of_slow_ways(case):
 @pytest.mark.parametrize(("points", "dtype"), [(1 << 15, torch.float64), (1 << 17, FLOAT), (1 << 20, FLOAT)])
 def test_the_twin_takes_the_planned_steps(points, dtype):
     """Up to a million points, in the digits of the planner's two levels."""
-    found = tiling.best(CARD, points, "float16", 64, batch=1).tiling
+    found = planner.best(CARD, points, "float16", 64, batch=1).tiling
     factors = found.factors if isinstance(found, Tiling) else (found.radix, *found.inner.factors)
     assert math.prod(factors) == points
     mask = BlockMask.full(points, factors, factors)
@@ -725,7 +729,7 @@ def high_precision():
 
 @pytest.mark.usefixtures("no_warning_yet")
 def test_kernels_are_for_floats_on_a_gpu(monkeypatch, high_precision):
-    monkeypatch.setattr(nvrtc, "why_not", lambda device=None: None)
+    monkeypatch.setattr(jit, "why_not", lambda device=None: None)
     monkeypatch.delenv("SPARSIFY_GPU", raising=False)
     assert all(gpu.takes(OnCuda(dtype)) for dtype in BARS)
     assert not gpu.takes(OnCuda(torch.float64)) and not gpu.takes(OnCuda(torch.int32))
@@ -740,15 +744,15 @@ def test_what_is_missing_is_told_once(monkeypatch, missing):
     """And nothing else breaks."""
     monkeypatch.delenv("SPARSIFY_GPU", raising=False)
     if missing != "device":
-        monkeypatch.setattr(nvrtc, "no_device", lambda: None)
+        monkeypatch.setattr(jit, "no_device", lambda: None)
         reason = (
             "cuda.bindings cannot be imported (No module named 'cuda'); pip install cuda-bindings nvidia-cuda-nvrtc"
         )
         compiles = missing == "driver"
-        monkeypatch.setattr(nvrtc, "compile_why_not", lambda: None if compiles else reason)
-        monkeypatch.setattr(nvrtc, "no_driver", lambda: "the CUDA driver cannot be used (gone); install NVIDIA's")
+        monkeypatch.setattr(jit, "compile_why_not", lambda: None if compiles else reason)
+        monkeypatch.setattr(jit, "no_driver", lambda: "the CUDA driver cannot be used (gone); install NVIDIA's")
     elif torch.cuda.is_available():
-        monkeypatch.setattr(nvrtc, "no_device", lambda: "torch finds no CUDA device; see whether nvidia-smi does")
+        monkeypatch.setattr(jit, "no_device", lambda: "torch finds no CUDA device; see whether nvidia-smi does")
     with pytest.warns(RuntimeWarning, match=r"without its GPU kernels, through torch.fft: .*; \w+") as told:
         assert not gpu.takes(OnCuda(HALF))
     assert len(told) == 1
@@ -759,7 +763,7 @@ def test_what_is_missing_is_told_once(monkeypatch, missing):
 
 @pytest.mark.usefixtures("no_warning_yet")
 def test_kernels_are_switched_off_without_a_word(monkeypatch):
-    monkeypatch.setattr(nvrtc, "why_not", lambda device=None: pytest.fail("nobody needs to know"))
+    monkeypatch.setattr(jit, "why_not", lambda device=None: pytest.fail("nobody needs to know"))
     monkeypatch.setenv("SPARSIFY_GPU", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -772,13 +776,13 @@ def test_signals_longer_than_any_kernel_takes_go_through_torch():
     k = torch.randn(1, 1 << 20)
     with pytest.warns(RuntimeWarning, match="through torch.fft: no block holds 1048576 .*up to 786432") as told:
         for _ in range(2):
-            prepared = choosing.prepare(k, 0, 1 << 20, FLOAT, card=CARDS["sm_86"])
+            prepared = dispatch.prepare(k, 0, 1 << 20, FLOAT, card=CARDS["sm_86"])
     assert len(told) == 1 and prepared.layout[0] != cpu.KERNEL
     band = cpu.Structure(BlockMask.low_pass(1 << 20, 1 / 64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for known in ({"k": k[:, :1000]}, {"k": k, "structure": band}):  # in blocks, or at a lower rate
-            prepared = choosing.prepare(ahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
+            prepared = dispatch.prepare(ahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
             assert prepared.layout[0] == cpu.KERNEL
 
 

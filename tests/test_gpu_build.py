@@ -8,19 +8,20 @@ import compile_gate
 import pytest
 import torch
 
-from sparsify import choosing, gpu, nvrtc, tiling
-from sparsify.cards import CARDS, Card
-from sparsify.cpu import Structure
-from sparsify.fragments import Stages
-from sparsify.kernel import Tiling
-from sparsify.monarch import BlockMask
-from sparsify.ways import Build, SlowWay
+from sparsify.cpu.backend import Structure
+from sparsify.filters.monarch import BlockMask
+from sparsify.gpu import backend as gpu
+from sparsify.gpu import dispatch, jit, planner
+from sparsify.gpu.devices import CARDS, Card
+from sparsify.gpu.launch_spec import Build, SlowWay
+from sparsify.gpu.mma_operands import Stages
+from sparsify.gpu.tiling import Tiling
 
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 BATCH, CHANNELS = 64, 768
 A_THREAD, A_MULTIPROCESSOR = 255, 65536  # registers
 
-pytestmark = pytest.mark.skipif(not nvrtc.compile_available(), reason=str(nvrtc.compile_why_not()))
+pytestmark = pytest.mark.skipif(not jit.compile_available(), reason=str(jit.compile_why_not()))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,12 +51,12 @@ class Problem:
 
     def way(self, card: Card):
         if self.mask is None:
-            found = tiling.best(card, self.seqlen, self.dtype, BATCH * CHANNELS, taps=self.taps, batch=BATCH)
+            found = planner.best(card, self.seqlen, self.dtype, BATCH * CHANNELS, taps=self.taps, batch=BATCH)
             assert (found.tiling.inner.source == "history") == (self.taps is not None)
-            return choosing.way_of(found.tiling, found.occupancy, self.dtype, self.seqlen)
+            return dispatch.way_of(found.tiling, found.occupancy, self.dtype, self.seqlen)
         mask = {"low-pass": BlockMask.low_pass, "comb": BlockMask.comb}[self.mask](self.seqlen, 1 / 8)
         structure = Structure(mask, torch.zeros(1, self.head) if self.head else None)
-        return choosing.masked_way(choosing.Layer(card, self.dtype, self.seqlen, BATCH, CHANNELS), structure)[1]
+        return dispatch.masked_way(dispatch.Layer(card, self.dtype, self.seqlen, BATCH, CHANNELS), structure)[1]
 
     def builds(self, card: Card) -> tuple[Build, ...]:
         return self.way(card).builds(self.piece)
@@ -65,8 +66,8 @@ class Problem:
 def compiled_for(card: Card) -> str:
     """The architecture as NVRTC is asked for it."""
     major, minor = divmod(int(card.arch[3:]), 10)
-    known = [int(arch[3:].rstrip("a")) for arch in nvrtc.ARCHITECTURES]
-    return nvrtc.best_architecture((major, minor), known)
+    known = [int(arch[3:].rstrip("a")) for arch in jit.ARCHITECTURES]
+    return jit.best_architecture((major, minor), known)
 
 
 EVERYWHERE = [  # two factors, the last two stages in one, masked with a head, two levels, two planes
@@ -113,14 +114,14 @@ def test_planned_kernels_keep_to_their_registers(arch, problem):
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT16, FLOAT])
 def test_direct_kernels_keep_to_their_registers(dtype):
     for piece in (8, 2, 1) if dtype == HALF else (8,):
-        (build,) = choosing.direct_way(dtype, 4096, 64, 0).builds(piece)
+        (build,) = dispatch.direct_way(dtype, 4096, 64, 0).builds(piece)
         clean(build, "sm_90a")
 
 
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 def test_slow_kernels_keep_to_their_registers(dtype):
     structure = Structure(BlockMask.low_pass(8192, 1 / 16), torch.zeros(1, 64))
-    _, way = choosing.slow_way(choosing.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
+    _, way = dispatch.slow_way(dispatch.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
     assert isinstance(way, SlowWay)
     for entry in ("decimate", "interpolate"):
         clean(way.build(entry, 8 if dtype == HALF else 1), "sm_90a")
@@ -161,10 +162,10 @@ def test_starting_is_quick(tmp_path, monkeypatch):
         for build in problem.builds(CARDS["sm_90"]):
             kernel = gpu.kernel(build)
             start = time.perf_counter()
-            made = nvrtc.binary(kernel, "sm_90a")
+            made = jit.binary(kernel, "sm_90a")
             cold = time.perf_counter() - start
             start = time.perf_counter()
-            again = nvrtc.binary(kernel, "sm_90a")
+            again = jit.binary(kernel, "sm_90a")
             warm = time.perf_counter() - start
             assert again.image == made.image
             assert cold < 10 and warm < 0.25, f"{cold:.2f} s, then {1e3 * warm:.0f} ms"

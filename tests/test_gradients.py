@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import assert_close, relative_l2
 
-from sparsify import LongConv, policies, swap
+from sparsify import LongConv, swap
 from sparsify.converters import load
 from sparsify.fftconv import fftconv_ref
-from sparsify.monarch import BlockMask
-from sparsify.plan import FilterPlan
+from sparsify.filters.monarch import BlockMask
+from sparsify.plan import FilterPlan, policies
 
 N = 64
 PLANS = {

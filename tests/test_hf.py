@@ -18,12 +18,12 @@ from transformers.utils import logging
 
 import sparsify
 from sparsify import hf
-from sparsify.coefficients import Coefficients
 from sparsify.converters import load, write_folder
 from sparsify.converters.tensors import read_config, read_tensors
 from sparsify.hf.m2_bert import M2BertForMaskedLM
 from sparsify.hf.quantizer import SparsifyConfig
 from sparsify.plan import FilterPlan, Plan
+from sparsify.plan.coefficients import Coefficients
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer, pipeline
 
 from sparsify.converters import load, m2_bert, write_folder
-from sparsify.converters.dna_tokenizer import VOCABULARY
-from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
-from sparsify.converters.source import Source
-from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.converters.hub.download import Source
+from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
+from sparsify.converters.tokenizers.dna import VOCABULARY
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
 
 LETTERS = "ACGTNacgtnRYU-* \t\r\n.ß€🧬é\u0301漢[]"
 WORDS = (*layouts_m2.WORDS[5:], "The", "café", "film\n", " ", "🙂", "<", layouts_lm.END, "ing", "theory")

@@ -12,9 +12,9 @@ from hub_server import READER, STRANGER, WRITER
 from layouts import mark, write, write_tiny
 
 from sparsify import __version__ as VERSION
-from sparsify.cli import main
+from sparsify.cli.main import main
 from sparsify.converters.tensors import read_tensors
-from sparsify.stored import fingerprint
+from sparsify.storage.tensors import fingerprint
 
 SERVED = ("config.json", "model.safetensors")
 WEIGHTS = "GET /org/[^/]*/resolve/.*/model.safetensors"

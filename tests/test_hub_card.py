@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from layouts import write_tiny
 
-from sparsify.card import card
-from sparsify.card_metadata import eval_results, front_matter, of_source
-from sparsify.cli import main
+from sparsify.cli.main import main
+from sparsify.report.card_metadata import eval_results, front_matter, of_source
+from sparsify.report.model_card import card
 
 SOURCE_CARD = """---
 license: other

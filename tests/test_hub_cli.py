@@ -14,12 +14,12 @@ import torch
 from hub_server import WRITER
 from layouts import mark, write_tiny
 
-from sparsify.cli_hub import in_words
+from sparsify.cli.push import in_words
 from sparsify.converters import load
-from sparsify.converters.hub import published
+from sparsify.converters.hub.upload import published
 from sparsify.converters.tensors import read_tensors
-from sparsify.files import readable_size
-from sparsify.stored import fingerprint
+from sparsify.storage.files import readable_size
+from sparsify.storage.tensors import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "hyenadna-chr20-8k"

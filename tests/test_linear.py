@@ -9,8 +9,19 @@ import torch.nn.functional as F
 from helpers import assert_close, relative_l2
 from torch import nn
 
-from sparsify import linear
-from sparsify.linear import BARS, PAYS_AT, WAYS, BlockDiagonal, Linear, by_speed, fastest, packed, plain, use_precision
+from sparsify.cpu import linear
+from sparsify.cpu.linear import (
+    BARS,
+    PAYS_AT,
+    WAYS,
+    BlockDiagonal,
+    Linear,
+    by_speed,
+    fastest,
+    packed,
+    plain,
+    use_precision,
+)
 
 ROWS = 2 * PAYS_AT
 PRECISIONS = [torch.float32, torch.bfloat16]

@@ -10,7 +10,7 @@ from helpers import RELATIVE_L2, assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify.fftconv import fftconv_ref
-from sparsify.monarch import (
+from sparsify.filters.monarch import (
     BlockMask,
     block_spectrum,
     dft,
@@ -25,7 +25,7 @@ from sparsify.monarch import (
     work,
     wrap,
 )
-from sparsify.split import band_limit
+from sparsify.filters.split import band_limit
 
 EXACT = 1e-12
 LENGTHS = (1, 7, 255, 256, 257, 1000)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers import RELATIVE_L2, assert_close, relative_l2
 
-from sparsify import LongConv, cpu, fftconv_ref, native
-from sparsify.monarch import BlockMask
+from sparsify import LongConv, fftconv_ref
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import native
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.native import build as kernels
-from sparsify.native import library
+from sparsify.cpu.native import build as kernels
+from sparsify.cpu.native import library
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = Path(__file__).with_name("native_driver.py")

@@ -5,8 +5,8 @@ import torch
 from helpers import assert_close
 from torch import nn
 
-from sparsify import native
-from sparsify.norm import PAYS_AT, LayerNorm
+from sparsify.cpu import native
+from sparsify.cpu.norm import PAYS_AT, LayerNorm
 
 
 def norm(width=24):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import assert_close
 
-from sparsify import nvrtc
+from sparsify.gpu import jit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,7 +94,7 @@ def toy(tmp_path):
     (folder / "toy.cuh").write_text(HEADER)
     (folder / "toy.cu").write_text(SOURCE)
     (folder / "gated.cu").write_text(GATED)
-    return nvrtc.Kernel("toy.cu", "axpy", ("SCALE=2",), folder)
+    return jit.Kernel("toy.cu", "axpy", ("SCALE=2",), folder)
 
 
 ASKED = ("compile_why_not", "no_device", "no_driver", "unfit", "nvrtc_version")
@@ -104,33 +104,33 @@ ASKED = ("compile_why_not", "no_device", "no_driver", "unfit", "nvrtc_version")
 def asked_anew():
     """What is here is asked once in a process; here it changes."""
     for name in ASKED:
-        getattr(nvrtc, name).cache_clear()
+        getattr(jit, name).cache_clear()
     yield
     for name in ASKED:
-        getattr(nvrtc, name).cache_clear()
+        getattr(jit, name).cache_clear()
 
 
-compiler = pytest.mark.skipif(not nvrtc.compile_available(), reason=str(nvrtc.compile_why_not()))
+compiler = pytest.mark.skipif(not jit.compile_available(), reason=str(jit.compile_why_not()))
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
 @compiler
-@pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("arch", jit.ARCHITECTURES)
 def test_compiles_for_every_architecture(toy, arch):
-    made = nvrtc.compile(toy, arch)
+    made = jit.compile(toy, arch)
     assert made.image.startswith(b"\x7fELF") and made.arch == arch
     assert 0 < made.resources.registers <= 32
     assert made.resources == replace(made.resources, spill_stores=0, spill_loads=0, stack=0, shared=0)
-    assert nvrtc.entries_of(made.image) == {"axpy", "backwards"}
+    assert jit.entries_of(made.image) == {"axpy", "backwards"}
 
 
 @compiler
 def test_ptx_as_the_last_resort(toy):
-    made = nvrtc.compile(toy, "compute_80")
+    made = jit.compile(toy, "compute_80")
     assert b".target sm_80" in made.image and made.resources is None
-    assert nvrtc.entries_of(made.image) == {"axpy", "backwards"}
+    assert jit.entries_of(made.image) == {"axpy", "backwards"}
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_ptx_as_the_last_resort(toy):
     ],
 )
 def test_architecture_of_a_card(capability, supported, arch):
-    assert nvrtc.best_architecture(capability, supported) == arch
+    assert jit.best_architecture(capability, supported) == arch
 
 
 def test_card_older_than_the_compiler():
     with pytest.raises(ValueError, match=r"compiles for 8\.0 or newer, the card has 7\.5"):
-        nvrtc.best_architecture((7, 5), [80, 90])
+        jit.best_architecture((7, 5), [80, 90])
 
 
 @compiler
@@ -163,36 +163,36 @@ def test_card_older_than_the_compiler():
     ],
 )
 def test_what_does_not_compile(toy, change, says):
-    with pytest.raises(nvrtc.CompileError, match=says):
-        nvrtc.compile(replace(toy, **change), "sm_90a")
+    with pytest.raises(jit.CompileError, match=says):
+        jit.compile(replace(toy, **change), "sm_90a")
 
 
 @compiler
 def test_unknown_architecture(toy):
-    with pytest.raises(nvrtc.CompileError, match=r"for sm_999 .*gpu-architecture"):
-        nvrtc.compile(toy, "sm_999")
+    with pytest.raises(jit.CompileError, match=r"for sm_999 .*gpu-architecture"):
+        jit.compile(toy, "sm_999")
 
 
 @compiler
 def test_missing_source(toy):
     with pytest.raises(FileNotFoundError, match=r"no kernel source toi\.cu in .*: gated\.cu, toy\.cu$"):
-        nvrtc.compile(replace(toy, source="toi.cu"), "sm_90a")
+        jit.compile(replace(toy, source="toi.cu"), "sm_90a")
 
 
 def test_kernel_folder_is_ours():
     """cuda/ beside sparsify/ in a checkout, sparsify/cuda in an installation; never NVIDIA's."""
-    assert (nvrtc.FOLDER / "README.md").read_text().startswith("Kernel sources")
+    assert (jit.FOLDER / "README.md").read_text().startswith("Kernel sources")
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
 @compiler
-@pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("arch", jit.ARCHITECTURES)
 def test_the_gate_sees_what_a_kernel_takes(toy, arch):
     """A clean kernel passes; one that indexes its registers, and one that wants too many, do not."""
     clean, indexed, crowded = (
-        compile_gate.taken(nvrtc.Kernel("gated.cu", entry, (), toy.folder), arch)
+        compile_gate.taken(jit.Kernel("gated.cu", entry, (), toy.folder), arch)
         for entry in ("products", "indexed", "crowded")
     )
     assert (clean.mmas, clean.local, clean.spills, clean.stack, clean.shared) == (3, 0, 0, 0, 0)
@@ -212,9 +212,9 @@ ptxas info    : Function properties for second
 ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers
 """
-    assert nvrtc.resources(log) == {
-        "first": nvrtc.Resources(38, 4, 8, 16, 512),
-        "second": nvrtc.Resources(255, 0, 0, 0, 0),
+    assert jit.resources(log) == {
+        "first": jit.Resources(38, 4, 8, 16, 512),
+        "second": jit.Resources(255, 0, 0, 0, 0),
     }
 
 
@@ -223,13 +223,13 @@ ptxas info    : Used 255 registers, used 1 barriers
 
 @compiler
 def test_compiled_once(toy, cache_of_its_own, monkeypatch):
-    made = nvrtc.binary(toy, "sm_90a")
-    monkeypatch.setattr(nvrtc, "compile", None)  # whoever calls it fails
-    assert nvrtc.binary(toy, "sm_90a") == made
-    other = nvrtc.binary(replace(toy, entry="backwards"), "sm_90a")
+    made = jit.binary(toy, "sm_90a")
+    monkeypatch.setattr(jit, "compile", None)  # whoever calls it fails
+    assert jit.binary(toy, "sm_90a") == made
+    other = jit.binary(replace(toy, entry="backwards"), "sm_90a")
     assert other.image == made.image and other.resources != made.resources
     assert len(list(cache_of_its_own.iterdir())) == 1
-    rows = nvrtc.entries()
+    rows = jit.entries()
     assert {row["entry"]: row["registers"] for row in rows} == {
         "axpy": made.resources.registers,
         "backwards": other.resources.registers,
@@ -240,17 +240,17 @@ def test_compiled_once(toy, cache_of_its_own, monkeypatch):
 @compiler
 def test_what_a_cubin_is_made_of(toy, monkeypatch):
     names = [
-        nvrtc.key(toy, "sm_90a"),
-        nvrtc.key(toy, "sm_80"),
-        nvrtc.key(replace(toy, macros=("SCALE=3",)), "sm_90a"),
-        nvrtc.key(replace(toy, source="gated.cu"), "sm_90a"),
+        jit.key(toy, "sm_90a"),
+        jit.key(toy, "sm_80"),
+        jit.key(replace(toy, macros=("SCALE=3",)), "sm_90a"),
+        jit.key(replace(toy, source="gated.cu"), "sm_90a"),
     ]
-    assert nvrtc.key(replace(toy, entry="backwards"), "sm_90a") == names[0]
+    assert jit.key(replace(toy, entry="backwards"), "sm_90a") == names[0]
     for name in ("toy.cuh", "toy.cu"):
         (toy.folder / name).write_text((toy.folder / name).read_text() + "// changed\n")
-        names.append(nvrtc.key(toy, "sm_90a"))
-    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: (12, 8))
-    names.append(nvrtc.key(toy, "sm_90a"))
+        names.append(jit.key(toy, "sm_90a"))
+    monkeypatch.setattr(jit, "nvrtc_version", lambda: (12, 8))
+    names.append(jit.key(toy, "sm_90a"))
     assert len(set(names)) == len(names)
 
 
@@ -267,13 +267,13 @@ def test_what_a_cubin_is_made_of(toy, monkeypatch):
     ],
 )
 def test_a_damaged_entry_is_made_anew(toy, cache_of_its_own, damage):
-    made = nvrtc.binary(toy, "sm_90a")
+    made = jit.binary(toy, "sm_90a")
     (path,) = cache_of_its_own.iterdir()
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    assert path.read_bytes() != whole and nvrtc.entries() == []
-    assert nvrtc.binary(toy, "sm_90a").image == made.image
-    assert {row["arch"] for row in nvrtc.entries()} == {"sm_90a"}
+    assert path.read_bytes() != whole and jit.entries() == []
+    assert jit.binary(toy, "sm_90a").image == made.image
+    assert {row["arch"] for row in jit.entries()} == {"sm_90a"}
 
 
 @compiler
@@ -281,22 +281,22 @@ def test_without_a_cache(toy, tmp_path, monkeypatch):
     """One warning, and everything works."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "file"))  # root may write into any folder, not below a file
-    monkeypatch.setattr(nvrtc, "_warned", threading.Lock())
+    monkeypatch.setattr(jit, "_warned", threading.Lock())
     with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*file/cubin.*set SPARSIFY_CACHE"):
-        assert nvrtc.binary(toy, "sm_90a").image
-    assert nvrtc.binary(toy, "sm_90a").image  # a second warning would be an error
-    assert nvrtc.entries() == []
+        assert jit.binary(toy, "sm_90a").image
+    assert jit.binary(toy, "sm_90a").image  # a second warning would be an error
+    assert jit.entries() == []
 
 
 def test_where_the_cache_lies(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("SPARSIFY_CACHE")
-    assert nvrtc.cache_folder() == Path("/home/ada/.cache/sparsify/cubin")
+    assert jit.cache_folder() == Path("/home/ada/.cache/sparsify/cubin")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert nvrtc.cache_folder() == Path("/caches/sparsify/cubin")
+    assert jit.cache_folder() == Path("/caches/sparsify/cubin")
     monkeypatch.setenv("SPARSIFY_CACHE", "/mine")
-    assert nvrtc.cache_folder() == Path("/mine/cubin")
+    assert jit.cache_folder() == Path("/mine/cubin")
 
 
 @compiler
@@ -310,7 +310,7 @@ def test_processes_at_once(toy, cache_of_its_own):
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(run.communicate()[1], run.returncode) for run in runs] == [("", 0)] * 2
     assert [path.suffix for path in cache_of_its_own.iterdir()] == [".bin"] * 8
-    assert len(nvrtc.entries()) == 2 * 8  # none of them damaged
+    assert len(jit.entries()) == 2 * 8  # none of them damaged
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------
@@ -318,16 +318,16 @@ def test_processes_at_once(toy, cache_of_its_own):
 
 def test_switched_off(monkeypatch):
     monkeypatch.setenv("SPARSIFY_GPU", "0")
-    assert nvrtc.why_not() == "switched off: SPARSIFY_GPU=0" and not nvrtc.available()
-    assert nvrtc.describe()[0] == ("gpu kernels", False, "switched off: SPARSIFY_GPU=0")
+    assert jit.why_not() == "switched off: SPARSIFY_GPU=0" and not jit.available()
+    assert jit.describe()[0] == ("gpu kernels", False, "switched off: SPARSIFY_GPU=0")
 
 
 def test_without_bindings(asked_anew, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert not nvrtc.compile_available()
-    assert nvrtc.compile_why_not().endswith("; pip install cuda-bindings nvidia-cuda-nvrtc")
-    assert nvrtc.compile_why_not().startswith("cuda.bindings cannot be imported (")
-    assert [ok for name, ok, _ in nvrtc.describe() if name == "gpu compiler"] == [False]
+    assert not jit.compile_available()
+    assert jit.compile_why_not().endswith("; pip install cuda-bindings nvidia-cuda-nvrtc")
+    assert jit.compile_why_not().startswith("cuda.bindings cannot be imported (")
+    assert [ok for name, ok, _ in jit.describe() if name == "gpu compiler"] == [False]
 
 
 def refused(*_):
@@ -373,11 +373,11 @@ def test_what_is_missing(a_device, monkeypatch, owner, changes, says):
     for name, value in changes.items():
         monkeypatch.setattr(owner, name, value)
     if says is None:
-        assert nvrtc.why_not() is None and nvrtc.available()
+        assert jit.why_not() is None and jit.available()
     else:
-        assert not nvrtc.available()
+        assert not jit.available()
         with pytest.raises(RuntimeError, match=says):
-            raise RuntimeError(nvrtc.why_not())
+            raise RuntimeError(jit.why_not())
 
 
 @compiler
@@ -414,16 +414,16 @@ class Launches(list):
 
 @pytest.fixture
 def function():
-    return nvrtc.Function(nvrtc.Kernel("toy.cu", "axpy"), 0, "handle", None, 1000, ctypes.sizeof(Call))
+    return jit.Function(jit.Kernel("toy.cu", "axpy"), 0, "handle", None, 1000, ctypes.sizeof(Call))
 
 
 def test_what_a_launch_passes_on(function, monkeypatch):
     launches = Launches()
-    monkeypatch.setattr(nvrtc, "launcher", lambda: launches)
+    monkeypatch.setattr(jit, "launcher", lambda: launches)
     params = Call(1 << 40, 2, 0.5, -7)
-    nvrtc.launch(function, (3, 2, 1), 64, 99, params, 77)
+    jit.launch(function, (3, 2, 1), 64, 99, params, 77)
     params.a = 8.0
-    nvrtc.launch(function, (3, 2, 1), 64, 99, params, 77)
+    jit.launch(function, (3, 2, 1), 64, 99, params, 77)
     assert launches[0][:-1] == ("handle", (3, 2, 1), (64, 1, 1), 99, 77, 0)
     fields = [[getattr(sent[-1], name) for name, _ in Call._fields_] for sent in launches]
     assert fields == [[1 << 40, 2, 0.5, -7], [1 << 40, 2, 8.0, -7]]
@@ -433,9 +433,9 @@ def test_what_a_launch_passes_on(function, monkeypatch):
 def test_a_thread_without_a_context_gets_one(function, monkeypatch, answer):
     """Nothing ran, so once more in the context of the device."""
     launches, entered = Launches(answer), []
-    monkeypatch.setattr(nvrtc, "launcher", lambda: launches)
-    monkeypatch.setattr(nvrtc, "in_context", lambda index: entered.append(index) or nullcontext())
-    nvrtc.launch(function, (1, 1, 1), 32, 0, Call(), 0)
+    monkeypatch.setattr(jit, "launcher", lambda: launches)
+    monkeypatch.setattr(jit, "in_context", lambda index: entered.append(index) or nullcontext())
+    jit.launch(function, (1, 1, 1), 32, 0, Call(), 0)
     assert len(launches) == 2 and entered == [0]
 
 
@@ -443,11 +443,11 @@ def test_a_launch_that_fails(function, monkeypatch):
     class Error(int):
         name = "CUDA_ERROR_INVALID_VALUE"
 
-    monkeypatch.setattr(nvrtc, "launcher", lambda: Launches(Error(1)))
+    monkeypatch.setattr(jit, "launcher", lambda: Launches(Error(1)))
     with pytest.raises(
         RuntimeError, match=r"axpy on CUDA device 0 .*2000 of at most 1000 shared .*INVALID_VALUE \(1\)"
     ):
-        nvrtc.launch(function, (1, 1, 1), 32, 2000, Call(), 0)
+        jit.launch(function, (1, 1, 1), 32, 2000, Call(), 0)
 
 
 def test_another_struct_is_refused(function):
@@ -455,13 +455,13 @@ def test_another_struct_is_refused(function):
         _fields_ = (*Call._fields_, ("more", ctypes.c_int))
 
     with pytest.raises(TypeError, match="axpy takes a struct of 24 bytes, got Longer of 32"):
-        nvrtc.launch(function, (1, 1, 1), 32, 0, Longer(), 0)
+        jit.launch(function, (1, 1, 1), 32, 0, Longer(), 0)
 
 
 @pytest.fixture
 def signals():
     """x, y and their place in a Call."""
-    if reason := nvrtc.why_not():
+    if reason := jit.why_not():
         pytest.skip(reason)
     x, y = torch.randn(2, 25_000, device="cuda")
     return x, y, Call(x.data_ptr(), y.data_ptr(), 0.5, x.numel())
@@ -474,10 +474,10 @@ def blocks(x):
 @pytest.mark.gpu
 def test_launch(toy, signals):
     x, y, call = signals
-    axpy = nvrtc.load(toy)
-    assert nvrtc.load(toy) is axpy and axpy.params_bytes in (None, ctypes.sizeof(Call))
+    axpy = jit.load(toy)
+    assert jit.load(toy) is axpy and axpy.params_bytes in (None, ctypes.sizeof(Call))
     expected = y.double() + x.double()
-    nvrtc.launch(axpy, blocks(x), 256, 0, call)
+    jit.launch(axpy, blocks(x), 256, 0, call)
     assert_close(y, expected, 1e-6)
 
 
@@ -485,13 +485,13 @@ def test_launch(toy, signals):
 def test_launch_on_the_current_stream(toy, signals):
     """Behind long work on the same stream: from another it would read too early."""
     x, y, call = signals
-    axpy, stream = nvrtc.load(toy), torch.cuda.Stream()
+    axpy, stream = jit.load(toy), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         x.fill_(3)
         y.fill_(1)
-        nvrtc.launch(axpy, blocks(x), 256, 0, call)
+        jit.launch(axpy, blocks(x), 256, 0, call)
     stream.synchronize()
     assert torch.equal(y, torch.full_like(y, 4))
 
@@ -499,10 +499,10 @@ def test_launch_on_the_current_stream(toy, signals):
 @pytest.mark.gpu
 def test_launch_in_a_graph(toy, signals):
     x, y, call = signals
-    axpy, graph = nvrtc.load(toy), torch.cuda.CUDAGraph()
+    axpy, graph = jit.load(toy), torch.cuda.CUDAGraph()
     y.zero_()
     with torch.cuda.graph(graph):
-        nvrtc.launch(axpy, blocks(x), 256, 0, call)
+        jit.launch(axpy, blocks(x), 256, 0, call)
     call.a = torch.nan  # the graph has its own copy
     for _ in range(3):
         graph.replay()
@@ -512,22 +512,22 @@ def test_launch_in_a_graph(toy, signals):
 @pytest.mark.gpu
 def test_much_shared_memory(toy, signals):
     x, y, call = signals
-    backwards = nvrtc.load(replace(toy, entry="backwards"))
+    backwards = jit.load(replace(toy, entry="backwards"))
     if backwards.shared_limit < 100_000:
         pytest.skip(f"this card gives a block {backwards.shared_limit} bytes of shared memory")
-    nvrtc.launch(backwards, (1, 1, 1), 512, 100_000, call)
+    jit.launch(backwards, (1, 1, 1), 512, 100_000, call)
     assert torch.equal(y, x.flip(0))
     with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
-        nvrtc.launch(backwards, (1, 1, 1), 512, backwards.shared_limit + 1, call)
+        jit.launch(backwards, (1, 1, 1), 512, backwards.shared_limit + 1, call)
 
 
 @pytest.mark.gpu
 def test_launch_from_another_thread(toy, signals):
     """Its first call of CUDA is the launch."""
     x, y, call = signals
-    axpy, expected = nvrtc.load(toy), y.double() + x.double()
+    axpy, expected = jit.load(toy), y.double() + x.double()
     torch.cuda.synchronize()
-    thread = threading.Thread(target=nvrtc.launch, args=(axpy, blocks(x), 256, 0, call, 0))
+    thread = threading.Thread(target=jit.launch, args=(axpy, blocks(x), 256, 0, call, 0))
     thread.start()
     thread.join()
     assert_close(y, expected, 1e-6)
@@ -538,8 +538,8 @@ def test_launch_from_another_thread(toy, signals):
 def test_launch_on_another_device(toy):
     x, y = torch.randn(2, 1000, device="cuda:1")
     expected = y.double() + x.double()
-    axpy = nvrtc.load(toy, torch.device("cuda", 1))
-    nvrtc.launch(axpy, blocks(x), 256, 0, Call(x.data_ptr(), y.data_ptr(), 0.5, 1000))
+    axpy = jit.load(toy, torch.device("cuda", 1))
+    jit.launch(axpy, blocks(x), 256, 0, Call(x.data_ptr(), y.data_ptr(), 0.5, 1000))
     assert_close(y, expected, 1e-6)
 
 
@@ -547,6 +547,6 @@ def test_launch_on_another_device(toy):
 def test_ptx_runs(toy, signals, monkeypatch):
     x, y, call = signals
     expected = y.double() + x.double()
-    monkeypatch.setattr(nvrtc, "architecture", lambda index: "compute_80")
-    nvrtc.launch(nvrtc.load(replace(toy, macros=("SCALE=2.0f",))), blocks(x), 256, 0, call)
+    monkeypatch.setattr(jit, "architecture", lambda index: "compute_80")
+    jit.launch(jit.load(replace(toy, macros=("SCALE=2.0f",))), blocks(x), 256, 0, call)
     assert_close(y, expected, 1e-6)

@@ -13,10 +13,10 @@ import emulation
 import pytest
 import torch
 
-from sparsify import tuned
-from sparsify.cards import CARDS
-from sparsify.evals import gpu_kernels, gpu_machine, rivals
-from sparsify.evals.gpu_kernels import Case
+from sparsify.evals.speed import baselines, gpu_convolution, gpu_machine
+from sparsify.evals.speed.gpu_convolution import Case
+from sparsify.gpu import tuning_cache
+from sparsify.gpu.devices import CARDS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
@@ -127,14 +127,14 @@ def machine(launch):
 
 
 def test_ways_of_every_kind_are_swept(monkeypatch):
-    plans = gpu_kernels.plans
+    plans = gpu_convolution.plans
     long = ("dense", "partial 1/16")
     some = {1 << 17: long, 4096: ("low-pass 1/8", "comb 1/8"), 1023: ("partial 64",)}
-    monkeypatch.setattr(gpu_kernels, "plans", lambda n: {name: plans(n)[name] for name in some[n]})
+    monkeypatch.setattr(gpu_convolution, "plans", lambda n: {name: plans(n)[name] for name in some[n]})
     entries = list(on_gpu.sweep_entries(machine(None), list(some)))
     ways = {on_gpu.way_name(choice) for *_, choice in entries}
     assert ways >= {"direct", "plain", "plain real", "plain history", "plain complex", "masked real", "slow"}
-    assert {case.dtype for case, *_ in entries} == set(gpu_kernels.DTYPES)
+    assert {case.dtype for case, *_ in entries} == set(gpu_convolution.DTYPES)
     assert {case.gated for case, *_ in entries} == {True, False}
     told = [(case, name, on_gpu.way_name(choice)) for case, name, _, choice in entries]
     assert len(told) == len(set(told))
@@ -143,7 +143,7 @@ def test_ways_of_every_kind_are_swept(monkeypatch):
 def test_wrong_ways_and_races_are_told_of(tmp_path):
     """A way is computed three times, once for its error and twice for a race; a wrong one once."""
     case = Case((1, 2, 256), "float16")
-    kept = gpu_kernels.plans(256)["dense"].apply(torch.zeros(1, 256))
+    kept = gpu_convolution.plans(256)["dense"].apply(torch.zeros(1, 256))
     emulator, launched = emulation.Emulator(), itertools.count()
 
     def launch(build, grid, call):
@@ -153,9 +153,9 @@ def test_wrong_ways_and_races_are_told_of(tmp_path):
             emulator(build, grid, call)
 
     path = tmp_path / "sweep.json"
-    rows = on_gpu.swept(machine(launch), path, iter([(case, "dense", kept, tuned.Choice("direct"))] * 3))
+    rows = on_gpu.swept(machine(launch), path, iter([(case, "dense", kept, tuning_cache.Choice("direct"))] * 3))
     right, wrong, race = rows
-    assert 0 < right["error"] < gpu_kernels.BARS["float16"] and "failed" not in right and right["way"] == "direct"
+    assert 0 < right["error"] < gpu_convolution.BARS["float16"] and "failed" not in right and right["way"] == "direct"
     assert "off by 1.0e+00" in wrong["failed"] and "a race" in race["failed"]
     assert json.loads(path.read_text()) == rows
 
@@ -164,7 +164,7 @@ def test_wrong_ways_and_races_are_told_of(tmp_path):
 
 
 def test_every_rival_has_a_column():
-    assert on_gpu.SHORT.keys() == rivals.RIVALS.keys()
+    assert on_gpu.SHORT.keys() == baselines.RIVALS.keys()
 
 
 def test_a_summary_of_nothing(tmp_path):
@@ -173,7 +173,7 @@ def test_a_summary_of_nothing(tmp_path):
 
 def test_the_summary_has_the_key_figures_and_stays_short(tmp_path):
     """All cases, all contenders, and reasons of any length."""
-    others = {name: {"median": 3.25, "low": 3.0, "high": 3.5} for name in rivals.RIVALS}
+    others = {name: {"median": 3.25, "low": 3.0, "high": 3.5} for name in baselines.RIVALS}
     sparse = {"dense": {"median": 1.75, "low": 1.5, "high": 2.0}}
 
     def way(name, of=others):
@@ -186,14 +186,14 @@ def test_the_summary_has_the_key_figures_and_stays_short(tmp_path):
             "faster_than": of,
         }
 
-    names = [name for name in gpu_kernels.plans(4096) if name != "dense"]
+    names = [name for name in gpu_convolution.plans(4096) if name != "dense"]
     cases = [
         {
             "case": case.name,
             "ways": [way("dense"), *(way(name, sparse) for name in names)],
             "failed": [{"name": "cuDNN", "reason": f"{case.name} " + "no " * 200}],
         }
-        for case in gpu_kernels.cases()
+        for case in gpu_convolution.cases()
     ]
     cases.append({"case": "last", "ways": [], "failed": []})
     peak = {"bytes_per_second": 4.2e12, "flop_per_second": 7.9e14}

@@ -38,7 +38,9 @@ def test_licence_and_readme_are_there():
     assert (ROOT / PROJECT["readme"]).is_file()
 
 
-@pytest.mark.parametrize(("package", "folder"), [("sparsify.native", "sparsify/native"), ("sparsify.cuda", "cuda")])
+@pytest.mark.parametrize(
+    ("package", "folder"), [("sparsify.cpu.native", "sparsify/cpu/native"), ("sparsify.cuda", "cuda")]
+)
 def test_every_kernel_source_is_packaged(package, folder):
     """And nothing else: setup.py adds the library that it compiled, never one that lay there."""
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"][package]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparsify.coefficients import Coefficients
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
+from sparsify.filters.spectra import spectrum
 from sparsify.plan import KINDS, SCHEMA, Filter, FilterPlan, Plan
-from sparsify.spectra import spectrum
+from sparsify.plan.coefficients import Coefficients
 
 MASK = BlockMask.low_pass(1024, 0.125)
 ONE_EACH = {

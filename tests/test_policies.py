@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_split import smooth_filter
 
-from sparsify import policies
+from sparsify.filters.spectra import energy_by_tap
+from sparsify.plan import policies
 from sparsify.sites import ConvSite
-from sparsify.spectra import energy_by_tap
 
 
 def site(k, causal=True):

@@ -6,13 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparsify import choosing, cost, cpu, native, price
-from sparsify.cards import CARDS, Card
-from sparsify.cost import DEFAULT
-from sparsify.monarch import BlockMask
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import cost_model, native
+from sparsify.cpu.cost_model import DEFAULT
+from sparsify.filters.monarch import BlockMask
+from sparsify.gpu import dispatch
+from sparsify.gpu.devices import CARDS, Card
+from sparsify.gpu.launch_spec import SlowWay, way_from
 from sparsify.plan import FilterPlan
-from sparsify.price import NAMES, Target, target
-from sparsify.ways import SlowWay, way_from
+from sparsify.search import latency
+from sparsify.search.latency import NAMES, Target, target
 
 compiled = pytest.mark.skipif(
     not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build"
@@ -48,7 +51,7 @@ def prepared(plan, taps, seqlen, channels=2, before=0):
     """What the CPU makes ready, and the sizes that the price goes by."""
     k = plan.apply(torch.randn(channels, taps), before)
     structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
-    outlined, ahead, own = price.outline(plan, taps, seqlen, before)
+    outlined, ahead, own = latency.outline(plan, taps, seqlen, before)
     return cpu.prepare(k.k, k.ahead, seqlen, structure), (outlined.shape[-1], ahead, seqlen, own)
 
 
@@ -65,7 +68,7 @@ def test_outline_has_the_sizes_of_the_filter(taps, seqlen, before):
     for plan in plans(256):
         kept = plan.apply(torch.randn(1, taps), before)
         felt, ahead = cpu.crop(kept.k, kept.ahead, seqlen)
-        outlined, own_ahead, structure = price.outline(plan, taps, seqlen, before)
+        outlined, own_ahead, structure = latency.outline(plan, taps, seqlen, before)
         assert outlined.is_meta and (outlined.shape, own_ahead) == (felt.shape, ahead)
         assert (structure is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
         if structure is not None:
@@ -92,9 +95,9 @@ def test_the_price_is_that_of_the_way_prepared(taps, seqlen, both):
     for plan in plans(N):
         made, sizes = prepared(plan, taps + before, seqlen, before=before)
         way = WAYS[type(cpu.parts_of(made.tables, made.layout)[-1])]  # a head comes before its tail
-        assert price.cpu_way(*sizes)[1] == way
+        assert latency.cpu_way(*sizes)[1] == way
         found = CPU.seconds(plan, 2, taps + before, seqlen, ahead=before)
-        assert found == pytest.approx(2e-9 * price.cpu_way(*sizes)[0])
+        assert found == pytest.approx(2e-9 * latency.cpu_way(*sizes)[0])
         seen.add(way)
     assert seen == (set(WAYS.values()) if seqlen <= N else {"few taps", "whole"})
 
@@ -132,10 +135,10 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
     for plan in plans(1024):
         k = plan.apply(torch.randn(2, taps))
         structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
-        way = way_from(choosing.prepare(k.k, k.ahead, seqlen, own, 3, structure, card).layout)
+        way = way_from(dispatch.prepare(k.k, k.ahead, seqlen, own, 3, structure, card).layout)
         how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
-        felt, ahead, outlined = price.outline(plan, taps, seqlen)
-        found = choosing.ways(choosing.Layer(card, own, seqlen, 3, 2), felt.shape[-1], ahead, outlined)
+        felt, ahead, outlined = latency.outline(plan, taps, seqlen)
+        found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.shape[-1], ahead, outlined)
         assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]
 
 
@@ -143,15 +146,15 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
 def test_the_other_side_costs_where_it_is_taken_along():
     """One transform serves both directions; the taps of a short filter are twice as many."""
 
-    def cost(plan, ahead):
+    def cost_model(plan, ahead):
         return CPU.seconds(plan, 2, N + ahead, N, ahead=ahead)
 
     narrow = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 1 / 32))
-    assert cost(DENSE, N) == cost(DENSE, 0) and cost(narrow, N) == cost(narrow, 0)
+    assert cost_model(DENSE, N) == cost_model(DENSE, 0) and cost_model(narrow, N) == cost_model(narrow, 0)
     few = FilterPlan("partial", 12)
-    assert 1.2 * cost(few, 0) < cost(few, N) <= 1.01 * cost(FilterPlan("partial", 23), 0)
+    assert 1.2 * cost_model(few, 0) < cost_model(few, N) <= 1.01 * cost_model(FilterPlan("partial", 23), 0)
     wide, twice = (FilterPlan("split", taps, narrow.mask) for taps in (12, 23))
-    assert cost(wide, 0) < cost(wide, N) == pytest.approx(cost(twice, 0), rel=0.01)
+    assert cost_model(wide, 0) < cost_model(wide, N) == pytest.approx(cost_model(twice, 0), rel=0.01)
 
 
 def test_a_card_takes_filters_that_look_both_ways():
@@ -160,7 +163,7 @@ def test_a_card_takes_filters_that_look_both_ways():
         k = plan.apply(torch.randn(2, 2 * n), n)
         structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
         felt, ahead = cpu.crop(k.k, k.ahead, n)
-        found = choosing.ways(choosing.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], ahead, structure)
+        found = dispatch.ways(dispatch.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], ahead, structure)
         best = min(seconds for seconds, _ in found.values())
         assert target("sm_90").seconds(plan, 2, 2 * n, n, 3, ahead=n) == best
 
@@ -213,7 +216,7 @@ def test_a_card_says_what_it_cannot():
 
 def test_the_cpu_is_the_default():
     assert target() == target("cpu") == target(" CPU ")
-    assert target().name == f"cpu ({cost.processor()})" and target().card is None
+    assert target().name == f"cpu ({cost_model.processor()})" and target().card is None
     assert target().threads == torch.get_num_threads()
 
 

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from layouts import write_tiny
 from rich.console import Console
 
-from sparsify import process, show
-from sparsify.cli import main
+from sparsify import process
+from sparsify.cli import tables
+from sparsify.cli.main import main
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
 SCRIPT = "import sys\nfrom sparsify.cli import main\nsys.exit(main())\n"  # as pip writes it
@@ -151,7 +152,7 @@ def test_letters_that_an_encoding_lacks_are_spelled():
 def test_columns_line_up_in_any_encoding():
     """`+-` is wider than the sign, and whoever sets tables has to know."""
     paper = TextIOWrapper(BytesIO(), encoding="ascii", errors=process.PLAIN)
-    show.table(Console(file=paper, width=80), "title", ("loss", "next"), [("0.1 ± 0.2", "a"), ("0.1", "b")])
+    tables.table(Console(file=paper, width=80), "title", ("loss", "next"), [("0.1 ± 0.2", "a"), ("0.1", "b")])
     paper.flush()
     first, second = paper.buffer.getvalue().decode().splitlines()[-2:]
     assert "+-" in first and first.index("a") == second.index("b")

@@ -15,11 +15,11 @@ from layouts_lm import write_vocabulary
 from layouts_m2 import WORDS
 from verbs import answer, refusal
 
-from sparsify import reading
 from sparsify.converters import load, m2_bert
-from sparsify.converters.bpe_tokenizer import BpeTokenizer
-from sparsify.converters.m2_bert_model import M2Bert, M2BertConfig
-from sparsify.converters.text_tokenizer import TextTokenizer
+from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
+from sparsify.converters.tokenizers.bpe import BpeTokenizer
+from sparsify.converters.tokenizers.wordpiece import TextTokenizer
+from sparsify.storage import reading
 
 LENGTH = 24
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines would cut

@@ -4,10 +4,11 @@ import pytest
 import torch
 from helpers import assert_close, reference_conv
 
-from sparsify import policies, swap
+from sparsify import swap
 from sparsify.converters import load
 from sparsify.evals import causality, quality
 from sparsify.evals.data import read_documents, windows
+from sparsify.plan import policies
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,19 @@ from layouts import tiny_model
 from test_sensitivity import H, L, N, measured, recorded, signals, site, two_sided
 from test_split import smooth_filter
 
-from sparsify import sensitivity, swap
-from sparsify.cli import main
-from sparsify.coefficients import Coefficients
+from sparsify import swap
+from sparsify.cli.main import main
 from sparsify.converters import load
-from sparsify.cpu import Structure, masked_spectrum
+from sparsify.cpu.backend import Structure, masked_spectrum
 from sparsify.evals.data import read_documents, windows
 from sparsify.evals.quality import compare
 from sparsify.fftconv import LongConv, fftconv_ref
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, Plan
-from sparsify.refit import FLOOR, refit, refitted
-from sparsify.sensitivity import Moments, errors
+from sparsify.plan.coefficients import Coefficients
+from sparsify.search import sensitivity
+from sparsify.search.refit import FLOOR, refit, refitted
+from sparsify.search.sensitivity import Moments, errors
 
 MASK = BlockMask.low_pass(N, 0.125)
 PLANS = [
@@ -61,7 +62,7 @@ def test_no_other_coefficients_nearby_do_better(gathered, plan, causal):
 
 def test_leading_taps_solve_the_equations(gathered, monkeypatch):
     """Against a dense solve in which the Toeplitz matrix is written out."""
-    monkeypatch.setattr("sparsify.refit.CLOSE", 1e-7)
+    monkeypatch.setattr("sparsify.search.refit.CLOSE", 1e-7)
     k, _, _, moments = gathered
     found, lags = refit(k, PLANS[0], moments, causal=True).values.taps, torch.arange(N)
     waves = torch.exp(2j * torch.pi * (lags + 0.25)[:, None] * lags / N)  # (bins, lags)
@@ -95,7 +96,7 @@ def test_a_filter_that_looks_both_ways(gathered, plan, ahead):
 
 def test_taps_of_both_sides_solve_the_equations(gathered, monkeypatch):
     """Against a dense solve over the lags from -23 to 23."""
-    monkeypatch.setattr("sparsify.refit.CLOSE", 1e-7)
+    monkeypatch.setattr("sparsify.search.refit.CLOSE", 1e-7)
     _, _, _, moments = gathered
     k, lags = two_sided(L), torch.arange(-L, L)
     found = refit(k, PLANS[0], moments, False, L).values.taps

@@ -10,10 +10,11 @@ import pytest
 import torch
 from reports import PLANS, converted, planned, row, rows
 
-from sparsify.evals import candidates, causality
-from sparsify.figures import COUNTED, COUNTED_UNIT, gain_unit
+from sparsify.evals import causality
+from sparsify.evals.planning import candidates
 from sparsify.plan import FilterPlan
 from sparsify.report.curves import curves
+from sparsify.report.figures import COUNTED, COUNTED_UNIT, gain_unit
 from sparsify.report.filters import OPEN, short
 from sparsify.report.page import LEAK_LIMIT, page, tone
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from reports import PLANS, decaying, planned, rows
 
-from sparsify.figures import percent
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
+from sparsify.filters.spectra import energy_by_bin, energy_by_tap
+from sparsify.filters.split import split
 from sparsify.plan import FilterPlan
 from sparsify.report.charts import Frame, decades, factors, symlog
 from sparsify.report.curves import FLOOR_DB, MOST_BANDS, bands, cells, curve, curves
+from sparsify.report.figures import percent
 from sparsify.report.labels import NARROW, box, touch
 from sparsify.report.pareto import MOST, Dot, Series, axes, below, chart, drawable, placed, series_of
-from sparsify.spectra import energy_by_bin, energy_by_tap
-from sparsify.split import split
 
 # --- numbers of a filter -------------------------------------------------------------------------------------------
 

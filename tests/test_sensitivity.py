@@ -9,14 +9,15 @@ from helpers import assert_close, reference_conv
 from layouts import tiny_model
 from test_split import smooth_filter
 
-from sparsify import sensitivity, swap
+from sparsify import swap
 from sparsify.converters import load
 from sparsify.fftconv import LongConv, fftconv_ref
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
+from sparsify.filters.spectra import spectrum
 from sparsify.plan import FilterPlan
-from sparsify.sensitivity import Candidate, Errors, Loss, Moments, Recorder
+from sparsify.search import sensitivity
+from sparsify.search.sensitivity import Candidate, Errors, Loss, Moments, Recorder
 from sparsify.sites import ConvSite
-from sparsify.spectra import spectrum
 
 L, N, H = 200, 256, 4  # a context that fills no power of two
 DENSE = FilterPlan("dense")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import assert_close
 
-from sparsify.monarch import BlockMask
-from sparsify.spectra import (
+from sparsify.filters.monarch import BlockMask
+from sparsify.filters.spectra import (
     analyze,
     energy_by_bin,
     energy_by_tap,

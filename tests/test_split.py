@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import assert_close
 
-from sparsify.monarch import BlockMask
+from sparsify.filters.monarch import BlockMask
+from sparsify.filters.spectra import spectrum, taps_at
+from sparsify.filters.split import STIFFNESS, band_limit, ramp, split
 from sparsify.plan import FilterPlan
-from sparsify.spectra import spectrum, taps_at
-from sparsify.split import STIFFNESS, band_limit, ramp, split
 
 
 def smooth_filter(length=1024, channels=4):
@@ -47,7 +47,7 @@ def test_no_other_head_loses_less(mask, share):
 
 def test_long_heads_are_fitted_where_it_matters(monkeypatch):
     k, mask = smooth_filter(), BlockMask.low_pass(1024, 1 / 16)
-    monkeypatch.setattr("sparsify.split.REACH", 20)
+    monkeypatch.setattr("sparsify.filters.split.REACH", 20)
     some, by_ramp = split(k, 64, mask)[0], split(k, 64)[0]
     assert torch.equal(some[:, 20:], by_ramp[:, 20:]) and not torch.equal(some[:, :20], by_ramp[:, :20])
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers import RELATIVE_L2, assert_close, relative_l2
 
-from sparsify import LongConv, fftconv_ref, policies, stream, swap
+from sparsify import LongConv, fftconv_ref, stream, swap
 from sparsify.converters import hyena_dna, load
 from sparsify.evals.data import read_documents, windows
+from sparsify.plan import policies
 from sparsify.stream import ConvStream, Stream
 
 FLOAT32 = RELATIVE_L2[torch.float32]

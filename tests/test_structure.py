@@ -1,6 +1,7 @@
 """The tree is the map: imports point inward, and what is a package is packaged."""
 
 import ast
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,25 @@ ALLOWED = {
     "sparsify.evals": {"sparsify"},
     "sparsify.hf": {"sparsify", "sparsify.converters"},
 }
-JOINTS = {path.name for path in (ROOT / "sparsify").glob("cli*.py")} | {"__main__.py"}  # where the layers meet
+JOINTS = {*(ROOT / "sparsify" / "cli").glob("*.py"), ROOT / "sparsify" / "__main__.py"}  # where the layers meet
+MANY = 15  # modules side by side, beyond which nobody finds one
+SUFFIXES = {
+    "",
+    ".cff",
+    ".cpp",
+    ".cu",
+    ".cuh",
+    ".gz",
+    ".h",
+    ".json",
+    ".md",
+    ".png",
+    ".py",
+    ".safetensors",
+    ".sh",
+    ".toml",
+}
+SUFFIXES |= {".toml", ".typed", ".yml"}
 FRONT = ROOT / "sparsify" / "__init__.py"  # names what lies further out, imported when it is asked for
 
 
@@ -47,27 +66,44 @@ def imported(source: str, package: str) -> Iterator[tuple[str, bool]]:
 
 
 def complaints(source: str, package: str) -> list[str]:
-    """What a source imports that its layer may not, in words."""
+    """What a source imports that its layer may not, or in another way than the others do, in words."""
     layer = layer_of(package)
     found = []
     for module, relative in imported(source, package):
         target = layer_of(module)
         if module.split(".")[0] in {"converters", "evals"}:
             found.append(f"{module} would be a second copy of sparsify.{module}")
-        elif target == layer and not relative:
-            found.append(f"{module} lies in the same folder; import it relatively")
         elif target not in {None, layer} | ALLOWED[layer]:
             found.append(f"{module} lies outward")
-        elif target not in {None, layer} and relative:
+        elif relative and not f"{module}.".startswith(f"{package}."):
             found.append(f"{module} lies in another folder; import it by its full name")
+        elif not relative and home(module) == package:
+            found.append(f"{module} lies in the same folder; import it relatively")
     return found
+
+
+def home(module: str) -> str | None:
+    """The package that a name is imported from: that of the module which has it, or which it is."""
+    for name in (module, module.rpartition(".")[0]):
+        if (place := place_of(name)) is not None:
+            return name.rpartition(".")[0] if place.suffix == ".py" else None
+    return None
+
+
+def place_of(module: str) -> Path | None:
+    """The file of a module, the folder of a package; None for what is neither."""
+    layer = layer_of(module)
+    if layer is None:
+        return None
+    path = LAYERS[layer].joinpath(*module.removeprefix(layer).strip(".").split("."))
+    return next((p for p in (path.with_suffix(".py"), path) if p.exists() and p != ROOT), None)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_inward(layer):
     folder = LAYERS[layer]
     for path in folder.rglob("*.py"):
-        if path.name not in JOINTS and path != FRONT:
+        if path not in JOINTS and path != FRONT:
             package = ".".join((layer, *path.parent.relative_to(folder).parts))
             assert not complaints(path.read_text(), package), path.relative_to(ROOT)
 
@@ -81,6 +117,9 @@ def test_imports_point_inward(layer):
         ("sparsify", "from . import converters"),
         ("sparsify.evals", "from sparsify.converters.hyena_dna import HyenaDNA"),
         ("sparsify.evals", "from ..fftconv import fftconv"),
+        ("sparsify.gpu", "from ..filters import spectra"),
+        ("sparsify.gpu", "from sparsify.gpu.planner import Domain"),
+        ("sparsify.gpu", "from sparsify.gpu import planner"),
         ("sparsify.converters", "from converters import registry"),
         ("sparsify.converters", "from sparsify.converters import registry"),
     ],
@@ -92,7 +131,8 @@ def test_an_outward_import_is_seen(package, source):
 @pytest.mark.parametrize(
     ("package", "source"),
     [
-        ("sparsify", "from . import cpu\nfrom .fftconv import fftconv\nimport torch"),
+        ("sparsify", "from .fftconv import fftconv\nfrom .cpu import backend\nimport torch"),
+        ("sparsify.gpu", "from . import planner\nfrom sparsify.filters import spectra\nfrom .planner import Domain"),
         ("sparsify.evals", "from . import Logits\nfrom .data import Windows\nfrom sparsify.plan import Plan"),
         ("sparsify.converters", "import sparsify\nfrom sparsify import ConvSite\nfrom cuda.bindings import nvrtc"),
     ],
@@ -115,3 +155,61 @@ def test_every_package_is_listed():
         for init in (ROOT / top).rglob("__init__.py"):
             package = ".".join((folders[ROOT / top], *init.parent.relative_to(ROOT / top).parts))
             assert package in table["packages"], f"list {package} in pyproject.toml"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for layer, top in LAYERS.items():
+        for path in top.rglob("*.py"):
+            name = ".".join((layer, *path.relative_to(top).with_suffix("").parts)).removesuffix(".__init__")
+            if layer_of(name) == layer:
+                found[name] = path
+    return found
+
+
+def imported_at_once(path: Path, package: str) -> set[str]:
+    """The modules of ours that are imported together with a file: not in a function, nor for type checkers alone."""
+    known, found = modules(), set()
+
+    def look(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for module, _ in imported(ast.unparse(node), package):
+                    found.update(name for name in (module, module.rpartition(".")[0]) if name in known)
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                look(node.body + node.orelse)
+            elif isinstance(node, ast.Try):
+                look(node.body)
+
+    look(ast.parse(path.read_text()).body)
+    return found
+
+
+def test_no_import_goes_round_in_a_circle():
+    """Of modules alone: a package's __init__ names what is inside."""
+    files = {name: path for name, path in modules().items() if path.name != "__init__.py"}
+    graph = {
+        name: imported_at_once(path, name.rpartition(".")[0]) & files.keys() - {name} for name, path in files.items()
+    }
+    done: set[str] = set()
+    for _ in graph:
+        done |= {name for name, needs in graph.items() if needs <= done}
+    assert not sorted(graph.keys() - done)
+
+
+def test_no_folder_holds_too_many_modules():
+    folders = {path.parent for path in modules().values()}
+    assert {
+        f.name: n for f in folders if (n := len([p for p in f.glob("*.py") if p.name != "__init__.py"])) > MANY
+    } == {}
+
+
+def test_nothing_lies_around():
+    """What merges and editors leave, and what is made, is not a part of the project."""
+    try:
+        done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git repository here, or no git")
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert [str(p) for p in paths if p.suffix not in SUFFIXES] == []

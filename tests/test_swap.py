@@ -7,8 +7,9 @@ import torch
 from helpers import assert_close, reference_conv
 from layouts import tiny_model
 
-from sparsify import policies, swap
+from sparsify import swap
 from sparsify.evals.causality import relative
+from sparsify.plan import policies
 
 
 @pytest.fixture

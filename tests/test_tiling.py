@@ -13,11 +13,11 @@ import pytest
 import torch
 from convolutions import MANY, ROOFLINE
 
-from sparsify import cards, fragments, tiling
-from sparsify.cards import CARDS, Card
-from sparsify.kernel import DTYPES, FUSED, SOURCES, Live, Tiling, TwoLevel, slot_orders
-from sparsify.swizzle import accesses, conflicts, fold, swizzle, wavefronts
-from sparsify.tiling import Problem, solve
+from sparsify.gpu import devices, mma_operands, planner
+from sparsify.gpu.bank_swizzle import accesses, conflicts, fold, swizzle, wavefronts
+from sparsify.gpu.devices import CARDS, Card
+from sparsify.gpu.planner import Problem, solve
+from sparsify.gpu.tiling import DTYPES, FUSED, SOURCES, Live, Tiling, TwoLevel, slot_orders
 
 H200, A6000 = CARDS["sm_90"], CARDS["sm_86"]
 
@@ -64,14 +64,14 @@ def test_padding_is_not_multiplied():
     assert replace(one, source="history").mmas(seqlen=513) == replace(one, source="history").mmas()
 
 
-@pytest.mark.parametrize("factors", tiling.DOMAIN.factors)
+@pytest.mark.parametrize("factors", planner.DOMAIN.factors)
 def test_multiplications_add_up(factors):
     one = Tiling(factors, rows=4)
-    assert sum(one.mmas().values()) * tiling.MMA_FLOPS == 4 * flops(factors)
+    assert sum(one.mmas().values()) * planner.MMA_FLOPS == 4 * flops(factors)
     m, n = one.points, factors[0]
     complex_ends = 16 * m * sum(factors)  # real ends save half of a stage
-    assert sum(replace(one, source="complex").mmas().values()) * tiling.MMA_FLOPS == 4 * complex_ends
-    assert sum(replace(one, source="history").mmas().values()) * tiling.MMA_FLOPS == 4 * (complex_ends - 4 * m * n)
+    assert sum(replace(one, source="complex").mmas().values()) * planner.MMA_FLOPS == 4 * complex_ends
+    assert sum(replace(one, source="history").mmas().values()) * planner.MMA_FLOPS == 4 * (complex_ends - 4 * m * n)
 
 
 @pytest.mark.parametrize("factors", [(16, 16), (48, 32), (16, 8, 16), (16, 16, 32), (32, 32, 16), (16, 8, 8, 16)])
@@ -81,7 +81,7 @@ def test_masked_counts_are_those_of_the_kernels_bit_sets(factors):
         kept = generator.random(factors) < share
         kept.flat[5] = True
         one, behind = Tiling(factors, rows=4), math.prod(factors[1:])
-        masks = fragments.Stages.natural(factors).live(torch.from_numpy(kept))
+        masks = mma_operands.Stages.natural(factors).live(torch.from_numpy(kept))
         bits = [np.array([int(word).bit_count() for word in table]) for table in masks]
         counted = {"stage 1": 4 * behind // 8 * int(bits[0].sum()) * (factors[0] // 16)}
         for i, size in enumerate(factors[1:-1], 1):  # a word for 8 prefixes of S columns
@@ -166,7 +166,7 @@ def lines(one):
 
 def admissible(limit):
     """Every kernel whose data fit, rows beyond 8 left out: lanes do not reach that far."""
-    for factors, source, rows in product(tiling.DOMAIN.factors, SOURCES, (1, 2, 4, 8)):
+    for factors, source, rows in product(planner.DOMAIN.factors, SOURCES, (1, 2, 4, 8)):
         one = Tiling(factors, rows, 1, source)
         if rows * one.points <= limit and rows * one.behind[0] % one.columns == 0:
             yield one
@@ -219,25 +219,27 @@ def brute(problem, domain):
     found = []
     for factors, rows, warps in product(domain.factors, domain.rows, domain.warps):
         one = Tiling(factors, rows, warps, problem.source)
-        if all(c.holds(problem, one) for c in tiling.CONSTRAINTS):
-            found.append(tiling.predict(problem, one))
+        if all(c.holds(problem, one) for c in planner.CONSTRAINTS):
+            found.append(planner.predict(problem, one))
     return sorted(found, key=lambda c: c.order)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.source}-{p.seqlen}")
-@pytest.mark.parametrize("domain", [tiling.DOMAIN, replace(tiling.DOMAIN, rows=(1, 4), warps=(2,))], ids=["all", "few"])
+@pytest.mark.parametrize(
+    "domain", [planner.DOMAIN, replace(planner.DOMAIN, rows=(1, 4), warps=(2,))], ids=["all", "few"]
+)
 def test_the_search_finds_what_brute_force_finds(problem, domain):
     expected = brute(problem, domain)
     for count in (1, 8):
-        assert tiling.search(problem, count, domain).candidates == expected[:count]
-    everything = tiling.search(problem, None, domain)
+        assert planner.search(problem, count, domain).candidates == expected[:count]
+    everything = planner.search(problem, None, domain)
     assert everything.candidates == expected
     assert everything.refused.total() + len(expected) == domain.size
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.source}-{p.seqlen}")
 def test_predictions_add_up(problem):
-    for c in tiling.search(problem, 8).candidates:
+    for c in planner.search(problem, 8).candidates:
         assert c.exposed >= -1e-12
         assert c.seconds == pytest.approx(max(c.terms.values()) + c.exposed + c.launch)
         assert c.shared_bytes <= problem.card.shared_per_block and 1 <= c.occupancy <= 32
@@ -253,11 +255,11 @@ def test_a_mask_is_part_of_the_objective():
         return Live.of(kept)
 
     problem = Problem(H200, 8192, "float16", MANY, batch=64)
-    dense, sparse = tiling.search(problem), tiling.search(problem, live=comb)
-    masked = [tiling.predict(problem, c.tiling, live=comb(c.tiling.factors)) for c in brute(problem, tiling.DOMAIN)]
+    dense, sparse = planner.search(problem), planner.search(problem, live=comb)
+    masked = [planner.predict(problem, c.tiling, live=comb(c.tiling.factors)) for c in brute(problem, planner.DOMAIN)]
     assert sparse.candidates == sorted(masked, key=lambda c: c.order)[:8]
     assert sparse.candidates[0].seconds < 0.65 * dense.candidates[0].seconds
-    ends = [tiling.predict(problem, Tiling(f), live=comb(f)).terms["matrix"] for f in ((16, 16, 32), (32, 16, 16))]
+    ends = [planner.predict(problem, Tiling(f), live=comb(f)).terms["matrix"] for f in ((16, 16, 32), (32, 16, 16))]
     assert ends[1] < 0.6 * ends[0]
 
 
@@ -292,34 +294,34 @@ def test_factors_are_as_good_as_those_of_the_roofline(arch, seqlen):
     ],
 )
 def test_what_one_block_holds(arch, dtype, most, too_much):
-    assert tiling.longest(CARDS[arch], dtype) == most
+    assert planner.longest(CARDS[arch], dtype) == most
     assert solve(CARDS[arch], most, dtype=dtype, rows_total=768)
     assert not solve(CARDS[arch], too_much, dtype=dtype, rows_total=768)
-    assert isinstance(tiling.best(CARDS[arch], too_much, dtype, 768).tiling, TwoLevel)
+    assert isinstance(planner.best(CARDS[arch], too_much, dtype, 768).tiling, TwoLevel)
 
 
 @pytest.mark.parametrize(("seqlen", "milliseconds"), [(1 << 16, 15.0), (1 << 17, 30.1), (1 << 20, 240)])
 def test_traffic_of_two_levels(seqlen, milliseconds):
     """Three passes over 49152 signals at 4.3 TB/s, as worked out by hand."""
-    found = tiling.two_level(H200, seqlen, rows_total=MANY, batch=64)[0]
+    found = planner.two_level(H200, seqlen, rows_total=MANY, batch=64)[0]
     assert found.terms["memory"] * 1e3 == pytest.approx(milliseconds, rel=0.01)
     assert found.seconds >= found.terms["memory"] and found.tiling.points >= seqlen
 
 
 def test_two_levels_reach_four_million_samples():
-    widest = tiling.two_level(H200, 1 << 22, rows_total=768)[0].tiling
-    assert widest.points >= 1 << 22 and widest.radix in tiling.WIDE
-    assert tiling.two_level(H200, 1 << 21, rows_total=768)[0].tiling.radix in tiling.OUTER
-    assert not tiling.two_level(A6000, 1 << 22, rows_total=768)
+    widest = planner.two_level(H200, 1 << 22, rows_total=768)[0].tiling
+    assert widest.points >= 1 << 22 and widest.radix in planner.WIDE
+    assert planner.two_level(H200, 1 << 21, rows_total=768)[0].tiling.radix in planner.OUTER
+    assert not planner.two_level(A6000, 1 << 22, rows_total=768)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_short_filters_are_cut_into_blocks(dtype):
-    whole = tiling.best(H200, 1 << 16, dtype, 768)
-    cut = tiling.best(H200, 1 << 16, dtype, 768, taps=1000)
+    whole = planner.best(H200, 1 << 16, dtype, 768)
+    cut = planner.best(H200, 1 << 16, dtype, 768, taps=1000)
     assert cut.tiling.inner.source == "history" and 1000 <= cut.tiling.points <= 4096 and cut.seconds < whole.seconds
-    assert cut == tiling.partial(H200, 1 << 16, 1000, dtype=dtype, rows_total=768)[0]
-    assert tiling.best(H200, 1024, "float16", 768, taps=1024).tiling.source == "real"
+    assert cut == planner.partial(H200, 1 << 16, 1000, dtype=dtype, rows_total=768)[0]
+    assert planner.best(H200, 1024, "float16", 768, taps=1024).tiling.source == "real"
 
 
 # --- saying why ----------------------------------------------------------------------------------------------------
@@ -340,17 +342,17 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "problem", "refused"), REFUSED)
 def test_a_refusal_has_a_name(name, problem, refused):
-    broken = {c.name: c.told(problem, refused) for c in tiling.CONSTRAINTS if not c.holds(problem, refused)}
+    broken = {c.name: c.told(problem, refused) for c in planner.CONSTRAINTS if not c.holds(problem, refused)}
     assert next(iter(broken)) == name and all(broken.values())  # what is too large for a block leaves no room either
 
 
 def test_every_constraint_is_told_apart():
-    assert [name for name, *_ in REFUSED] == [c.name for c in tiling.CONSTRAINTS]
-    assert {c.on for c in tiling.CONSTRAINTS} == {"factors", "rows", "warps"}
+    assert [name for name, *_ in REFUSED] == [c.name for c in planner.CONSTRAINTS]
+    assert {c.on for c in planner.CONSTRAINTS} == {"factors", "rows", "warps"}
 
 
 def explained(card, seqlen, rows=768, **rest):
-    return tiling.as_text(tiling.facts(card, seqlen, rows_total=rows, **rest))
+    return planner.as_text(planner.facts(card, seqlen, rows_total=rows, **rest))
 
 
 def test_explanations():
@@ -360,11 +362,11 @@ def test_explanations():
     assert "131072 bytes" in text and "gets 101376" in text and "two levels do" in text and " | " in text
     text = explained(A6000, 1 << 23)
     assert "two levels hold up to 3145728" in text
-    with pytest.raises(tiling.NothingFitsError, match="two levels hold up to 3145728"):
-        tiling.best(A6000, 1 << 23, "float16", 768)
-    found = tiling.facts(H200, 1 << 20, rows_total=768, source="history", taps=1 << 19)
+    with pytest.raises(planner.NothingFitsError, match="two levels hold up to 3145728"):
+        planner.best(A6000, 1 << 23, "float16", 768)
+    found = planner.facts(H200, 1 << 20, rows_total=768, source="history", taps=1 << 19)
     assert not found["candidates"] and "in two levels" in found["advice"]
-    assert json.loads(json.dumps(found, allow_nan=False))["kernels"] == tiling.DOMAIN.size
+    assert json.loads(json.dumps(found, allow_nan=False))["kernels"] == planner.DOMAIN.size
 
 
 @pytest.mark.parametrize(
@@ -408,6 +410,6 @@ def test_a_card_at_hand(monkeypatch):
 
 
 def test_cards_by_name():
-    assert cards.card("sm_80") is CARDS["sm_80"] and (torch.cuda.is_available() or cards.card() is H200)
+    assert devices.card("sm_80") is CARDS["sm_80"] and (torch.cuda.is_available() or devices.card() is H200)
     with pytest.raises(ValueError, match="sm_80"):
-        cards.card("sm_70")
+        devices.card("sm_70")

@@ -5,7 +5,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from sparsify.cli import main
+from sparsify.cli.main import main
 
 
 def run(*args: object) -> Result:

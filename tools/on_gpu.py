@@ -58,27 +58,27 @@ def versions(out: Path, seconds: float) -> None:
     """Of everything, and the state of the card."""
     import torch
 
-    from sparsify import nvrtc
-    from sparsify.cards import Card
-    from sparsify.evals import gpu_kernels
+    from sparsify.evals.speed import gpu_convolution
+    from sparsify.gpu import jit
+    from sparsify.gpu.devices import Card
 
-    print("python", sys.version.split()[0], "torch", torch.__version__, json.dumps(gpu_kernels.versions()))
+    print("python", sys.version.split()[0], "torch", torch.__version__, json.dumps(gpu_convolution.versions()))
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(["nvidia-smi"], timeout=20)
-    if reason := nvrtc.why_not():
+    if reason := jit.why_not():
         sys.exit(f"our kernels do not run here: {reason}")
-    print("kernels for", nvrtc.architecture(), Card.of(), torch.cuda.get_device_properties())
+    print("kernels for", jit.architecture(), Card.of(), torch.cuda.get_device_properties())
 
 
 def compile_all(out: Path, seconds: float) -> None:
     """What tests, sweep and benchmark need, by several processes."""
-    from sparsify.evals import gpu_kernels, gpu_machine, tuning
+    from sparsify.evals.speed import autotune, gpu_convolution, gpu_machine
 
     on = gpu_machine.machine()
-    builds = dict.fromkeys(tuning.needed(on.card, gpu_kernels.cases()))
+    builds = dict.fromkeys(autotune.needed(on.card, gpu_convolution.cases()))
     for case, _, kept, choice in sweep_entries(on):
-        way = tuning.way_for(on, case, kept, choice)
-        builds |= dict.fromkeys(gpu_kernels.builds_of(way, case.shape[-1]))
+        way = autotune.way_for(on, case, kept, choice)
+        builds |= dict.fromkeys(gpu_convolution.builds_of(way, case.shape[-1]))
     sys.path.append(str(ROOT / "tests"))
     try:
         from test_gpu import CASES
@@ -87,7 +87,7 @@ def compile_all(out: Path, seconds: float) -> None:
     except Exception as error:  # the tests say so themselves
         print(f"kernels of the tests are compiled when they run: {error!r}")
     began = time.monotonic()
-    problems = tuning.compile_all(list(builds), on.arch)
+    problems = autotune.compile_all(list(builds), on.arch)
     print(len(builds), f"kernels in {time.monotonic() - began:.0f} s,", len(problems), "do not compile", *problems)
 
 
@@ -101,16 +101,16 @@ def sweep_entries(on: Any, lengths: Sequence[int] = SWEPT, channels: int = 32) -
     """
     import torch
 
-    from sparsify.evals import gpu_kernels, tuning
+    from sparsify.evals.speed import autotune, gpu_convolution
 
     number = 0
     for seqlen in lengths:
-        for name, plan in gpu_kernels.plans(seqlen).items():
+        for name, plan in gpu_convolution.plans(seqlen).items():
             kept = plan.apply(torch.zeros(1, seqlen))
-            for dtype in gpu_kernels.DTYPES:
-                case = gpu_kernels.Case((3, channels, seqlen), dtype, gated=bool(number % 2))
+            for dtype in gpu_convolution.DTYPES:
+                case = gpu_convolution.Case((3, channels, seqlen), dtype, gated=bool(number % 2))
                 number += 1
-                first = {way_name(choice): choice for choice in reversed(tuning.variants(on, case, kept))}
+                first = {way_name(choice): choice for choice in reversed(autotune.variants(on, case, kept))}
                 for choice in first.values():
                     yield case, name, kept, choice
 
@@ -121,7 +121,7 @@ def way_name(choice: Any) -> str:
 
 def sweep(out: Path, seconds: float) -> None:
     """Errors of every way against float64, and whether two runs agree to the bit."""
-    from sparsify.evals import gpu_machine
+    from sparsify.evals.speed import gpu_machine
 
     on = gpu_machine.machine()
     rows = swept(on, out / "sweep.json", sweep_entries(on))
@@ -133,60 +133,60 @@ def swept(on: Any, path: Path, entries: Iterator[tuple[Any, str, Any, Any]]) -> 
     """`sweep` on any machine; written as it goes."""
     import torch
 
-    from sparsify.evals import gpu_kernels, tuning
+    from sparsify.evals.speed import autotune, gpu_convolution
 
     rows: list[dict[str, Any]] = []
     for case, name, _, choice in entries:
         row = {"case": case.name, "dtype": case.dtype, "plan": name, "way": way_name(choice)}
-        gpu_kernels.write(path, [*rows, {**row, "failed": "the process ended here"}])
+        gpu_convolution.write(path, [*rows, {**row, "failed": "the process ended here"}])
         try:
-            inputs = gpu_kernels.Inputs.of(case, on, seed=len(rows))
-            kept = gpu_kernels.kept_by(gpu_kernels.plans(case.shape[-1])[name], inputs.k)
-            call = gpu_kernels.ours(on, inputs, tuning.tables_of(on, case, kept, choice))
-            row["error"] = gpu_kernels.error_of(call, inputs, kept, gpu_kernels.BARS[case.dtype])
+            inputs = gpu_convolution.Inputs.of(case, on, seed=len(rows))
+            kept = gpu_convolution.kept_by(gpu_convolution.plans(case.shape[-1])[name], inputs.k)
+            call = gpu_convolution.ours(on, inputs, autotune.tables_of(on, case, kept, choice))
+            row["error"] = gpu_convolution.error_of(call, inputs, kept, gpu_convolution.BARS[case.dtype])
             first, second = call(0), call(0)
             if not torch.equal(first, second):
                 raise RuntimeError(f"two runs differ by {(first.double() - second.double()).norm():.1e}: a race")
         except Exception as problem:
-            row["failed"] = gpu_kernels.reason(problem)
+            row["failed"] = gpu_convolution.reason(problem)
             tell(f"{case.name}, {name}, {row['way']}: {row['failed']}")
         rows.append(row)
-        gpu_kernels.write(path, rows)
+        gpu_convolution.write(path, rows)
         on.rest()  # raises where the device is lost, and with it the rest
     return rows
 
 
 def bench(out: Path, seconds: float) -> None:
     """The benchmark; goes on where a process before it died."""
-    from sparsify.evals import gpu_kernels, gpu_machine
+    from sparsify.evals.speed import gpu_convolution, gpu_machine
 
-    some = dict.fromkeys([*gpu_kernels.QUICK, *gpu_kernels.cases()])
-    gpu_kernels.bench(gpu_machine.machine(), list(some), 7, out / "bench.json", seconds - MARGIN, tell)
+    some = dict.fromkeys([*gpu_convolution.QUICK, *gpu_convolution.cases()])
+    gpu_convolution.bench(gpu_machine.machine(), list(some), 7, out / "bench.json", seconds - MARGIN, tell)
 
 
 def profile(out: Path, seconds: float) -> None:
     """The kernels of three dense cases, once each, for a profiler to look at."""
     import torch
 
-    from sparsify.evals import gpu_kernels, gpu_machine
+    from sparsify.evals.speed import gpu_convolution, gpu_machine
 
     on = gpu_machine.machine()
     for seqlen in (1 << 10, 1 << 12, 1 << 14):
-        case = gpu_kernels.Case((16, 768, seqlen), "float16")
-        inputs = gpu_kernels.Inputs.of(case, on)
-        kept = gpu_kernels.plans(seqlen)[gpu_kernels.DENSE].apply(inputs.k)
-        gpu_kernels.ours(on, inputs, gpu_kernels.prepare(on, case, kept))(0)
+        case = gpu_convolution.Case((16, 768, seqlen), "float16")
+        inputs = gpu_convolution.Inputs.of(case, on)
+        kept = gpu_convolution.plans(seqlen)[gpu_convolution.DENSE].apply(inputs.k)
+        gpu_convolution.ours(on, inputs, gpu_convolution.prepare(on, case, kept))(0)
         torch.cuda.synchronize()
 
 
 def tune(out: Path, seconds: float) -> None:
     """Cases in the order of their likelihood, for as long as there is time."""
-    from sparsify.evals import gpu_kernels, gpu_machine, tuning
+    from sparsify.evals.speed import autotune, gpu_convolution, gpu_machine
 
     deadline, rows = time.monotonic() + seconds - MARGIN, []
-    for row in tuning.tune_all(gpu_machine.machine(), tuning.tuning_cases(), progress=tell):
+    for row in autotune.tune_all(gpu_machine.machine(), autotune.tuning_cases(), progress=tell):
         rows.append(row)
-        gpu_kernels.write(out / "tuned.json", rows)
+        gpu_convolution.write(out / "tuned.json", rows)
         if time.monotonic() > deadline:
             break
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import sparsify
 import sparsify.converters
+import sparsify.cpu.native
 import sparsify.evals
-import sparsify.native
-from sparsify.native.library import describe
+from sparsify.cpu.native.library import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {
     "sparsify.cuda": (ROOT / "cuda", {".cu", ".cuh"}),
-    "sparsify.native": (ROOT / "sparsify" / "native", {".h", ".cpp"}),
+    "sparsify.cpu.native": (ROOT / "sparsify" / "cpu" / "native", {".h", ".cpp"}),
 }
 
 
 def main(folder: Path, kernels: str) -> None:
-    for module in (sparsify, sparsify.converters, sparsify.evals, sparsify.native):
+    for module in (sparsify, sparsify.converters, sparsify.evals, sparsify.cpu.native):
         if not Path(str(module.__file__)).is_relative_to(folder):
             sys.exit(f"{module.__name__} came from {module.__file__}, expected it under {folder}")
     count = 0

@@ -18,15 +18,15 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsify import swap
-from sparsify.converters import implicit
-from sparsify.converters.folder import as_json, copy_beside
-from sparsify.converters.layout import fill_tied, translate
 from sparsify.converters.load import build, ours, saved_plan, strangers
+from sparsify.converters.models import implicit_filter
+from sparsify.converters.save import as_json, copy_beside
+from sparsify.converters.state_dict import fill_tied, translate
 from sparsify.converters.tensors import INDEX, read_config, read_tensors, shard_names
-from sparsify.files import write_whole
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite, Replaceable
-from sparsify.stored import fingerprint
+from sparsify.storage.files import write_whole
+from sparsify.storage.tensors import fingerprint
 
 from .config import FamilyConfig
 
@@ -158,9 +158,9 @@ class FamilyModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, implicit.PositionalEmbedding | implicit.Modulation):
+        if isinstance(module, implicit_filter.PositionalEmbedding | implicit_filter.Modulation):
             module.reset_parameters()
-        if isinstance(module, implicit.ImplicitFilter):
+        if isinstance(module, implicit_filter.ImplicitFilter):
             nn.init.normal_(module.bias)
 
     # --- convolutions ------------------------------------------------------------------------------------------------

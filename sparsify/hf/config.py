@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from sparsify.converters import hyena_dna, hyena_lm, m2_bert_model
-from sparsify.converters.dna_tokenizer import VOCABULARY
-from sparsify.converters.hyena_layout import MULTIPLE, flat, padded_rows
+from sparsify.converters import hyena_dna, hyena_lm
+from sparsify.converters.models import m2_bert
+from sparsify.converters.models.hyena_keys import MULTIPLE, flat, padded_rows
+from sparsify.converters.tokenizers.dna import VOCABULARY
 
 MOST_LABELS = 1 << 20
 
@@ -110,8 +111,8 @@ class HyenaLMConfig(HyenaConfig):
 class M2BertConfig(FamilyConfig):
     """M2-BERT's."""
 
-    model_type = m2_bert_model.MODEL_TYPE
-    made = m2_bert_model.M2BertConfig
+    model_type = m2_bert.MODEL_TYPE
+    made = m2_bert.M2BertConfig
     apart = ("num_labels", "head")
     shown = ("pooler", "vocab_size", "num_inner_mlps", "short_filter_order")
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
-from sparsify.converters.folder import copy_beside
 from sparsify.converters.load import build
+from sparsify.converters.save import copy_beside
 from sparsify.fftconv import LongConv
 from sparsify.freshness import weights_of
 from sparsify.plan import Plan

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from sparsify.converters.hyena_model import Backbone, stream
-from sparsify.converters.tiles import check_ids
+from sparsify.converters.models.hyena import Backbone, stream
+from sparsify.converters.models.tiled import check_ids
 from sparsify.stream import PIECE, Stream
 
 from .base import FamilyModel, logger

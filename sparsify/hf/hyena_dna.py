@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from sparsify.converters import hyena_dna
-from sparsify.converters.dna_tokenizer import DnaTokenizer
-from sparsify.converters.hyena_model import Backbone
+from sparsify.converters.models.hyena import Backbone
+from sparsify.converters.tokenizers.dna import DnaTokenizer
 
 from .config import HyenaDNAConfig
 from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates

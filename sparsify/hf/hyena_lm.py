@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import AutoModel, AutoModelForCausalLM
 
 from sparsify.converters import hyena_lm
-from sparsify.converters.hyena_layout import EMBEDDING, HEAD
-from sparsify.converters.hyena_model import Backbone
+from sparsify.converters.models.hyena import Backbone
+from sparsify.converters.models.hyena_keys import EMBEDDING, HEAD
 from sparsify.stream import Stream
 
 from .config import HyenaLMConfig

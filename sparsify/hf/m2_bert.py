@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
-from sparsify.converters import m2_bert, m2_bert_model
-from sparsify.converters.m2_bert_model import DECODER, EMBEDDING
-from sparsify.linear import BlockDiagonal
+from sparsify.converters import m2_bert
+from sparsify.converters.models import m2_bert as m2_bert_model
+from sparsify.converters.models.m2_bert import DECODER, EMBEDDING
+from sparsify.cpu.linear import BlockDiagonal
 
 from .base import FamilyModel, logger
 from .config import M2BertConfig

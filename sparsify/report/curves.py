@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plan import FilterPlan
-from ..spectra import energy_by_bin, energy_by_tap, rising
-from ..split import split
+from sparsify.filters.spectra import energy_by_bin, energy_by_tap, rising
+from sparsify.filters.split import split
+from sparsify.plan import FilterPlan
 
 FLOOR_DB = -80.0  # quieter entries are drawn here
 POINTS = 160  # of a curve

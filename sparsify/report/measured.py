@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ..figures import Row, both_parts, milliseconds, part_rows, position_rows, variants
 from .charts import Axis, Frame, at, compact, figure, label, nice
+from .figures import Row, both_parts, milliseconds, part_rows, position_rows, variants
 from .tables import table
 
 ROW = 54  # pixels that a part of the time takes in height: its name and two bars

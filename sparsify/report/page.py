@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .. import figures
-from ..figures import figure_rows, percent, power, ratio, times, variants
-from . import pareto
+from . import figures, pareto
+from .figures import figure_rows, percent, power, ratio, times, variants
 from .filters import site_map, spectra
 from .measured import parts, positions
 from .style import CSS

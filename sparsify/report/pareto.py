@@ -13,9 +13,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ..figures import PERPLEXITY, gain_unit, percent, times
-from ..figures import figure as measured_figure
 from .charts import Axis, Frame, at, factors, figure, label, share, symlog
+from .figures import PERPLEXITY, gain_unit, percent, times
+from .figures import figure as measured_figure
 from .labels import NARROW, Box, Place, Placed, place
 
 MOST = 1.0  # a predicted increase above it is not drawn: no prediction holds that far

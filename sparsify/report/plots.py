@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..figures import PERPLEXITY, gain_unit
-from ..figures import figure as measured_figure
-from ..install_check import DISTRIBUTION
+from sparsify.install_check import DISTRIBUTION
+
 from . import pareto
 from .charts import Axis, share
 from .curves import FLOOR_DB
+from .figures import PERPLEXITY, gain_unit
+from .figures import figure as measured_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""The models themselves: their modules, their filters, and how their layers run by tiles."""

@@ -1,0 +1,361 @@
+"""The fastest plan that keeps a promise: search on calibration windows, proof on windows the search did not see.
+
+    moments     one pass of the dense model: what arrives at every site                  (sparsify.sensitivity)
+    probes      candidates run on a few windows, one site at a time and all sites alike: KL to the dense model
+    choice      the quickest plan whose predicted losses add up to no more than a limit  (sparsify.budget), or the
+                same for all sites where that is quicker still: losses do not add up where sites make up for each other
+    proof       its perplexity on held-out windows, paired with the dense model's, negative lags cut; its leak
+    again       with another limit, until the measured increase and its standard error just fit
+    re-fit      on request: other numbers for what the plan keeps, where they lose less     (sparsify.refit)
+
+Of a model that fills in masked tokens, perplexity is the pseudo-perplexity of those, and there is nothing to cut and no
+leak: its filters look both ways, and any mask is admissible (`sparsify.evals.texts`).
+
+The proof is looked at once a step, `STEPS` times at most and once for a re-fit, so little is learnt from it; how often
+is in the report.
+
+Perplexity may stay where it is by luck, or because a blurred model is less sure where it was wrong, while predictions
+move.  So the limit goes no further than KL_TIMES the budget, whatever perplexity says: the losses that it bounds are
+KLs to the dense model, and that is what the perplexity of a model whose probabilities are right rises by.
+
+Every measurement can be kept in a journal; the search itself is quick, and is run again from the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsify import swap
+from sparsify.evals.texts import Run, Text
+from sparsify.plan import FilterPlan, Plan
+from sparsify.search.knapsack import Assignment, Option, front
+from sparsify.search.refit import refitted
+from sparsify.sites import ConvSite
+
+from .candidates import (  # fmt: skip
+    LEAK_GOAL,
+    Candidates,
+    Measured,
+    Price,
+    Task,
+    bounded,
+    candidates_of,
+    enough,
+    most_ahead,
+    options,
+    prepared,
+    probe,
+    quickest,
+)
+from .journal import Journal
+from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
+
+STEPS = 6  # looks at the held-out windows
+JUDGED_WINDOWS = 32  # that a re-fit is judged on
+FIRST_SHARE = 0.7  # of the windows of one file are for calibration, the rest is held out
+FEWEST_WINDOWS = 10  # that can be divided so
+KL_TIMES = 2.0  # the most that predicted losses may add up to, over the budget
+CLOSE = 1.15  # limits so near each other are not told apart
+STRIDES = 4.0  # largest change of the limit in a step
+DENSE = FilterPlan("dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise(Task):
+    """What a plan is to keep to."""
+
+    budget: float  # relative increase of perplexity
+    refit: bool = False
+    source: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.budget < 1:
+            raise ValueError(
+                f"a budget is an increase of perplexity between 0 and 1, got {self.budget:g}; 0.001 is 0.1 %"
+            )
+
+    def plan(self, picks: Picks) -> Plan:
+        """The plan that a choice stands for."""
+        return Plan(dict(picks), f"max-ppl-increase {100 * self.budget:g}%", self.source)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A plan that was measured on the held-out windows."""
+
+    limit: float  # on the sum of predicted losses, nats a token
+    predicted: float  # relative increase of perplexity
+    increase: float  # the same, measured with negative lags cut
+    stderr: float
+    kl: float  # measured, nats a token
+    leak: float  # worst found, relative to the logits
+    cost: float  # predicted, of all sites: seconds, or what the target counts
+    density: float  # kept taps plus bins, mean over sites
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that was measured, and the choice behind it."""
+
+    step: Step
+    plan: Plan
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan within a budget, and what stands behind it."""
+
+    plan: Plan
+    budget: float  # relative increase of perplexity
+    figure: str  # "perplexity", or what stands for it
+    target: str
+    chosen: Step
+    dense_cost: float  # the same, dense
+    bound: float  # no choice among the candidates, within the same limit on predicted losses, costs less
+    steps: tuple[Step, ...]
+    sites: tuple[Mapping[str, Any], ...]
+    points: tuple[tuple[float, float], ...]  # the front: (predicted gain, predicted increase)
+    calibration_windows: int
+    held_out_windows: int
+    passes: float  # over the calibration windows, forward: what the planning took, in all processes that had a part
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(replace(self, plan=Plan({}, self.plan.policy)))
+        most = self.dense_cost / self.bound if self.bound else None
+        gains = {"chosen": self.row(self.chosen), "steps": [self.row(step) for step in self.steps]}
+        return {**data, **gains, "most": most, "plan": self.plan.policy}
+
+    def row(self, step: Step) -> dict[str, Any]:
+        """A step, and how many times cheaper than dense it is."""
+        return {**asdict(step), "gain": self.dense_cost / step.cost}
+
+
+def divide(windows: Text) -> tuple[Text, Text]:
+    """Windows to calibrate on and windows held out: the first of a file and the last, with no token in common."""
+    if len(windows) < FEWEST_WINDOWS:
+        raise ValueError(
+            f"a plan within a budget takes at least {FEWEST_WINDOWS} windows of {windows.context} tokens, some to plan "
+            f"on and some to prove it, got {len(windows)}; pass a longer file or a shorter --context"
+        )
+    cut = int(FIRST_SHARE * len(windows))
+    shared = -(-windows.context // windows.stride) - 1  # windows that may overlap the first held-out one
+    if cut - shared < 1:
+        raise ValueError(
+            f"windows {windows.stride} tokens apart overlap too much to hold some out; use a longer stride"
+        )
+    return windows.part(slice(cut - shared)), windows.part(slice(cut, None))
+
+
+def parse_budget(text: str) -> float:
+    """A relative increase of perplexity, "0.1%" or "0.001"."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise ValueError(f"a budget is an increase of perplexity between 0 and 100 %, as 0.1% or 0.001, got {text!r}")
+    return value
+
+
+def plan_within(
+    model: nn.Module,
+    sites: Sequence[ConvSite],
+    filters: Mapping[str, Tensor],
+    calibration: Text,
+    held_out: Text,
+    budget: float,
+    target: Price,
+    allow_leak: bool = False,
+    refit: bool = False,
+    source: Mapping[str, str | None] | None = None,
+    progress: Say = nothing,
+    bar: Bar = no_bar,
+    journal: Journal | None = None,
+) -> Planned:
+    """The plan of the lowest predicted price whose measured increase of perplexity fits the budget.
+
+    budget: relative increase, 0.001 for 0.1 %; it fits if mean plus one standard error do, with the negative lags of
+    causal sites cut, on the held-out windows.  Causal sites leak at most LEAK_GOAL of the logits' norm, measured,
+    unless `allow_leak`.  refit: see `mended`.  The model is left with the convolutions that it came with.
+    journal: where measurements are kept.  Another call with the same journal makes those only that it lacks, and finds
+    bit for bit what one call would have found, where the machine rounds alike; another budget or target can use them.
+    Raises RuntimeError if nothing but the dense plan fits, or if nothing is cheaper than it.
+    """
+    task = Promise(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
+    with swap.installed(sites, dict.fromkeys(filters)):
+        runs = prepared(Runs(model, sites, filters, journal, progress, bar), task)
+        some = candidates_of(runs, task)
+        return search(runs, task, some, probe(runs, some, calibration))
+
+
+def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned:
+    """The last stages: choose, prove, and again with another limit on the predicted losses."""
+    dense, causal = Remembered(runs.under({})), bounded(runs, task)
+    ahead = dict.fromkeys(some, most_ahead(runs, task))
+    limit, fitting, failing = math.log1p(task.budget), 0.0, math.inf
+    most = min(1.0, KL_TIMES * limit)
+    steps: list[Step] = []
+    best: Found | None = None
+    tried: dict[Any, Found] = {}
+    for _ in range(4 * STEPS):  # a limit that leads to a plan already measured, or to dense, is no step
+        assignment = quickest(some, kl, ahead, limit)
+        picks = {name: option.plan for name, option in assignment.picks.items()}
+        fits, room = True, STRIDES
+        if any(plan != DENSE for plan in picks.values()):
+            found = tried.get(key := tuple(picks.items()))
+            if found is None:
+                if len(steps) == STEPS:
+                    break
+                plan = task.plan(picks)
+                with runs.stage(f"step {len(steps) + 1}", 2 * len(task.held_out)):
+                    step = measure(runs, task, dense, plan, assignment, limit)
+                found = tried[key] = Found(step, plan, assignment)
+                steps.append(step)
+                runs.say(told(len(steps), step, sum(few[0].seconds for few in some.values())))
+            step = found.step
+            if causal and step.leak > LEAK_GOAL:
+                ahead = tightened(ahead, some, picks, step.leak)
+                continue
+            fits, room = step.fits, task.budget / max(step.increase + step.stderr, task.budget / STRIDES)
+            if fits and (best is None or step.cost < best.step.cost):
+                best = found
+        fitting, failing = (max(fitting, limit), failing) if fits else (fitting, min(failing, limit))
+        if failing < fitting * CLOSE or (fits and limit >= most):
+            break
+        limit = min(most, next_limit(limit, fitting, failing, room))
+        if limit <= 1e-4 * task.budget:
+            break
+    if best is None:
+        raise RuntimeError(nothing_fits(task, steps, options(some, kl, ahead)))
+    if task.refit and (better := mended(runs, task, dense, best)):
+        steps.append(better.step)
+        best = better
+    return summary(runs, task, some, kl, best, tuple(steps), ahead)
+
+
+def mended(runs: Runs, task: Promise, dense: Run, best: Found) -> Found | None:
+    """The plan found, re-fitted, if that loses less; what it costs stays the same.
+
+    Sites are re-fitted one after the other, each only if the whole plan then is nearer to the dense model on some
+    calibration windows: second moments do not know what errors of several channels do together.  The outcome is
+    measured on the held-out windows as every step is, and taken if it fits and is nearer to the dense model there.
+    """
+    windows = task.calibration.spread(min(enough(task.calibration, JUDGED_WINDOWS), len(task.calibration)))
+
+    def judge(plan: Plan) -> float:
+        return runs.versus(dense, plan.filters, windows).kl
+
+    plan = refitted(best.plan, runs.filters, runs.moments, runs.sites, judge=judge, progress=runs.say)
+    if plan.sha256 == best.plan.sha256:
+        return None
+    step = measure(runs, task, dense, plan, best.assignment, best.step.limit)
+    runs.say(f"re-fitted: {outcome(step)}")
+    return Found(step, plan, best.assignment) if step.fits and step.kl < best.step.kl else None
+
+
+def tightened(ahead: Mapping[str, float], some: Candidates, picks: Picks, leak: float) -> dict[str, float]:
+    """Less is allowed to the sites that leak most, of a choice that leaks too much as a whole."""
+    own = {name: next(one.errors.ahead for one in some[name] if one.plan == plan) for name, plan in picks.items()}
+    most, less = max(own.values()), max(0.5, min(0.9, LEAK_GOAL / leak))
+    blamed = {name: less * math.sqrt(power) for name, power in own.items() if power > most / 2}
+    return {**ahead, **blamed}
+
+
+def next_limit(limit: float, fitting: float, failing: float, room: float) -> float:
+    """Where to look next.  room: the budget over what was measured."""
+    if fitting and math.isfinite(failing):
+        return math.sqrt(fitting * failing)
+    if math.isfinite(failing):
+        return limit * min(0.8, max(1 / STRIDES**2, room))
+    return limit * max(CLOSE, room)
+
+
+def measure(runs: Runs, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float) -> Step:
+    """What a plan does on the held-out windows."""
+    found = runs.versus(dense, plan.filters, task.held_out)
+    causal = bounded(runs, task)
+    leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
+    assert found.perplexity_ratio_stderr is not None  # a task has two windows
+    increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
+    density = [runs.density(name, kept) for name, kept in plan.filters.items()]
+    fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
+    mean = sum(density) / len(density)
+    predicted = math.expm1(assignment.loss)
+    return Step(limit, predicted, increase, stderr, found.kl, leak, assignment.seconds, mean, fits)
+
+
+def told(number: int, step: Step, dense_cost: float) -> str:
+    """A step in one line."""
+    return (
+        f"step {number}: predicted {dense_cost / step.cost:.2f}x at {step.predicted:+.3%}; {outcome(step)}: "
+        f"{'fits' if step.fits else 'does not fit'}"
+    )
+
+
+def outcome(step: Step) -> str:
+    """What was measured, in a few words."""
+    leak = f", leak {step.leak:.1e}" if step.leak else ""
+    return f"measured {step.increase:+.3%} +- {step.stderr:.3%}{leak}"
+
+
+def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Sequence[Option]]) -> str:
+    """Why there is no plan, and what budget has one.  offered: what was to choose from."""
+    budget = f"a budget of {100 * task.budget:g}%"
+    if not steps:
+        loss = min(option.loss for few in offered.values() for option in few if option.plan != DENSE)
+        return (
+            f"{budget} is too small for anything but the dense plan: of what is cheaper on {task.target.name} "
+            f"nothing is predicted to lose less than {math.expm1(loss):.3%}; allow about that"
+        )
+    honest = [step for step in steps if step.leak <= LEAK_GOAL]
+    if not honest:
+        return (
+            f"every plan that was tried for {budget} moves logits by more than {LEAK_GOAL:g} when the future changes; "
+            f"allow a larger loss, or say --allow-leak"
+        )
+    least = min(honest, key=lambda step: step.increase + step.stderr)
+    could = least.increase + least.stderr
+    return (
+        f"no plan but the dense one fits {budget}: the smallest increase measured is "
+        f"{least.increase:+.3%} with a standard error of {least.stderr:.3%}, so {could:.3%} can be met; more held-out "
+        f"windows make the error smaller"
+    )
+
+
+def summary(
+    runs: Runs, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
+    ahead: Mapping[str, float],
+) -> Planned:  # fmt: skip
+    """What was found, with what stands behind it."""
+    dense = sum(few[0].seconds for few in some.values())
+    rows = []
+    for name, option in best.assignment.picks.items():
+        one = next(one for one in some[name] if one.plan == option.plan)
+        rows.append(
+            {
+                "name": name,
+                "plan": str(best.plan.filters[name]),
+                "error": one.errors.error,
+                "ahead": one.errors.ahead,
+                "loss": option.loss,
+                "probed": option.plan in kl[name],
+                "cost": option.seconds,
+                "dense_cost": some[name][0].seconds,
+                "candidates": len(some[name]) - 1,
+            }
+        )
+    points = tuple((dense / found.seconds, math.expm1(found.loss)) for found in front(options(some, kl, ahead)))
+    return Planned(
+        plan=best.plan, budget=task.budget, figure=task.held_out.figure, target=task.target.name, chosen=best.step,
+        dense_cost=dense, bound=best.assignment.bound, steps=steps, sites=tuple(rows), points=points,
+        calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
+        passes=runs.windows / len(task.calibration),
+    )  # fmt: skip

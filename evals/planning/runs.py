@@ -1,0 +1,181 @@
+"""A model under plans for some of its convolutions: what it reads is counted, shown, and kept in a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sparsify import swap
+from sparsify.evals import causality
+from sparsify.evals.causality import Leak
+from sparsify.evals.data import Windows
+from sparsify.evals.quality import Versus
+from sparsify.evals.texts import Run, Text, compare, saying
+from sparsify.plan import FilterPlan, Plan
+from sparsify.search import sensitivity
+from sparsify.search.sensitivity import Moments
+from sparsify.sites import Conv, ConvSite
+from sparsify.storage.tensors import fingerprint
+
+from .journal import Journal, about
+
+TOKENS_A_BATCH = 1 << 14
+LEAK_WINDOWS = 4
+
+Say: TypeAlias = Callable[[str], None]
+Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
+"""bar(what, windows) shows how far that has come; what it yields is told of every few windows more."""
+Picks: TypeAlias = Mapping[str, FilterPlan]  # site -> what is kept; sites that are not named are dense
+
+
+def nothing(line: str | int) -> None:
+    """Progress that nobody watches."""
+
+
+def no_bar(what: str, windows: int) -> AbstractContextManager[Callable[[int], Any]]:
+    return nullcontext(nothing)
+
+
+def batches(windows: Text) -> int:
+    """Windows in a batch."""
+    return max(1, TOKENS_A_BATCH // windows.context)
+
+
+@dataclass
+class Runs:
+    """A model under plans, dense where they say nothing.  Its own convolutions are out while it is in use.
+
+    windows: how many were read, by this process or by one before it whose measurement the journal has.
+    moments: of what arrives at every site of the dense model, once `read` has seen to it.
+    """
+
+    model: nn.Module
+    sites: Sequence[ConvSite]
+    filters: Mapping[str, Tensor]
+    journal: Journal | None = None
+    say: Say = nothing
+    bar: Bar = no_bar
+    windows: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ahead = swap.ahead_of(self.sites)
+        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters), ahead=self.ahead)
+        self.device = next(self.model.parameters()).device
+        self.advance: Callable[[int], Any] = nothing
+        self.names: dict[Text, str] = {}
+        if self.journal is not None:
+            self.journal.open(about({**self.model.state_dict(), **self.filters}, self.device))
+            if self.journal:
+                self.say(f"going on from {self.journal}")
+            elif self.journal.others:
+                self.say(f"{self.journal.folder} holds measurements of other weights or versions; they are left alone")
+
+    def count(self, windows: int) -> None:
+        self.windows += windows
+        self.advance(windows)
+
+    @contextmanager
+    def stage(self, what: str, windows: int) -> Iterator[None]:
+        """While it lasts, a bar shows how many of about so many windows were read."""
+        with self.bar(what, windows) as self.advance:
+            yield
+        self.advance = nothing
+
+    def under(self, picks: Picks, cut: bool = True) -> Run:
+        """Logits with these sites changed; with negative lags of causal ones cut unless told.
+
+        Other variants may run in between.
+        """
+        changed = {name: plan for name, plan in picks.items() if plan.kind != "dense"}
+        own = {name: self.filters[name] for name in changed}
+        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut, self.ahead) if own else {})
+        run = swap.variant(self.model, self.sites, convs, saying(self.model))
+
+        def logits(*inputs: Tensor) -> Tensor:
+            found = run(*inputs)
+            self.count(len(inputs[0]))
+            return found
+
+        return logits
+
+    def density(self, name: str, plan: FilterPlan) -> float:
+        """What a site keeps under a plan, as a share of its filter."""
+        return plan.density(self.filters[name].shape[-1], self.ahead.get(name, 0))
+
+    def versus(self, dense: Run, picks: Picks, windows: Text) -> Versus:
+        """A choice against the dense model, with negative lags of causal sites cut."""
+
+        def measure() -> dict[str, Any]:
+            variants = {"dense": dense, "sparse": self.under(picks)}
+            found = compare(variants, windows, batches(windows))["sparse"].versus
+            assert found is not None  # only the baseline has none
+            return asdict(found)
+
+        return Versus(**self.recall("versus", picks, windows, measure))
+
+    def leak(self, picks: Picks, windows: Text) -> Leak:
+        """How far a choice reads the future, of a model of next tokens."""
+        assert isinstance(windows, Windows)
+
+        def measure() -> dict[str, Any]:
+            return asdict(causality.leak(self.under(picks, cut=False), windows, LEAK_WINDOWS))
+
+        return Leak(**self.recall("leak", picks, windows, measure))
+
+    def recall(self, kind: str, picks: Picks, windows: Text, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `measure` finds, or found when it was first asked for; either way the windows it read are counted."""
+        if self.journal is None:
+            return measure()
+        changed = {name: plan for name, plan in sorted(picks.items()) if plan.kind != "dense"}
+        key = {"kind": kind, "windows": self.name(windows), "plan": Plan(changed, "").sha256}
+        before = self.windows
+        found = self.journal.recall(key, lambda: {"found": measure(), "windows": self.windows - before})
+        self.count(before + found["windows"] - self.windows)  # none, where they were read just now
+        return dict(found["found"])
+
+    def name(self, windows: Text) -> str:
+        """What tells these windows from others."""
+        if windows not in self.names:
+            self.names[windows] = fingerprint(windows.tensors)
+        return self.names[windows]
+
+    def read(self, windows: Text) -> None:
+        """Find the moments: one pass of the dense model over these windows, or the rest of one."""
+        key = "" if self.journal is None else self.name(windows)
+        before = {} if self.journal is None else self.journal.moments(key)
+        done = min((one.windows for one in before.values()), default=0)
+        run, step = saying(self.model), batches(windows)
+        with torch.no_grad(), sensitivity.recording(self.sites, self.filters, before) as so_far:
+            self.count(done)
+            for start in range(done, len(windows), step):
+                some = windows.inputs(slice(start, start + step))
+                run(*(x.to(self.device) for x in some))
+                self.count(len(some[0]))
+                if self.journal is not None:
+                    self.journal.keep(key, so_far(), last=start + step >= len(windows))
+            self.moments = so_far()
+
+
+class Remembered:
+    """Logits of one model that are computed once for every batch, as long as they fit in memory."""
+
+    BYTES = 1 << 29
+
+    def __init__(self, logits: Run) -> None:
+        self.logits, self.known, self.bytes = logits, dict[bytes, Tensor](), 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        key = b"".join(x.numpy().tobytes() for x in inputs)
+        if key in self.known:
+            return self.known[key]
+        found = self.logits(*inputs)
+        if self.bytes + found.nbytes <= self.BYTES:
+            self.known[key] = found
+            self.bytes += found.nbytes
+        return found
