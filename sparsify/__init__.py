@@ -20,10 +20,41 @@ from .sites import ConvSite
 
 if _TYPE_CHECKING:
     from .converters.load import load
+    from .pipeline.bench import bench
+    from .pipeline.convert import convert
+    from .pipeline.evaluate import evaluate
+    from .pipeline.finetune import finetune
+    from .pipeline.generate import generate
+    from .pipeline.inspect import analyze, inspect
+    from .pipeline.push import push
 
-__all__ = ["ConvSite", "LongConv", "fftconv", "fftconv_ref", "load"]
+__all__ = [
+    "ConvSite",
+    "LongConv",
+    "analyze",
+    "bench",
+    "convert",
+    "evaluate",
+    "fftconv",
+    "fftconv_ref",
+    "finetune",
+    "generate",
+    "inspect",
+    "load",
+    "push",
+]
 __version__ = "0.1.0"
-_LATER = {"load": "sparsify.converters"}  # imported when asked for: names here -> where they are
+_LATER = {  # imported when asked for: names here -> where they are
+    "load": "sparsify.converters",
+    "analyze": "sparsify.pipeline.inspect",
+    "bench": "sparsify.pipeline.bench",
+    "convert": "sparsify.pipeline.convert",
+    "evaluate": "sparsify.pipeline.evaluate",
+    "finetune": "sparsify.pipeline.finetune",
+    "generate": "sparsify.pipeline.generate",
+    "inspect": "sparsify.pipeline.inspect",
+    "push": "sparsify.pipeline.push",
+}
 
 _hf.watch()  # AutoModel and its kin know our models from now on
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from verbs import answer, run
 
 from sparsify import swap
-from sparsify.cli import measure
 from sparsify.converters import load
 from sparsify.cpu import cost_model, native
 from sparsify.evals.speed import cpu_convolution
 from sparsify.evals.speed.breakdown import FILTERS
+from sparsify.pipeline import bench, timing
 from sparsify.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,7 +182,7 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
     """The very operators: another made of the same taps might take another way to the same numbers."""
     answer("convert", checkpoint, tmp_path / "out", "--split", "8:0.25")
     made, timed = [], []
-    operators, ways_alone = measure.operators, measure.ways_alone
+    operators, ways_alone = timing.operators, timing.ways_alone
 
     def keep(*args):
         made.append(operators(*args))
@@ -193,8 +193,8 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
         timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.ahead > 0))
         return ways_alone(p, site, convs, *rest)
 
-    monkeypatch.setattr(measure, "operators", keep)
-    monkeypatch.setattr(measure, "ways_alone", watch)
+    monkeypatch.setattr(timing, "operators", keep)
+    monkeypatch.setattr(timing, "ways_alone", watch)
     answer("bench", tmp_path / "out", "--rounds", 3)
     assert timed == [(True, True, True)] * 2
 
@@ -214,7 +214,7 @@ def test_bench_of_the_convolution(tmp_path):
 
 def test_quick_is_a_subset(monkeypatch):
     shapes = []
-    monkeypatch.setattr(measure, "convolutions", lambda some, *_: shapes.append(some) or {})
+    monkeypatch.setattr(bench, "convolutions", lambda some, *_: shapes.append(some) or {})
     for options in ([], ["--quick"]):
         answer("bench", *options)
     assert shapes == [cpu_convolution.SHAPES, cpu_convolution.QUICK] and set(cpu_convolution.QUICK) < set(

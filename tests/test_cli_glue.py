@@ -17,14 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from verbs import answer, refusal, run
 
-from sparsify.cli import glue, measure, options
-from sparsify.cli.glue import how_to_score
+from sparsify.cli import terminal
 from sparsify.converters import load, m2_bert
 from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
 from sparsify.converters.tokenizers.wordpiece import TextTokenizer
 from sparsify.evals.glue import finetune
 from sparsify.evals.glue.labels import described
 from sparsify.evals.glue.tasks import TASKS
+from sparsify.pipeline import evaluate
+from sparsify.pipeline import finetune as tuning
+from sparsify.pipeline.commands import how_to_score
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 24
@@ -183,7 +185,7 @@ def test_how_to_score(classifier, pretrained, tmp_path):
 
 
 def test_progress_is_a_line_now_and_then_without_a_terminal(pretrained, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(options, "SECONDS_A_LINE", 0)
+    monkeypatch.setattr(terminal, "SECONDS_A_LINE", 0)
     done = run("finetune", pretrained, "--task", "sst2", "--data", data, "--out", tmp_path / "out", *TUNE)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fine-tuning on SST-2: ")]
     assert len(lines) == 30 and "1 of 30 steps, loss 0" in lines[0] and "best" not in lines[0] and "nan" not in lines[0]
@@ -429,7 +431,7 @@ def test_one_mask_everywhere_or_a_plan(pretrained, text, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_said_before_the_work(pretrained, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "find_spec", lambda name: None)
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
     ask = ("eval", "front", pretrained, "--calibration", text, "--picture", tmp_path / "front.png")
     assert refusal(*ask).endswith("brings what draws pictures") and not (tmp_path / "front.png").exists()
 
@@ -475,7 +477,7 @@ def test_a_plan_for_another_head_with_the_same_filters(pretrained, classifier, p
 def test_a_search_that_is_killed(pretrained, text, tmp_path):
     """The same command goes on from the measurements that are on the disk, and finds the same plan."""
     script = (
-        "import os, signal, sys\nfrom sparsify.evals.journal import Journal\nappend = Journal.append\n"
+        "import os, signal, sys\nfrom sparsify.evals.planning.journal import Journal\nappend = Journal.append\n"
         "def mortal(self, entry):\n"
         "    if len(self.known) == 7: os.kill(os.getpid(), signal.SIGKILL)\n    append(self, entry)\n"
         "Journal.append = mortal\nfrom sparsify.cli import main\nmain(sys.argv[1:])\n"
@@ -508,8 +510,8 @@ def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
 def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
     """The process dies between two steps; the same command goes on, and the folder has the same bytes."""
     script = (
-        "import os, signal, sys\nfrom sparsify import cli_glue\nfrom sparsify.evals import finetune\n"
-        "cli_glue.SAVE_EVERY, step = 4, finetune.train_step\ncalls = []\n"
+        "import os, signal, sys\nfrom sparsify.pipeline import finetune as verb\nfrom sparsify.evals.glue import finetune\n"
+        "verb.SAVE_EVERY, step = 4, finetune.train_step\ncalls = []\n"
         "def mortal(*a):\n    calls.append(1)\n"
         "    if len(calls) == 18: os.kill(os.getpid(), signal.SIGKILL)\n    return step(*a)\n"
         "finetune.train_step = mortal\nfrom sparsify.cli import main\nmain(sys.argv[1:])\n"
@@ -528,8 +530,8 @@ def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
 @pytest.mark.parametrize("moment", ["train_step", "write_classifier"])
 def test_a_full_disk_and_started_again(pretrained, data, classifier, small_disk, fill_up, monkeypatch, moment):
     """When the run is saved for the second time, or the classifier written: one sentence, and nothing is lost."""
-    monkeypatch.setattr(glue, "SAVE_EVERY", 4)
-    module, calls = {"train_step": finetune, "write_classifier": glue}[moment], []
+    monkeypatch.setattr(tuning, "SAVE_EVERY", 4)
+    module, calls = {"train_step": finetune, "write_classifier": tuning}[moment], []
     original = getattr(module, moment)
 
     def filling(*args):

@@ -303,7 +303,7 @@ def test_ctrl_c_elsewhere_says_so(ask, monkeypatch):
     def stopped(*args, **where):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparsify.cli.main.open_checkpoint", stopped)
+    monkeypatch.setattr("sparsify.pipeline.inspect.open_checkpoint", stopped)
     done = CliRunner().invoke(main, ["inspect", ask[-1]])
     assert (done.exit_code, done.stdout, done.stderr.split()) == (130, "", ["interrupted"])
 
@@ -329,7 +329,7 @@ def test_a_full_disk_is_one_sentence(ask, tmp_path, small_disk, fill_up, monkeyp
 KILLED = """
 import os, signal, sys
 from sparsify.cli import main
-from sparsify.evals.journal import Journal
+from sparsify.evals.planning.journal import Journal
 append = Journal.append
 def killed(self, entry):
     if len(self.known) == 5:

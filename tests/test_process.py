@@ -76,10 +76,11 @@ def test_a_signal_closes_the_bar_of_a_terminal(python, number, code, word):
     """What is left on the last line is the word alone."""
     script = f"""
 import os, sys, time
-from sparsify import cli, cli_common
+from sparsify import cli
+from sparsify.pipeline import progress
 @cli.main.command()
 def slow():
-    with cli_common.bar("working", 10) as advance:
+    with progress.bar("working", 10) as advance:
         advance(1)
         os.kill(os.getpid(), {int(number)})
         time.sleep(60)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sparsify.pipeline import push as publishing
 from sparsify.storage.files import readable_size
 
-from .options import AS_JSON, as_text, say, tell
+from .options import AS_JSON
+from .terminal import tell
 
 
 @click.command()
@@ -26,42 +29,16 @@ from .options import AS_JSON, as_text, say, tell
     help="Write to a repository that holds something else, or weights that changed since `convert` wrote them.",
 )
 @AS_JSON
-def push(
-    folder: Path, repo: str, private: bool, revision: str | None, create_pr: bool, dry_run: bool, message: str | None,
-    force: bool, as_json: bool,
-) -> None:  # fmt: skip
+def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Make the hub's USER/REPO hold the checkpoint that `convert` wrote to the folder OUT, by one commit.
 
     The same again makes no commit.  The token is HF_TOKEN, or that of `hf auth login`.
     """
-    result = pushed(folder, repo, private, revision, create_pr, dry_run, message, force)
-    tell(as_text(result) if as_json else in_words(result))
+    result = publishing.push(folder, repo, **options)
+    tell(result.to_json() if as_json else in_words(result))
 
 
-def pushed(folder: Path, repo: str, *options: Any) -> dict[str, Any]:
-    """What a push did, and how to load it.  options: those of `sparsify.converters.hub.upload.push`, in its order."""
-    from sparsify.converters.hub import upload
-
-    say(f"pushing {folder} to {repo}")
-    result = upload.push(folder, repo, *options).to_dict()
-    return {**result, "load": how_to_load(result)}
-
-
-def check_push(repo: str) -> None:
-    """Refuse a repository that a push would be refused by, before the work that is to be pushed."""
-    from sparsify.converters.hub import upload
-
-    say(f"asking whether {repo} can be written to")
-    upload.check_target(repo)
-
-
-def how_to_load(result: dict[str, Any]) -> str:
-    """Python that loads what was pushed, this very commit."""
-    revision = f', revision="{result["commit"]}"' if result["commit"] else ""
-    return f'import sparsify; sparsify.load("{result["repo"]}"{revision})'
-
-
-def in_words(result: dict[str, Any]) -> str:
+def in_words(result: Mapping[str, Any]) -> str:
     """What was done, or would be: a line a file, then where to find it."""
     lines = [f"  + {name}  {readable_size(size)}" for name, size in result["uploaded"].items()]
     lines += [f"  - {name}" for name in result["deleted"]]

@@ -1,34 +1,17 @@
-"""Results for people: tables and sparklines from the dictionaries that `--json` prints."""
+"""Results for people: tables from the dictionaries that `--json` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from sparsify.process import as_written
 from sparsify.report import figures
 from sparsify.report.figures import Row
-
-BARS = "▁▂▃▄▅▆▇█"
-FLOOR_DB = -60.0  # what a sparkline shows as its lowest bar
-
-
-def sparkline(energy: Tensor, width: int = 24) -> str:
-    """Energy along a logarithmic axis, loudest entry of each cell, from -60 dB to 0 dB.  energy: (T,) -> text."""
-    edges = torch.logspace(0, torch.log10(torch.tensor(len(energy) + 1.0)), width + 1).long() - 1
-    peak = energy.max().clamp_min(torch.finfo(energy.dtype).tiny)
-    cells = []
-    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        loudest = (energy[start : max(stop, start + 1)].max() / peak).clamp_min(1e-30)
-        level = 1 - 10 * float(loudest.log10()) / FLOOR_DB
-        cells.append(BARS[max(0, min(len(BARS) - 1, int(level * len(BARS))))])
-    return "".join(cells)
 
 
 def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

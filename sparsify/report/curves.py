@@ -16,6 +16,8 @@ FLOOR_DB = -80.0  # quieter entries are drawn here
 POINTS = 160  # of a curve
 CELLS = 64  # of a row of the map
 MOST_BANDS = 64  # that are listed one by one
+BARS = "▁▂▃▄▅▆▇█"
+LOWEST_DB = -60.0  # what a sparkline shows as its lowest bar
 
 
 def curves(k: Tensor, kept: FilterPlan, n: int, ahead: int = 0) -> dict[str, Any]:
@@ -84,3 +86,15 @@ def bands(bins: Tensor) -> list[list[float]]:
     if len(starts) > MOST_BANDS:
         return bands(torch.stack([part.any() for part in bins.tensor_split(MOST_BANDS)]))
     return [[start / len(bins), stop / len(bins)] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+
+def sparkline(energy: Tensor, width: int = 24) -> str:
+    """Energy along a logarithmic axis, loudest entry of each cell, from -60 dB to 0 dB.  energy: (T,) -> text."""
+    edges = torch.logspace(0, torch.log10(torch.tensor(len(energy) + 1.0)), width + 1).long() - 1
+    peak = energy.max().clamp_min(torch.finfo(energy.dtype).tiny)
+    cells = []
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        loudest = (energy[start : max(stop, start + 1)].max() / peak).clamp_min(1e-30)
+        level = 1 - 10 * float(loudest.log10()) / LOWEST_DB
+        cells.append(BARS[max(0, min(len(BARS) - 1, int(level * len(BARS))))])
+    return "".join(cells)

@@ -1,0 +1,184 @@
+"""Speed: of a model against the dense one, or of the convolution alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sparsify.storage.files import write_whole
+
+from .checkpoints import FLOAT32, at_least, check_length, open_baseline, open_checkpoint
+from .progress import Progress, say, session
+from .result import Result, as_text
+from .timing import timed_model
+
+OF_A_MODEL = ("baseline", "length", "batch", "linears", "revision", "shift")
+OF_A_CONVOLUTION = ("shapes", "quick", "both_ways")
+FEWEST_ROUNDS = 3
+
+
+def bench(
+    model: str | None = None, *, baseline: str | None = None, length: int | None = None, batch: int = 1,
+    shapes: Sequence[tuple[int, int, int]] = (), quick: bool = False, both_ways: bool = False, calibrate: bool = False,
+    rounds: int = 11, save: str | Path | None = None, linears: str = FLOAT32, revision: str | None = None,
+    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """The time of a model against the dense one in the same rounds: end to end, by part, and every convolution.
+
+    Without a model: that of the convolution alone against the code of the models, the best of torch.fft and, on a GPU,
+    other libraries that are installed.
+
+    Args:
+        model: A folder or a hub id, ORG/NAME.
+        baseline: Dense checkpoint to compare with; None takes the model itself, dense.
+        length: Tokens in a sequence; None takes the model's context, up to 32768.
+        batch: Sequences at a time.
+        shapes: Time the convolution at these (batch, channels, length) only.
+        quick: Time the convolution at two or three shapes only.
+        both_ways: Time filters that look both ways, as M2-BERT's do; on a CPU.
+        calibrate: Measure what ways to convolve cost here, and choose by that from now on; on a GPU at these shapes, if
+            given.
+        rounds: How often everything is timed.
+        save: Write the JSON to this file, too.
+        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
+        revision: Branch, tag or commit on the hub.
+        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
+        progress: Called with every `progress.Event` while this works.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+    """
+    at_least(FEWEST_ROUNDS, rounds=rounds)
+    at_least(1, length=length, batch=batch)
+    own = {"baseline": baseline, "length": length, "linears": linears, "revision": revision, "shift": shift}
+    plain = {"linears": FLOAT32, "batch": 1}
+    alone = {"shapes": shapes, "quick": quick, "both_ways": both_ways}
+    given = {name for name, value in (own | {"batch": batch}).items() if value != plain.get(name)}
+    refuse_given(model, given | {name for name, value in alone.items() if value})
+    where = {"revision": revision, "shift": shift, "device": device}
+    kept = None if save is None else Path(save)
+    with session(progress):
+        if model is None:
+            found = convolution_alone(shapes, quick, both_ways, calibrate, rounds, kept, device)
+        elif calibrate:
+            raise ValueError(ONLY_CALIBRATE)
+        else:
+            p = open_checkpoint(model, **where)
+            check_length(p, length)
+            base = open_baseline(baseline, p, where) if baseline else p
+            found = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds)
+        if kept:
+            write_whole(kept, as_text(found) + "\n")
+        return Result(found)
+
+
+ONLY_CALIBRATE = "--calibrate times ways to convolve, nothing else; give it alone"
+
+
+def convolution_alone(
+    shapes: Sequence[tuple[int, int, int]], quick: bool, both_ways: bool, calibrate: bool, rounds: int,
+    save: Path | None, device: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `bench` says without a model."""
+    gpu = on_gpu(device)
+    if both_ways and (gpu or calibrate):
+        raise ValueError("--both-ways times the convolution on a CPU; add --device cpu, or leave it out")
+    if calibrate and (quick or (shapes and not gpu)):
+        raise ValueError(ONLY_CALIBRATE)
+    if calibrate:
+        return tuned_here(shapes, rounds, device) if gpu else calibrated()
+    if gpu:
+        return gpu_convolutions(shapes, quick, rounds, save, device)
+    from sparsify.evals.speed.cpu_convolution import QUICK, SHAPES
+
+    return convolutions(shapes or (QUICK if quick else SHAPES), rounds, both_ways)
+
+
+def refuse_given(model: str | None, given: Iterable[str]) -> None:
+    """Refuse options that say nothing to what is asked for, rather than ignore them.  given: their names."""
+    idle, about = (
+        (OF_A_MODEL, "a model; name the MODEL") if model is None
+        else (OF_A_CONVOLUTION, "the convolution alone; leave the MODEL out")
+    )  # fmt: skip
+    given = set(given)
+    for name in idle:
+        if name in given:
+            option = "--shape" if name == "shapes" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is about {about}, or leave {option} out")
+
+
+def on_gpu(device: str | None) -> bool:
+    """Whether a convolution is to be timed on a GPU: as asked, else where there is one."""
+    import torch
+
+    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device} is neither cpu nor cuda; choose one of them")
+    return kind == "cuda"
+
+
+def gpu_convolutions(
+    shapes: Sequence[tuple[int, int, int]], quick: bool, rounds: int, save: Path | None, device: str | None
+) -> dict[str, Any]:
+    """The convolution alone on a GPU; with `save`, the file has every case as soon as it is timed."""
+    from sparsify.evals.speed import gpu_convolution, gpu_machine
+
+    on = gpu_machine.machine(device or "cuda")
+    some = gpu_convolution.cases(shapes) if shapes else gpu_convolution.QUICK if quick else gpu_convolution.cases()
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.unlink(missing_ok=True)  # what it has is not timed again, and this run is asked for
+    return gpu_convolution.bench(on, some, rounds, save, progress=say)
+
+
+def tuned_here(shapes: Sequence[tuple[int, int, int]], rounds: int, device: str | None) -> dict[str, Any]:
+    """The quickest kernels of this card, kept, beside those that the planner thinks so."""
+    from sparsify.evals import results
+    from sparsify.evals.speed import autotune, gpu_machine
+
+    on = gpu_machine.machine(device or "cuda")
+    rows = list(autotune.tune_all(on, autotune.tuning_cases(shapes or None), rounds, say))
+    if not rows:
+        raise RuntimeError("nothing could be tuned; the notes above say why")
+    return {"tuned": rows, "conditions": asdict(results.conditions(on.device))}
+
+
+def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int, both_ways: bool = False) -> dict[str, Any]:
+    """The convolution alone, at each of these shapes, with filters that look back or `both_ways`."""
+    from sparsify.evals import results
+    from sparsify.evals.speed import cpu_convolution
+
+    timed = []
+    for shape in shapes:
+        label = " x ".join(f"{size:,}" for size in shape)
+        ways = cpu_convolution.compare(shape, rounds, partial(say_of, label), both_ways)
+        timed.append({"shape": list(shape), "ways": [asdict(way) for way in ways]})
+    return {"shapes": timed, "both_ways": both_ways, "rounds": rounds, "conditions": asdict(results.conditions())}
+
+
+def say_of(what: str, step: str) -> None:
+    say(f"{what}: {step}")
+
+
+def calibrated() -> dict[str, Any]:
+    """The constants of this machine, measured and kept, beside the defaults."""
+    from sparsify.cpu import cost_model
+    from sparsify.cpu.native import library
+
+    there, found = library.describe()
+    if not there:
+        raise ValueError(f"--calibrate times the compiled kernels, and there are none here: {found}")
+    costs = cost_model.calibrate(say)
+    return {
+        **cost_model.machine(),
+        "path": str(cost_model.keep(costs)),
+        "costs": asdict(costs),
+        "defaults": asdict(cost_model.DEFAULT),
+    }

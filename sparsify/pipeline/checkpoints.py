@@ -1,0 +1,145 @@
+"""The way to a checkpoint, a model under a plan, and what is said of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .progress import say
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
+    from torch import Tensor, nn
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals.planning.candidates import Price
+    from sparsify.evals.texts import Run
+    from sparsify.plan import Plan
+    from sparsify.sites import Conv
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
+TOKENS_A_BATCH = 1 << 14
+
+
+def at_least(least: float, **given: float | None) -> None:
+    """Refuse a number below `least`.  given: name of the option -> number, None for what was not given."""
+    for name, value in given.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least:g} or more, got {value}")
+
+
+def check_length(p: Pretrained, length: int | None) -> None:
+    """Refuse a number of tokens that a model does not take."""
+    if length is not None and length > p.context:
+        raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
+
+
+def open_checkpoint(src: str, revision: str | None, shift: float | None, device: str | None) -> Pretrained:
+    """SRC, loaded, with the plan it was saved with or the dense one."""
+    import torch
+
+    from sparsify.converters import load
+
+    say(f"loading {src}")
+    p = load(src, revision, shift, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for note in p.notes:
+        say(f"note: {note}")
+    return p
+
+
+def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrained:
+    """The dense checkpoint that `p` is compared with, from its main branch, under the same shift unless told."""
+    shift = p.shift if where["shift"] is None else where["shift"]
+    base = open_checkpoint(src, **{**where, "revision": None, "shift": shift})
+    if not base.plan.is_dense:
+        raise ValueError(f"the baseline {src} is under the plan {base.plan.policy} itself; pass a dense checkpoint")
+    return base
+
+
+def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
+    """A checkpoint, and the dense one to compare it with."""
+    p = open_checkpoint(model, **where)
+    return p, open_baseline(baseline, p, where) if baseline else p
+
+
+def described(p: Pretrained) -> dict[str, Any]:
+    """Which checkpoint this is."""
+    return {
+        "source": p.source.label,
+        "revision": p.source.revision,
+        "sha256": p.sha256,
+        "family": p.family,
+        "shift": p.shift,
+        "plan": p.plan.policy,
+    }
+
+
+def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dict[str, Conv]:
+    """The convolutions of a checkpoint under a plan, None for the one that keeps everything."""
+    from sparsify import swap
+    from sparsify.plan import Plan
+
+    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
+
+
+def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Run:
+    """The model with these convolutions and linear layers as a function; other variants may run in between."""
+    from sparsify import swap
+    from sparsify.cpu.linear import use_precision
+    from sparsify.evals.texts import saying
+
+    run = swap.variant(p.model, p.sites, convs, saying(p.model))
+
+    def forward(*inputs: Tensor) -> Tensor:
+        use_precision(p.model, linears)
+        return run(*inputs)
+
+    return forward
+
+
+def compared(
+    p: Pretrained, base: Pretrained, call: Callable[[nn.Module], Callable[..., Tensor]] | None = None
+) -> dict[str, tuple[Pretrained, Callable[..., Tensor]]]:
+    """The dense model, and the one under its plan if it has one or weights of its own: name -> checkpoint, function.
+
+    call: model -> what of it to run; None runs it itself.
+    """
+    from sparsify import swap
+    from sparsify.plan import Plan
+
+    plans = {"dense": (base, Plan.dense(base.filters))}
+    if base is not p or not p.plan.is_dense:
+        plans["sparse"] = (p, p.plan)
+    return {name: (q, swap.variant(q.model, q.sites, operators(q, plan), call and call(q.model)))
+            for name, (q, plan) in plans.items()}  # fmt: skip
+
+
+def check_linears(p: Pretrained, linears: str, length: int) -> None:
+    """Refuse a precision that would not be used.  length: tokens of the shortest pass."""
+    from sparsify.cpu.linear import PAYS_AT, PRECISIONS, Linear
+
+    if linears not in PRECISIONS:
+        raise ValueError(f"got linears in {linears!r}; choose one of {', '.join(PRECISIONS)}")
+    if linears == FLOAT32:
+        return
+    if p.device.type != "cpu" or not any(isinstance(module, Linear) for module in p.model.modules()):
+        raise ValueError(f"--linears {linears} is for Hyena models on a CPU so far; add --device cpu, or leave it out")
+    if length < PAYS_AT:
+        raise ValueError(
+            f"--linears {linears} begins to pay at {PAYS_AT} tokens and is not used below, got {length}; leave it out"
+        )
+
+
+def priced(target: str | None) -> Price:
+    """What a plan is to be cheap on."""
+    from sparsify.evals.planning.candidates import Kept
+    from sparsify.search import latency
+
+    return Kept() if target == "kept" else latency.target(target)
+
+
+def some_tokens(p: Pretrained, batch: int, length: int) -> Tensor:
+    """Token ids to time a model on: (batch, length)."""
+    import torch
+
+    first, stop = p.tokenizer.id_range
+    return torch.randint(first, stop, (batch, length))

@@ -1,0 +1,361 @@
+"""Quality: perplexity, masked tokens, retrieval, and plans against masks, each paired with the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsify.storage.files import write_whole
+from sparsify.storage.reading import refuse_twice
+
+from .checkpoints import (
+    FLOAT32,
+    TOKENS_A_BATCH,
+    at_least,
+    check_linears,
+    compared,
+    described,
+    open_baseline,
+    open_checkpoint,
+    operators,
+    pair_of,
+    priced,
+    running,
+)
+from .glue import evaluate_glue
+from .progress import Progress, bar, counting, note, noted, say, session
+from .result import Result, as_text
+from .texts import (
+    DEFAULT_WINDOWS,
+    batch_of,
+    check_head,
+    convention,
+    masked_of,
+    on_texts,
+    padded,
+    text_of,
+    too_long,
+    windows_of,
+)
+from .timing import timed_parts
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
+    from torch import Tensor
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals.speed.throughput import Timing
+    from sparsify.evals.texts import Text
+    from sparsify.plan import Plan
+
+PARTS_TOKENS = 1 << 13  # that a forward pass taken apart has at most, where it is a by-product
+QUICK_ROUNDS = 3  # and how often it runs
+
+
+def evaluate(model: str, kind: str = "ppl", *, progress: Progress | None = None, **options: Any) -> Result:
+    """How well a model does, paired with the dense one.
+
+    Args:
+        model: A folder or a hub id, ORG/NAME.
+        kind: "ppl", "front", "glue", "mlm" or "retrieval", as `sparsify eval` has them.
+        progress: Called with every `progress.Event` while this works.
+        options: Those of `evaluate_perplexity`, `evaluate_front`, `evaluate_glue`, `evaluate_mlm` or
+            `evaluate_retrieval`; each needs `data`, the front `calibration`.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        TypeError: An option is none of this kind, or one is missing.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"there is no evaluation {kind!r}; choose one of {', '.join(KINDS)}")
+    return KINDS[kind](model, progress=progress, **options)
+
+
+# --- perplexity ----------------------------------------------------------------------------------------------------
+
+
+def evaluate_perplexity(
+    model: str, data: str | Path, *, baseline: str | None = None, context: int | None = None,
+    stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32,
+    revision: str | None = None, shift: float | None = None, device: str | None = None,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """Perplexity, paired with the dense model on the same tokens; leak and cut perplexity if the model has a plan.
+
+    Args:
+        model: A folder or a hub id, ORG/NAME.
+        data: Text or FASTA file, gzipped or not; "-" is standard input.
+        baseline: Dense checkpoint to compare with; None takes the model itself, dense.
+        context: Tokens in a window; None takes the model's context.
+        stride: Tokens from window to window; None takes `context`.
+        limit: Windows, evenly spaced; 0 takes all.
+        upper: Read lower-case (soft-masked) bases as upper case.
+        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
+        revision: Branch, tag or commit on the hub.
+        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
+        progress: Called with every `progress.Event` while this works.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+    """
+    at_least(2, context=context)
+    at_least(1, stride=stride)
+    at_least(0, limit=limit)
+    where = {"revision": revision, "shift": shift, "device": device}
+    with session(progress):
+        p = open_checkpoint(model, **where)
+        base = open_baseline(baseline, p, where) if baseline else None
+        windows = windows_of(p, Path(data), context, stride, limit, upper)
+        return Result(measured(p, p.plan, windows, base, linears))
+
+
+def measured(
+    p: Pretrained,
+    plan: Plan,
+    windows: Text,
+    base: Pretrained | None = None,
+    linears: str = FLOAT32,
+    speed: bool = False,
+) -> dict[str, Any]:
+    """Quality, and speed if asked for, of a checkpoint under a plan, against the dense model on the same tokens.
+
+    linears: what the variant multiplies in; the dense model has float32 always.
+    """
+    from sparsify.evals import causality, results, texts
+    from sparsify.evals.data import Windows
+    from sparsify.evals.speed import throughput
+
+    check_linears(p, linears, windows.context)
+    own, causal = base or p, any(site.causal for site in p.sites)
+    variants = {"dense": running(own, operators(own))}
+    name = "dense" if base is None and plan.is_dense else "sparse"
+    name += "" if linears == FLOAT32 else f", {linears} linears"
+    if name != "dense":
+        variants[name] = running(p, operators(p, plan), linears)
+    shown, cuts = list(variants), {}
+    if plan.leaks and causal:
+        variants["cut"], cuts = running(p, operators(p, plan, cut=True), linears), {name: "cut"}
+    with counting(windows.figure, len(windows), "window") as progress:
+        comparison = texts.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
+    leaks = {}
+    if causal and isinstance(windows, Windows):
+        leaks = {name: causality.leak(variants[name], windows) for name in shown}
+    timings: dict[str, Timing] = {}
+    if speed:
+        say("timing")
+        first = windows.inputs(slice(1))
+        timings = throughput.paired({name: partial(variants[name], *first) for name in shown})
+    report = results.report(comparison, results.conditions(p.device), cuts, leaks, timings, windows.context)
+    rows = {row["variant"]: row for row in report.pop("results")}
+    dense, row = rows["dense"], rows[name]
+    verdict = []
+    if row is not dense and causal:
+        verdict = causality.verdict(dense["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
+    compared = {
+        "plan": plan.policy,
+        "linears": linears,
+        "dense": None if row is dense else dense,
+        "dense_source": own.source.label,
+        "parts": timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
+    }
+    return {**described(p), **report, **row, **compared, "verdict": verdict, "data_notes": noted()}
+
+
+# --- one mask for all, or a plan -----------------------------------------------------------------------------------
+
+
+def evaluate_front(
+    src: str, calibration: str | Path, *, data: str | Path | None = None, target: str | None = None,
+    picture: str | Path | None = None, save: str | Path | None = None, context: int | None = None,
+    stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, revision: str | None = None,
+    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """One mask for every convolution of a model, compared with plans by sensitivity that cost the same.
+
+    Args:
+        src: A folder or a hub id, ORG/NAME.
+        calibration: Text or FASTA file to choose plans on; without `data` its last 3/10 are held out, and measured on.
+        data: Text or FASTA file to measure on.
+        target: What costs are predicted for, as for `convert`; None takes the device.
+        picture: Draw speed against loss here, as PNG.
+        save: Write the JSON to this file, too.
+        context: Tokens in a window; None takes the model's context.
+        stride: Tokens from window to window; None takes `context`.
+        limit: Windows, evenly spaced; 0 takes all.
+        upper: Read lower-case (soft-masked) bases as upper case.
+        revision: Branch, tag or commit on the hub.
+        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
+        progress: Called with every `progress.Event` while this works.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+    """
+    from sparsify.evals import results
+    from sparsify.evals.planning import pareto as fronts
+    from sparsify.evals.planning import planner
+    from sparsify.report import plots
+
+    at_least(2, context=context)
+    at_least(1, stride=stride)
+    at_least(0, limit=limit)
+    if picture and find_spec("matplotlib") is None:
+        raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}")
+    refuse_twice(calibration=calibration, data=data)
+    price = priced(target or device)
+    with session(progress):
+        p = open_checkpoint(src, revision, shift, device)
+        known = text_of(p, Path(calibration), context, stride, limit, upper)
+        held_out = text_of(p, Path(data), context, stride, limit, upper) if data else None
+        if held_out is None:
+            known, held_out = planner.divide(known)
+        found = fronts.compared(p.model, p.sites, p.filters, known, held_out, price, say, bar)
+        told = {"data_notes": noted(), "conditions": asdict(results.conditions(p.device))}
+        result = {**described(p), **found.to_dict(), **told}
+        if save:
+            write_whole(Path(save), as_text(result) + "\n")
+        if picture:
+            write_whole(Path(picture), drawn(result))
+        return Result(result)
+
+
+def drawn(result: dict[str, Any]) -> bytes:
+    """Speed against loss as a PNG."""
+    from sparsify.report import pareto, plots
+    from sparsify.report.figures import figure, gain_unit
+
+    series = pareto.series_of_fronts(result)
+    return plots.speed_against_loss(series, None, gain_unit(result["target"]), figure(result))
+
+
+# --- masked tokens and retrieval -----------------------------------------------------------------------------------
+
+
+def evaluate_mlm(
+    model: str, data: str | Path, *, context: int | None = None, limit: int = DEFAULT_WINDOWS, share: float = 0.15,
+    seed: int = 0, baseline: str | None = None, revision: str | None = None, shift: float | None = None,
+    device: str | None = None, progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """Pseudo-perplexity on masked tokens of a text, paired with the dense model under the same masks.
+
+    Args:
+        model: A folder or a hub id, ORG/NAME.
+        data: Text file, gzipped or not; "-" is standard input.
+        context: Tokens of text in a window; None takes the model's context.
+        limit: Windows, evenly spaced; 0 takes all.
+        share: Share of the tokens that is masked.
+        seed: Of the masks.
+        baseline: Dense checkpoint to compare with; None takes the model itself, dense.
+        revision: Branch, tag or commit on the hub.
+        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
+        progress: Called with every `progress.Event` while this works.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+    """
+    from sparsify.evals import mlm as filling
+    from sparsify.evals import results
+    from sparsify.evals.texts import saying
+
+    at_least(1, context=context)
+    at_least(0, limit=limit, seed=seed)
+    with session(progress):
+        p, base = pair_of(model, baseline, {"revision": revision, "shift": shift, "device": device})
+        check_head(p, "mlm", "pass the masked language model that it was made from")
+        masked = masked_of(p, Path(data), context, limit, share=share, seed=seed)
+        variants = {name: run for name, (_, run) in compared(p, base, saying).items()}
+        with counting("masked tokens", len(masked), "window") as advance:
+            found = filling.compare(variants, masked, batch_of(p, masked.context), advance)
+        return Result(
+            {
+                **described(p),
+                "variants": [row.to_dict() for row in found.values()],
+                "convention": masked.convention(),
+                "data_notes": noted(),
+                "conditions": asdict(results.conditions(p.device)),
+            }
+        )
+
+
+def evaluate_retrieval(
+    model: str, data: str | Path, *, limit: int = 200, pad_to: int | None = None, baseline: str | None = None,
+    revision: str | None = None, shift: float | None = None, device: str | None = None,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """Whether sentence embeddings find the other halves of a text's paragraphs as the dense model's do.
+
+    Args:
+        model: A folder or a hub id, ORG/NAME.
+        data: Text file, gzipped or not; "-" is standard input.
+        limit: Paragraphs, evenly spaced.
+        pad_to: Tokens that every text is padded to, which changes its numbers; 0 runs each at its own length, None pads
+            to the longest input that the model takes.
+        baseline: Dense checkpoint to compare with; None takes the model itself, dense.
+        revision: Branch, tag or commit on the hub.
+        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
+        progress: Called with every `progress.Event` while this works.
+
+    Returns:
+        What `--json` prints.
+
+    Raises:
+        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+    """
+    from sparsify.evals import results
+    from sparsify.evals import retrieval as searching
+    from sparsify.evals.data import read_documents
+
+    at_least(2, limit=limit)
+    at_least(0, pad_to=pad_to)
+    with session(progress):
+        p, base = pair_of(model, baseline, {"revision": revision, "shift": shift, "device": device})
+        if not callable(getattr(p.model, "embed", None)):
+            raise ValueError(f"models of the family {p.family} have no sentence embeddings; pass an M2-BERT")
+        pairs = searching.halves(read_documents(Path(data), note), limit)
+        length = padded(p, pad_to, p.context + 2)
+        embedding = compared(p, base, embed_with)
+        variants = {name: on_texts(q, run, length) for name, (q, run) in embedding.items()}
+        with counting("embeddings", 2 * len(pairs), "text") as advance:
+            found = searching.compare(variants, pairs, batch_of(p, length), advance)
+        cut = too_long(p, (*pairs.queries, *pairs.passages), None, length)
+        return Result(
+            {
+                **described(p),
+                "variants": [row.to_dict() for row in found.values()],
+                "cut": cut,
+                "convention": f"{pairs.convention()}; {convention(p, length)}, as {cut:,} of {2 * len(pairs):,} were",
+                "data_notes": noted(),
+                "conditions": asdict(results.conditions(p.device)),
+            }
+        )
+
+
+def embed_with(model: Any) -> Callable[..., Tensor]:
+    return model.embed
+
+
+KINDS: Mapping[str, Callable[..., Result]] = {
+    "ppl": evaluate_perplexity,
+    "front": evaluate_front,
+    "glue": evaluate_glue,
+    "mlm": evaluate_mlm,
+    "retrieval": evaluate_retrieval,
+}

@@ -1,0 +1,143 @@
+"""The time of a model: of a forward pass by part, end to end, and of every convolution alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import FLOAT32, check_linears, described, operators, running, some_tokens
+from .progress import say
+
+if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
+    from torch import Tensor
+
+    from sparsify.converters import Pretrained
+    from sparsify.evals.speed.throughput import Timing
+    from sparsify.plan import Plan
+    from sparsify.sites import Conv, ConvSite
+
+BASELINES = ("dense", "torch", "upstream")  # prepared once by us; by torch.fft; anew in every call, as upstream does
+SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
+
+
+def timed_parts(
+    p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5
+) -> dict[str, Any]:
+    """Where the time of one forward pass goes, by part: before, as upstream has it, and after, under the plan."""
+    from sparsify.evals.speed.breakdown import Stopwatch, breakdown
+
+    say("timing the parts of a forward pass")
+    watch, ids = Stopwatch(), some_tokens(p, batch, length)
+    convs = {name: watch.wrap(conv) for name, conv in operators(p, plan).items()}
+    runs = {"before": running(p, dict.fromkeys(p.filters)), "after": running(p, convs, linears)}
+    found = breakdown(p.model, {name: partial(run, ids) for name, run in runs.items()}, watch, p.sites, rounds)
+    return {
+        "batch": batch,
+        "length": length,
+        **{name: [asdict(part) for part in parts] for name, parts in found.items()},
+    }
+
+
+def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> dict[str, Any]:
+    """A model under its plan against `BASELINES`: end to end, all convolutions, every one; and where the time goes."""
+    from sparsify.evals import results
+
+    check_linears(p, linears, batch * length)
+    sparse, dense = operators(p, p.plan), operators(base)
+    through_torch = torch_operators(base, batch, length)
+    own, own_torch = (dense, through_torch) if base is p else (operators(p), torch_operators(p, batch, length))
+    alone = {
+        site.name: ways_alone(p, site, (sparse[site.name], own[site.name], own_torch[site.name]), batch, length)
+        for site in p.sites
+    }
+    convs: dict[str, Mapping[str, Conv | None]] = {
+        "dense": dense,
+        "torch": through_torch,
+        "upstream": dict.fromkeys(base.filters),
+    }
+    ids = some_tokens(p, batch, length)
+    whole = {name: partial(running(base, some), ids) for name, some in convs.items()}
+    row = timed("whole model", {**whole, "sparse": partial(running(p, sparse, linears), ids)}, p.plan.policy, rounds)
+    together = {way: partial(run_all, [runs[way] for runs in alone.values()]) for way in ("sparse", *BASELINES)}
+    return {
+        **described(p),
+        **row,
+        "length": length,
+        "batch": batch,
+        "linears": linears,
+        "tokens_per_second": batch * length / row["seconds"],
+        "parts": timed_parts(p, p.plan, batch, length, linears),
+        "convolutions": timed("all convolutions", together, p.plan.policy, rounds),
+        "sites": [timed(name, runs, str(p.plan.filters[name]), rounds) for name, runs in alone.items()],
+        "conditions": asdict(results.conditions(p.device)),
+    }
+
+
+def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
+    """Every convolution, dense, by the best of torch.fft for signals of this size."""
+    from sparsify.evals.speed import cpu_convolution
+
+    say("finding the best torch.fft")
+    filters = {name: k.to(p.device) for name, k in p.filters.items()}
+    return {
+        s.name: cpu_convolution.best_torch(some_signal(p, s, batch, length), filters[s.name], s.ahead) for s in p.sites
+    }
+
+
+def some_signal(p: Pretrained, site: ConvSite, batch: int, length: int) -> Tensor:
+    """What a convolution is timed on alone: (batch, channels, length), the same for sites of as many channels."""
+    import torch
+
+    draw = torch.Generator(p.device).manual_seed(0)
+    return torch.randn(batch, site.channels, length, generator=draw, device=p.device)
+
+
+def ways_alone(
+    p: Pretrained, site: ConvSite, convs: tuple[Conv, Conv, Conv], batch: int, length: int
+) -> dict[str, Callable[[], Tensor]]:
+    """One convolution as installed, correct before it is timed, and its baselines.  Upstream: but for the network.
+
+    convs: under the plan, dense, and through torch.fft.
+    """
+    from sparsify.cpu.backend import crop
+    from sparsify.evals.speed import cpu_convolution
+
+    k, kept = p.filters[site.name], p.plan.filters[site.name]
+    u = some_signal(p, site, batch, length)
+    sparse, dense, through_torch = convs
+    cpu_convolution.check(site.name, sparse(u[:1]), u[:1], kept.apply(k, site.ahead), SITE_BAR)
+    felt, ahead = crop(k.to(p.device), site.ahead, length)
+    return {
+        "sparse": partial(sparse, u),
+        "dense": partial(dense, u),
+        "torch": partial(through_torch, u),
+        "upstream": partial(cpu_convolution.reference, u, felt, ahead),
+    }
+
+
+def run_all(runs: Sequence[Callable[[], object]]) -> None:
+    for run in runs:
+        run()
+
+
+def timed(name: str, runs: Mapping[str, Callable[[], object]], plan: str, rounds: int) -> dict[str, Any]:
+    """What the verb says of one thing: seconds under the plan, those of each baseline, and paired ratios."""
+    import torch
+
+    from sparsify.evals.speed import throughput
+
+    say(f"timing {name}")
+    with torch.no_grad():
+        taken = throughput.in_rounds(runs, rounds)
+    row: dict[str, Any] = {"name": name, "plan": plan}
+    for baseline in BASELINES:
+        against = taken.against(baseline)
+        row |= {"seconds": against["sparse"].seconds, f"{baseline}_seconds": against[baseline].seconds}
+        row |= faster("speedup" if baseline == "dense" else f"{baseline}_speedup", against["sparse"])
+    return row
+
+
+def faster(key: str, timing: Timing) -> dict[str, Any]:
+    return {key: timing.speedup, f"{key}_quartiles": [timing.speedup_low, timing.speedup_high]}
