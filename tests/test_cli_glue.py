@@ -510,7 +510,8 @@ def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
 def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
     """The process dies between two steps; the same command goes on, and the folder has the same bytes."""
     script = (
-        "import os, signal, sys\nfrom sparsify.pipeline import finetune as verb\nfrom sparsify.evals.glue import finetune\n"
+        "import os, signal, sys\nfrom sparsify.pipeline import finetune as verb\n"
+        "from sparsify.evals.glue import finetune\n"
         "verb.SAVE_EVERY, step = 4, finetune.train_step\ncalls = []\n"
         "def mortal(*a):\n    calls.append(1)\n"
         "    if len(calls) == 18: os.kill(os.getpid(), signal.SIGKILL)\n    return step(*a)\n"

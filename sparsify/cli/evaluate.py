@@ -9,6 +9,7 @@ import click
 
 from sparsify.pipeline import evaluate as measuring
 from sparsify.pipeline import progress
+from sparsify.pipeline.glue import evaluate_glue
 
 from .options import AS_JSON, BASELINE, DATA, EXAMPLES, LINEARS, PAD_TO, SOURCE, TEXT, emit
 from .terminal import say
@@ -67,7 +68,7 @@ def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> Non
     """Score MODEL, fine-tuned on a task of GLUE, paired with the dense model on the same examples."""
     with progress.session() as told:
         try:
-            result = measuring.evaluate_glue(model, data, task, **options)
+            result = evaluate_glue(model, data, task, **options)
         except BaseException:
             if told.unfinished is not None:
                 say("what was scored before this is printed all the same")

@@ -57,12 +57,15 @@ def bench(
     """
     at_least(FEWEST_ROUNDS, rounds=rounds)
     at_least(1, length=length, batch=batch)
+    for shape in shapes:
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"--shape takes (batch, channels, length), each 1 or more, got {shape}")
     own = {"baseline": baseline, "length": length, "linears": linears, "revision": revision, "shift": shift}
     plain = {"linears": FLOAT32, "batch": 1}
     alone = {"shapes": shapes, "quick": quick, "both_ways": both_ways}
     given = {name for name, value in (own | {"batch": batch}).items() if value != plain.get(name)}
     refuse_given(model, given | {name for name, value in alone.items() if value})
-    where = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
     kept = None if save is None else Path(save)
     with session(progress):
         if model is None:

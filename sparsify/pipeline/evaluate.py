@@ -111,7 +111,7 @@ def evaluate_perplexity(
     at_least(2, context=context)
     at_least(1, stride=stride)
     at_least(0, limit=limit)
-    where = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
     with session(progress):
         p = open_checkpoint(model, **where)
         base = open_baseline(baseline, p, where) if baseline else None

@@ -55,7 +55,7 @@ def evaluate_glue(
     from sparsify.evals.glue.tasks import find_tasks
 
     at_least(0, limit=limit, pad_to=pad_to)
-    where = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
     with session(progress):
         found, missing = read_all(find_tasks(task), str(data), split, limit, may_miss=task == "all")
         pairs, lacking = models_of(found, model, baseline, where, skip_missing, other_task)
