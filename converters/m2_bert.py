@@ -183,7 +183,6 @@ def sites(model: Any, sizes: M2BertConfig | None = None) -> tuple[ConvSite, ...]
             materialize=module.materialize,
             install=module.set_conv,
             weights=module.weights,
-            trace=module.forward,
             ahead=seqlen,
         )
         for name, module in model.named_modules()

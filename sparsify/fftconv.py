@@ -81,15 +81,25 @@ _caching = threading.Lock()  # for what all LongConvs keep: a lock of their own 
 
 
 class Source(Protocol):
-    """Where the filter of a `LongConv` comes from: the weights of a model, which may change."""
+    """What a filter is made of: a module with weights, which may change."""
 
-    def learns(self) -> bool:
-        """Whether gradients of those weights are wanted."""
+    def weights(self) -> list[Tensor]:
+        """The tensors that the taps are made of, as they are now."""
 
-    def traced(self, seqlen: int) -> tuple[Tensor, int]:
+    def materialize(self) -> Tensor:
+        """The whole filter: k (H, K) float32, on the CPU."""
+
+    def trace(self, seqlen: int) -> Tensor:
+        """The lags that `seqlen` samples feel, with their gradients."""
+
+
+class Following(Protocol):
+    """How a `LongConv` follows its source.  It keeps no reference to it, since the source may hold the `LongConv`."""
+
+    def traced(self, source: Source, seqlen: int) -> tuple[Tensor, int]:
         """The filter that a signal of `seqlen` samples feels, with its gradients: k (H, K), and its taps ahead."""
 
-    def refresh(self, conv: LongConv) -> None:
+    def refresh(self, conv: LongConv, source: Source) -> None:
         """Give `conv` the filter anew if the weights have changed since it got the one it has."""
 
 
@@ -119,7 +129,7 @@ class LongConv(nn.Module):
     ) -> None:
         super().__init__()
         self.spectra_bytes = spectra_bytes
-        self.source: Source | None = None  # with one, the filter follows it
+        self.following: Following | None = None  # how the filter follows a source that comes with a call
         self.version = 0  # counts the filters that this convolution has had
         self.set_filter(k, ahead, mask=mask, head=head, head_ahead=head_ahead)
 
@@ -167,10 +177,10 @@ class LongConv(nn.Module):
                 cache[key] = found
         return found
 
-    def refresh(self) -> None:
-        """Take the filter that the weights behind it make now, if they have changed."""
-        if self.source is not None:
-            self.source.refresh(self)
+    def refresh(self, source: Source) -> None:
+        """Take the filter that the weights of `source` make now, if they have changed."""
+        if self.following is not None:
+            self.following.refresh(self, source)
 
     def adjoint(self) -> LongConv:
         """The convolution with the filter reversed in time, which carries gradients back; made once.
@@ -190,19 +200,27 @@ class LongConv(nn.Module):
         return self._adjoint[0]
 
     def forward(
-        self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
+        self,
+        u: Tensor,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        pregate: Tensor | None = None,
+        source: Source | None = None,
     ) -> Tensor:
-        """gate * (k * g + skip * g), g = pregate * u, dtype of u.  u, gate, pregate: (B, H, L).  skip: (H,)."""
+        """gate * (k * g + skip * g), g = pregate * u, dtype of u.  u, gate, pregate: (B, H, L).  skip: (H,).
+
+        source: the weights behind the filter, which it follows if it was made to.
+        """
         check(u, self.k, self.ahead)
         native.check_shapes(u, gate, skip)
         native.check_shapes(u, pregate, None)
         compiling, wanted = torch.compiler.is_compiling(), torch.is_grad_enabled()
-        if self.source is not None:
-            if wanted and self.source.learns():
-                k, ahead = self.source.traced(u.shape[-1])
+        if source is not None and self.following is not None:
+            if wanted and any(w.requires_grad for w in source.weights()):
+                k, ahead = self.following.traced(source, u.shape[-1])
                 return differentiable(u, k.to(u.device), ahead, gate, skip, pregate)
             if not compiling:  # a compiled graph holds the filter that it was compiled with
-                self.refresh()
+                self.refresh(source)
         if not wanted or not any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
             return run(u, self.prepare(u), gate, skip, pregate)
         if compiling:

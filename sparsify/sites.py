@@ -44,9 +44,3 @@ class ConvSite:
     ]  # puts an operator in place, returns the one before; None is the model's own
     ahead: int = 0  # taps at negative lags, of a filter that looks both ways
     weights: Callable[[], list[Tensor]] | None = None  # what the filter is made of now; None for one that never changes
-    trace: Callable[[int], Tensor] | None = None  # seqlen -> the filter's lags within +-seqlen, with their gradients
-
-    @property
-    def learns(self) -> bool:
-        """Whether gradients of the filter's weights are wanted."""
-        return self.weights is not None and any(w.requires_grad for w in self.weights())

@@ -193,7 +193,6 @@ def causal_filter(conv: Conv) -> Tensor:
     """The filter of an installed convolution without its negative lags, as a stream can apply it: k (H, K)."""
     if not isinstance(conv, LongConv):
         raise ValueError(f"a stream needs the filter of each convolution, and {type(conv).__name__} is no LongConv")
-    conv.refresh()
     return Filter(conv.k, conv.ahead).cut().k
 
 

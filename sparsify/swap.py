@@ -6,12 +6,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .fftconv import LongConv
+from .fftconv import LongConv, Source
 from .freshness import COARSE, signature
 from .plan import FilterPlan, Plan
 from .sites import Conv, ConvSite
@@ -78,34 +78,29 @@ class Changes:
 
 @dataclass
 class Planned:
-    """The weights behind a convolution, and the plan that its filter is made by: a `fftconv.Source`."""
+    """A plan's filter that follows the weights it is made of: a `fftconv.Following`."""
 
-    site: ConvSite
     plan: FilterPlan
-    signature: object
-    changes: Changes = field(default_factory=Changes)
+    length: int  # taps of the whole filter, of which
+    ahead: int  # so many are at negative lags
+    signature: object  # of the weights that the filter was made of
+    changes: Changes
 
-    def learns(self) -> bool:
-        return self.site.learns
-
-    def traced(self, seqlen: int) -> tuple[Tensor, int]:
-        trace, site = self.site.trace, self.site
-        assert trace is not None
+    def traced(self, source: Source, seqlen: int) -> tuple[Tensor, int]:
         if self.plan.kind == "dense":
-            return trace(seqlen), seqlen if site.ahead else 0
-        kept = self.plan.apply(trace(site.length - site.ahead), site.ahead)
+            return source.trace(seqlen), seqlen if self.ahead else 0
+        kept = self.plan.apply(source.trace(self.length - self.ahead), self.ahead)
         return kept.k, kept.ahead
 
-    def refresh(self, conv: LongConv) -> None:
-        weights = self.site.weights
-        assert weights is not None
-        if signature(weights()) == self.signature:
+    def refresh(self, conv: LongConv, source: Source) -> None:
+        if signature(source.weights()) == self.signature:
             return
         with _refreshing:
-            now = signature(weights())
-            if now == self.signature or now is None or any(w.dtype in COARSE for w in weights()):
+            weights = source.weights()
+            now = signature(weights)
+            if now == self.signature or now is None or any(w.dtype in COARSE for w in weights):
                 return  # weights in half precision tell less than the filter that was made before
-            kept = self.plan.apply(self.site.materialize(), self.site.ahead)
+            kept = self.plan.apply(source.materialize(), self.ahead)
             moved_only = kept.k.shape == conv.k.shape and torch.equal(kept.k.to(conv.k), conv.k)  # or in another dtype
             if not moved_only:
                 conv.set_filter(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
@@ -120,7 +115,8 @@ def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Pl
     for site in sites:
         conv = convs[site.name]
         if site.weights is not None and isinstance(conv, LongConv):
-            conv.source = Planned(site, plan.filters[site.name], signature(site.weights()), changes)
+            now = signature(site.weights())
+            conv.following = Planned(plan.filters[site.name], site.length, site.ahead, now, changes)
 
 
 def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Tensor] | None = None) -> dict[str, Conv]:

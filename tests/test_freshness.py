@@ -1,8 +1,10 @@
 """Logits follow the weights, however those were changed: in models of `sparsify.load` and of AutoModel alike."""
 
 import copy
+import gc
 import importlib
 import pickle
+import weakref
 
 import layouts
 import layouts_lm
@@ -262,3 +264,22 @@ def test_large_and_foreign_tensors_are_told_by_place_and_count():
     with torch.inference_mode():
         assert signature([torch.zeros(LOOKED_THROUGH)]) is not None
     assert signature([torch.empty(3, device="meta")]) is None
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_model_goes_with_its_last_reference(world, family, taps, tmp_path):
+    """Not when the collector of cycles comes by, which counts objects and not their gigabytes."""
+    model = model_of(world, family, saved(family, tmp_path, TAPS[taps]))
+    logits(model)
+    conv = next(part.long_conv for part in model.modules() if getattr(part, "long_conv", None) is not None)
+    gone = weakref.ref(conv), weakref.ref(next(model.parameters()))
+    del conv
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert gone[0]() is None and gone[1]() is None
+    finally:
+        gc.enable()

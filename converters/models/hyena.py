@@ -119,7 +119,7 @@ class HyenaOperator(Replaceable, nn.Module):
         if isinstance(
             self.long_conv, LongConv
         ):  # takes the gates and the skip along, and knows whether its filter learns
-            y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1)
+            y = self.long_conv(v, gate=x0, skip=self.filter_fn.bias, pregate=x1, source=self.filter_fn)
             return self.out_proj(y.transpose(1, 2))
         g = x1 * v
         y = self.convolve(g) + self.filter_fn.bias[:, None].to(g.dtype) * g
@@ -139,6 +139,8 @@ class HyenaOperator(Replaceable, nn.Module):
 
     def mix(self, x: Tensor, project: Call, state: State, room: Gates) -> Tensor:
         """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
+        if isinstance(state.conv, LongConv):
+            state.conv.refresh(self.filter_fn)
         state.history = gate_tiles(x, project, self.short_filter, room, state.history)
         x0, g = room
         return state.conv(g, gate=x0, skip=self.filter_fn.bias)
@@ -327,6 +329,8 @@ def stream(
     for layer in backbone.layers:
         assert isinstance(layer, Block)
         conv = layer.mixer.long_conv
+        if isinstance(conv, LongConv):
+            conv.refresh(layer.mixer.filter_fn)
         k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
         states.append(State(ConvStream(k.to(weight.device), batch), calls=layer.prepare(math.inf)))
 
@@ -352,7 +356,6 @@ def sites(model: Any, sizes: HyenaConfig | None = None) -> tuple[ConvSite, ...]:
             materialize=module.filter_fn.materialize,
             install=module.set_conv,
             weights=module.filter_fn.weights,
-            trace=module.filter_fn.forward,
         )
         for name, module in model.named_modules()
         if isinstance(module, HyenaOperator)

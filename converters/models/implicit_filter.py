@@ -127,6 +127,10 @@ class ImplicitFilter(nn.Module):
         with torch.autocast(self.pos_emb.z.device.type, enabled=False):
             return both_sides([self.taps(side, 0, seqlen, dtype) for side in self.sides()])
 
+    def trace(self, seqlen: int) -> Tensor:
+        """The same, as what a convolution follows is asked for it."""
+        return self(seqlen)
+
     @torch.no_grad()
     def materialize(self) -> Tensor:
         """The whole filter, computed in float64: (H, K), two-sided (H, 2 K), float32, on the CPU."""

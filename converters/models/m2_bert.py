@@ -153,7 +153,7 @@ class BiConv(Replaceable, ImplicitFilter):
 
     def convolve(self, u: Tensor, gate: Tensor | None = None, pregate: Tensor | None = None) -> Tensor:
         if isinstance(self.long_conv, LongConv):
-            return self.long_conv(u, gate=gate, skip=self.bias, pregate=pregate)
+            return self.long_conv(u, gate=gate, skip=self.bias, pregate=pregate, source=self)
         g = u if pregate is None else pregate * u
         if self.long_conv is not None:
             return self.long_conv(g, gate=gate, skip=self.bias)

@@ -41,7 +41,7 @@ class PlannedFilter(nn.Module):
 
     def forward(self, x: Tensor, L: int, k: Any = None, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         skip = torch.as_tensor(self.bias if bias is None else bias)
-        return self.conv(x.contiguous(), skip=skip.to(x.dtype).reshape(-1))
+        return self.conv(x.contiguous(), skip=skip.to(x.dtype).reshape(-1), source=self)
 
     def weights(self) -> list[Tensor]:
         """What the taps are made of; the skip coefficients are none of it."""
@@ -89,9 +89,7 @@ def install(model: Any, plan: Plan, folder: Path | None = None) -> None:
         module = modules[found[0]]
         module.conv, module.site, module.home = conv, name, [model]
         module.__class__ = type(f"Planned{type(module).__name__}", (PlannedFilter, type(module)), {})
-        followed.append(
-            replace(known[name], materialize=module.materialize, weights=module.weights, trace=module.trace)
-        )
+        followed.append(replace(known[name], weights=module.weights))
         for weight in module.weights():
             weight.requires_grad_(False)
     swap.follow(followed, operators, plan)

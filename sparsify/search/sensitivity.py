@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparsify import swap
-from sparsify.fftconv import LongConv
+from sparsify.fftconv import LongConv, Source
 from sparsify.filters.monarch import BlockMask, roots, wrap
 from sparsify.filters.spectra import spectrum
 from sparsify.filters.split import REACH, moves, near, split
@@ -78,10 +78,15 @@ class Recorder(LongConv):
             self.power, self.gated, self.seqlen, self.windows = before.power, before.gate, before.seqlen, before.windows
 
     def forward(
-        self, u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
+        self,
+        u: Tensor,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        pregate: Tensor | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         self.note(u if pregate is None else u * pregate, gate)
-        return super().forward(u, gate, skip, pregate)
+        return super().forward(u, gate, skip, pregate, source)
 
     def note(self, g: Tensor, gate: Tensor | None) -> None:
         """g, gate: (B, H, L).  Means, not sums, move from window to window, so there is one copy of them."""
