@@ -53,7 +53,7 @@ def plans(seqlen: int, n: int) -> None:
             kept = plan.apply(k)
             structure = cpu.Structure(kept.mask, kept.head)
             ways = []
-            if cpu.multirate.rate(mask) > 1:
+            if cpu.decimation.rate(mask) > 1:
                 ways.append(cpu.prepare_slow(kept.k, kept.ahead, seqlen, structure))
             if kept.head is None and native.good_size(n // mask.factors[0]) == n // mask.factors[0]:
                 ways.append(cpu.prepare_comb(kept.k, kept.ahead, structure))
