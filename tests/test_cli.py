@@ -222,7 +222,7 @@ def test_quick_is_a_subset(monkeypatch):
     )
 
 
-@pytest.mark.skipif(not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build")
+@pytest.mark.skipif(not native.available(), reason="needs the compiled kernels: python -m sparsify.cpu.native.build")
 def test_calibrate_measures_and_keeps(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cost_model.costs.cache_clear()

@@ -291,7 +291,7 @@ def test_a_config_of_ours_without_a_plan(source):
 KILLED = """
 import os, sys
 from pathlib import Path
-from sparsify.folders import whole_folder
+from sparsify.storage.folders import whole_folder
 out, moment = Path(sys.argv[1]), sys.argv[2]
 rename = Path.rename
 def until(a, b):

@@ -16,7 +16,7 @@ from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
 compiled = pytest.mark.skipif(
-    not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build"
+    not native.available(), reason="needs the compiled kernels: python -m sparsify.cpu.native.build"
 )
 
 

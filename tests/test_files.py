@@ -169,7 +169,7 @@ def test_standard_output_is_added_to_where_it_is_a_file(tmp_path, python, place)
     """Opened anew it would be cut to nothing; replaced, what is printed afterwards would go into no file."""
     code = f"""
 from pathlib import Path
-from sparsify.files import write_whole
+from sparsify.storage.files import write_whole
 print("before")
 write_whole(Path({place!r}), "through\\n")
 print("after")

@@ -302,9 +302,9 @@ def test_where_the_cache_lies(monkeypatch):
 @compiler
 def test_processes_at_once(toy, cache_of_its_own):
     code = (
-        "import sys, pathlib; from sparsify import nvrtc; folder = pathlib.Path(sys.argv[1])\n"
+        "import sys, pathlib; from sparsify.gpu import jit; folder = pathlib.Path(sys.argv[1])\n"
         "for scale in range(8):\n"
-        "    assert nvrtc.binary(nvrtc.Kernel('toy.cu', 'axpy', (f'SCALE={scale}',), folder), 'sm_80').image"
+        "    assert jit.binary(jit.Kernel('toy.cu', 'axpy', (f'SCALE={scale}',), folder), 'sm_80').image"
     )
     command = [sys.executable, "-c", code, str(toy.folder)]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -18,7 +18,7 @@ from sparsify.search import latency
 from sparsify.search.latency import NAMES, Target, target
 
 compiled = pytest.mark.skipif(
-    not native.available(), reason="needs the compiled kernels: python -m sparsify.native.build"
+    not native.available(), reason="needs the compiled kernels: python -m sparsify.cpu.native.build"
 )
 CPU = Target("a core")
 DENSE = FilterPlan("dense")

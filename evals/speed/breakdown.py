@@ -43,7 +43,7 @@ FUNCTIONS: Mapping[str, str] = {  # by their names, for torch has several functi
     "fft_rfft": CONVOLUTIONS,
     "fft_irfft": CONVOLUTIONS,
 }
-KERNELS: Mapping[str, str] = {"short_gate": SHORT, "gelu_gate": LINEAR}  # functions of sparsify.native
+KERNELS: Mapping[str, str] = {"short_gate": SHORT, "gelu_gate": LINEAR}  # functions of sparsify.cpu.native
 
 
 @dataclass(frozen=True)
