@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
-from sparsify.freshness import signature
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
 from sparsify.storage.tensors import fingerprint
+from sparsify.swap import Filters
 
 from . import registry
 from .hub.download import PLAN_TENSORS, Source, resolve
@@ -60,13 +60,10 @@ class Pretrained:
         """What this package wrote into config.json, or None for a checkpoint it has not touched."""
         return ours(self.config)
 
-    @property
-    def filters(self) -> dict[str, Tensor]:
-        """The filter of every site: name -> k (H, K) float32, on the CPU; made anew only when the weights changed."""
-        made_of = [None if site.weights is None else signature(site.weights()) for site in self.sites]
-        if self.__dict__.get("_made_of") != made_of:
-            self.__dict__.update(_filters=swap.materialize(self.sites), _made_of=made_of)
-        return self.__dict__["_filters"]
+    @cached_property
+    def filters(self) -> Filters:
+        """The filter of every site by name, float32, on the CPU: made when asked for, and anew when weights changed."""
+        return Filters(self.sites)
 
     @cached_property
     def plan(self) -> Plan:

@@ -183,7 +183,6 @@ def sites(model: Any, sizes: M2BertConfig | None = None) -> tuple[ConvSite, ...]
             materialize=module.materialize,
             install=module.set_conv,
             weights=module.weights,
-            ahead=seqlen,
         )
         for name, module in model.named_modules()
         if isinstance(module, BiConv)

@@ -44,7 +44,7 @@ struct Call {
     chunk* scratch;                           // of a two-level transform
     long long scratch_plane;                  // chunks of a plane of scratch
     unsigned rows, batch, blocks, outer;      // rows altogether; sequences; a row's blocks; live digits of an outer stage
-    int ahead;                                // samples by which a filter reads ahead, of HISTORY and DIRECT only
+    int lookahead;                              // samples by which a filter reads ahead, of HISTORY and DIRECT only
 };
 
 DEVICE int lane_g() { return threadIdx.x % 32 / 4; }

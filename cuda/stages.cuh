@@ -76,7 +76,7 @@ template <bool PAST, class Sink> DEVICE void first(const Call& call, unsigned ro
             const Row row = ROWS > 1 ? row_of(call, row0 + column / S) : only;
             const auto at = [&](int k, int half, int two) {  // where the samples of a lane's step begin
                 const int n = PAST ? 8 * k + t + 4 * half : 16 * k + 2 * t + 8 * half + two;
-                return row.start + call.ahead + n * S + (int)(column % S) - (PAST && two ? M : 0);
+                return row.start + call.lookahead + n * S + (int)(column % S) - (PAST && two ? M : 0);
             };
             Eight x[STEPS][2][2];  // all reads before the first use
 #pragma unroll

@@ -34,7 +34,7 @@ template <class Samples> DEVICE void convolve_rows(const Samples& samples, int s
 // c += head * u for 32 samples of each of 16 rows, as Toeplitz matrices of HEAD taps.  at: the sample that this lane's first
 // result belongs to; below: how far the rows of c are apart.  HEAD samples before the 32 go in, too.
 DEVICE void convolve_head(const Call& call, const Row& row, int at, int below, float (&c)[4][4]) {
-    const int start = at - 8 * lane_t() + call.ahead - HEAD;
+    const int start = at - 8 * lane_t() + call.lookahead - HEAD;
     convolve_rows([&](int d, int i) { return samples(read_gated(call, row, start + 8 * d * below + i)); }, HEAD / 32 + 1,
                   call.head + row.channel * (long long)HEAD_CHUNKS, c);
 }

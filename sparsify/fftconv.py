@@ -1,8 +1,9 @@
 """The convolution: `fftconv_ref` is the truth, `fftconv` and `LongConv` are the fast ways to the same numbers.
 
-    y[b, h, t] = sum over lags d of k[h, d + ahead] * u[b, h, t - d],    d = -ahead .. K - 1 - ahead
+    y[b, h, t] = sum over lags d of k[h, d + lookahead] * u[b, h, t - d],    d = -lookahead .. K - 1 - lookahead
 
-A causal filter has `ahead = 0`. Samples outside 0 .. L-1 count as zero. `LongConv` takes a skip and gates along,
+A causal filter has lookahead 0, and may be passed as its taps alone.  Samples outside 0 .. L - 1 count as zero.
+`LongConv` takes a skip and gates along,
 gate * (k * g + skip * g) with g = pregate * u, since passes of their own over memory would cost about what the
 convolution does.
 """
@@ -10,6 +11,7 @@ convolution does.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -17,64 +19,66 @@ from torch import Tensor, nn
 
 from .cpu import backend as cpu
 from .cpu import native
-from .filters.monarch import BlockMask
+from .filters.filter import Filter, Taps, as_filter
 from .gpu import backend as gpu
 from .gpu import dispatch
 
 
-def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
-    """Convolution of `u` with `k` in float64; every backend is measured against this.
+def fftconv_ref(u: Tensor, k: Taps) -> Tensor:
+    """Convolve in float64, by one FFT over everything; every backend is measured against this.
 
-    u: (..., H, L) signal.  k: (H, K) filter, tap j at lag j - ahead.  Returns y: (..., H, L) float64.
+    Args:
+        u: Signal (..., H, L), any floating dtype.
+        k: Filter of H channels, or the taps (H, K) of a causal one.
+
+    Returns:
+        y: (..., H, L) float64.
     """
-    check(u, k, ahead)
-    n = u.shape[-1] + k.shape[-1] - 1  # room for every product, so nothing wraps around
-    y = torch.fft.irfft(torch.fft.rfft(u.double(), n) * torch.fft.rfft(k.double(), n), n)
-    return y[..., ahead : ahead + u.shape[-1]]
+    k = as_filter(k)
+    check(u, k)
+    n = u.shape[-1] + k.taps - 1  # room for every product, so nothing wraps around
+    y = torch.fft.irfft(torch.fft.rfft(u.double(), n) * torch.fft.rfft(k.k.double(), n), n)
+    return y[..., k.lookahead : k.lookahead + u.shape[-1]]
 
 
-def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
-    """Convolution of `u` with `k`, prepared for this call alone; a fixed filter is for `LongConv`, and for GPU kernels.
+def fftconv(u: Tensor, k: Taps) -> Tensor:
+    """Convolve with a filter that is prepared for this call alone.
 
-    u: (B, H, L), any strides, float16, bfloat16, float32 or float64.  k: (H, K), float32 or float64, tap j at lag
-    j - ahead.  Returns y: (B, H, L), dtype of u.  Differentiable in u and k.
+    A filter that stays the same is for `LongConv`, which keeps what it prepares; so are GPU kernels.  Differentiable in
+    u and in the taps.
+
+    Args:
+        u: Signal (B, H, L), any strides, float16, bfloat16, float32 or float64.
+        k: Filter of H channels, float32 or float64, or the taps (H, K) of a causal one.
+
+    Returns:
+        y: (B, H, L), dtype of u.
     """
-    check(u, k, ahead)
+    k = as_filter(k)
+    check(u, k)
     native.check_shapes(u, None, None)
-    if torch.is_grad_enabled() and (u.requires_grad or k.requires_grad):
-        return differentiable(u, k.to(u.device), ahead)
-    return run(u, cpu.prepare(k.to(u.device), ahead, u.shape[-1], spectra_bytes=0))
+    k = k.to(u.device)
+    if torch.is_grad_enabled() and (u.requires_grad or k.k.requires_grad):
+        return differentiable(u, k)
+    return run(u, cpu.prepare(k, u.shape[-1], spectra_bytes=0))
 
 
 def differentiable(
-    u: Tensor,
-    k: Tensor,
-    ahead: int,
-    gate: Tensor | None = None,
-    skip: Tensor | None = None,
-    pregate: Tensor | None = None,
+    u: Tensor, k: Filter, gate: Tensor | None = None, skip: Tensor | None = None, pregate: Tensor | None = None
 ) -> Tensor:
     """The same in operations that carry gradients, with gates and skip as in `LongConv.forward`."""
     u = u if pregate is None else u * pregate
     seqlen = u.shape[-1]
-    k, ahead = cpu.crop(k, ahead, seqlen)
-    n = cpu.one_block(seqlen, k.shape[-1], ahead)
-    return cpu.convolve(u, cpu.spectrum(k, n, ahead), n, seqlen, gate, skip).to(u.dtype)
+    k = k.felt(seqlen)
+    n = cpu.one_block(seqlen, k.taps, k.lookahead)
+    return cpu.convolve(u, cpu.spectrum(k, n), n, seqlen, gate, skip).to(u.dtype)
 
 
-def check(u: Tensor, k: Tensor, ahead: int = 0) -> None:
+def check(u: Tensor, k: Filter) -> None:
     """Refuse shapes that do not convolve, in one sentence."""
-    check_filter(k, ahead)
-    if u.dim() < 2 or u.shape[-2] != k.shape[0]:
-        hint = "; pass u.transpose(1, 2)" if u.dim() == 3 and u.shape[-1] == k.shape[0] else ""
-        raise ValueError(f"signal u has shape {tuple(u.shape)}, expected (batch, {k.shape[0]}, seqlen){hint}")
-
-
-def check_filter(k: Tensor, ahead: int) -> None:
-    if k.dim() != 2:
-        raise ValueError(f"filter k has shape {tuple(k.shape)}, expected (channels, taps)")
-    if not 0 <= ahead < k.shape[-1]:
-        raise ValueError(f"ahead must lie in [0, {k.shape[-1]}), got {ahead}")
+    if u.dim() < 2 or u.shape[-2] != k.channels:
+        hint = "; pass u.transpose(1, 2)" if u.dim() == 3 and u.shape[-1] == k.channels else ""
+        raise ValueError(f"signal u has shape {tuple(u.shape)}, expected (batch, {k.channels}, seqlen){hint}")
 
 
 _caching = threading.Lock()  # for what all LongConvs keep: a lock of their own could not be copied
@@ -86,18 +90,18 @@ class Source(Protocol):
     def weights(self) -> list[Tensor]:
         """The tensors that the taps are made of, as they are now."""
 
-    def materialize(self) -> Tensor:
-        """The whole filter: k (H, K) float32, on the CPU."""
+    def materialize(self, seqlen: int | None = None) -> Filter:
+        """What `seqlen` samples feel of the filter, or the whole: float32, on the CPU."""
 
-    def trace(self, seqlen: int) -> Tensor:
-        """The lags that `seqlen` samples feel, with their gradients."""
+    def trace(self, seqlen: int | None = None) -> Filter:
+        """The same with its gradients, where the weights are."""
 
 
 class Following(Protocol):
     """How a `LongConv` follows its source.  It keeps no reference to it, since the source may hold the `LongConv`."""
 
-    def traced(self, source: Source, seqlen: int) -> tuple[Tensor, int]:
-        """The filter that a signal of `seqlen` samples feels, with its gradients: k (H, K), and its taps ahead."""
+    def traced(self, source: Source, seqlen: int) -> Filter:
+        """The filter that a signal of `seqlen` samples feels, with its gradients."""
 
     def refresh(self, conv: LongConv, source: Source) -> None:
         """Give `conv` the filter anew if the weights have changed since it got the one it has."""
@@ -106,54 +110,37 @@ class Following(Protocol):
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
-    k: (H, K) float32 or float64, tap j at lag j - ahead.  mask, head: what is known of it besides, for quicker ways to
-    the same numbers: k is `head` (H, taps), tap j at lag j - head_ahead, plus a rest with a spectrum of zeros off the
-    mask.
-    spectra_bytes: spectra of whole rows beyond these are not kept but made in every call (half as slow again).
     forward: u (B, H, L) -> y (B, H, L), dtype of u.  Differentiable in u, gates and skip; the gradient is a convolution
     by the same kernels, and nothing but these inputs is kept for it.
     The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
+
+    Args:
+        k: The filter, float32 or float64, or the taps (H, K) of a causal one.  What is known of it besides its taps
+            (`Filter.structure`) opens quicker ways to the same numbers.
+        spectra_bytes: Spectra of whole rows beyond these are not kept but made in every call, half as slow again; None
+            keeps them all.
     """
 
     CACHED_LENGTHS = 4  # lengths kept at a time; an evaluation uses one or two
 
-    def __init__(
-        self,
-        k: Tensor,
-        ahead: int = 0,
-        *,
-        mask: BlockMask | None = None,
-        head: Tensor | None = None,
-        head_ahead: int = 0,
-        spectra_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, k: Taps, *, spectra_bytes: int | None = None) -> None:
         super().__init__()
         self.spectra_bytes = spectra_bytes
         self.following: Following | None = None  # how the filter follows a source that comes with a call
         self.version = 0  # counts the filters that this convolution has had
-        self.set_filter(k, ahead, mask=mask, head=head, head_ahead=head_ahead)
+        self.set_filter(k)
 
-    def set_filter(
-        self,
-        k: Tensor,
-        ahead: int = 0,
-        *,
-        mask: BlockMask | None = None,
-        head: Tensor | None = None,
-        head_ahead: int = 0,
-    ) -> None:
-        """Convolve with another filter from now on; arguments as when it was made."""
-        check_filter(k, ahead)
-        self.k = k.detach().contiguous()
-        self.ahead = ahead
-        self.structure = None if mask is None else cpu.Structure(mask, head, head_ahead)
+    def set_filter(self, k: Taps) -> None:
+        """Convolve with another filter from now on."""
+        given = as_filter(k)
+        self.filter = replace(given, k=given.k.detach().contiguous())
         self.version += 1
         self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}
         self._adjoint: list[LongConv] = []  # in a list, since a module in an attribute would be one of its layers
 
     def extra_repr(self) -> str:
-        channels, taps = self.k.shape
-        return f"channels={channels}, taps={taps}" + (f", ahead={self.ahead}" if self.ahead else "")
+        k = self.filter
+        return f"channels={k.channels}, taps={k.taps}" + (f", lookahead={k.lookahead}" if k.lookahead else "")
 
     def prepare(self, u: Tensor) -> cpu.Prepared:
         """What signals like u, on its device, of its type and about its length, need; from the cache if there."""
@@ -163,12 +150,12 @@ class LongConv(nn.Module):
         cache = self._prepared
         found = cache.get(key)
         if found is None:
-            k = self.k.to(device)
+            k = self.filter.to(device)
             if on_gpu:
-                found = dispatch.prepare(k, self.ahead, room, u.dtype, len(u), self.structure)
+                found = dispatch.prepare(k, room, u.dtype, len(u))
                 gpu.settle(device)  # whatever stream reads it next
             else:
-                found = cpu.prepare(k, self.ahead, room, self.structure, self.spectra_bytes)
+                found = cpu.prepare(k, room, self.spectra_bytes)
             with _caching:
                 while len(cache) >= self.CACHED_LENGTHS:
                     oldest = next(iter(cache))
@@ -183,18 +170,9 @@ class LongConv(nn.Module):
             self.following.refresh(self, source)
 
     def adjoint(self) -> LongConv:
-        """The convolution with the filter reversed in time, which carries gradients back; made once.
-
-        Its spectrum is the conjugate one, so a mask stays what it is.
-        """
+        """The convolution with the filter reversed in time, which carries gradients back; made once."""
         if not self._adjoint:
-            mask, head, head_ahead = None, None, 0
-            if self.structure is not None:
-                mask, head = self.structure.mask, self.structure.head
-            if self.structure is not None and head is not None:
-                head, head_ahead = head.flip(-1), head.shape[-1] - 1 - self.structure.head_ahead
-            k, ahead = self.k.flip(-1), self.k.shape[-1] - 1 - self.ahead
-            back = LongConv(k, ahead, mask=mask, head=head, head_ahead=head_ahead, spectra_bytes=self.spectra_bytes)
+            back = LongConv(self.filter.reversed(), spectra_bytes=self.spectra_bytes)
             back._adjoint.append(self)
             self._adjoint.append(back)
         return self._adjoint[0]
@@ -211,20 +189,20 @@ class LongConv(nn.Module):
 
         source: the weights behind the filter, which it follows if it was made to.
         """
-        check(u, self.k, self.ahead)
+        check(u, self.filter)
         native.check_shapes(u, gate, skip)
         native.check_shapes(u, pregate, None)
         compiling, wanted = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if source is not None and self.following is not None:
             if wanted and any(w.requires_grad for w in source.weights()):
-                k, ahead = self.following.traced(source, u.shape[-1])
-                return differentiable(u, k.to(u.device), ahead, gate, skip, pregate)
+                felt = self.following.traced(source, u.shape[-1]).to(u.device)
+                return differentiable(u, felt, gate, skip, pregate)
             if not compiling:  # a compiled graph holds the filter that it was compiled with
                 self.refresh(source)
         if not wanted or not any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
             return run(u, self.prepare(u), gate, skip, pregate)
         if compiling:
-            return differentiable(u, self.k.to(u.device), self.ahead, gate, skip, pregate)
+            return differentiable(u, self.filter.to(u.device), gate, skip, pregate)
         return Differentiable.apply(u, gate, skip, pregate, self)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .filters.filter import Filter
+
 Conv = Callable[..., Tensor]
 """conv(u, gate=None, skip=None) -> gate * (k * u + skip * u).  u, gate, y: (B, H, L).  skip: (H,).
 
@@ -35,12 +37,11 @@ class ConvSite:
 
     name: str  # dotted module path, e.g. "backbone.layers.3.mixer"
     channels: int  # H
-    length: int  # K, taps of the longest filter that the site can materialise, those ahead included
+    length: int  # K, taps of the longest filter that the site can materialise, those at negative lags included
     context: int  # the longest input people give it, a little less than `length` where special tokens take room
     causal: bool
-    materialize: Callable[[], Tensor]  # -> k (H, length), float32, on the CPU, tap j at lag j - ahead
-    install: Callable[
-        [Conv | None], Conv | None
-    ]  # puts an operator in place, returns the one before; None is the model's own
-    ahead: int = 0  # taps at negative lags, of a filter that looks both ways
+    # materialize(seqlen=None): what so many samples feel of the filter, or the whole of it; float32, on the CPU
+    materialize: Callable[..., Filter]
+    # puts an operator in place, None for the model's own code; returns the one before
+    install: Callable[[Conv | None], Conv | None]
     weights: Callable[[], list[Tensor]] | None = None  # what the filter is made of now; None for one that never changes

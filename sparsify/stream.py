@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fftconv import LongConv, fftconv
-from .plan import Filter
+from .filters.filter import Filter, Taps, as_filter
 from .sites import Conv
 
 BLOCK = 128  # C: samples that meet each other directly; 64 and 256 cost some tenth more a token, measured
@@ -43,19 +43,21 @@ class ConvStream:
     in one go, each.  Long pieces save the levels below their length.
     """
 
-    def __init__(self, k: Tensor, batch: int = 1, ahead: int = 0) -> None:
-        if k.dim() != 2 or k.dtype != torch.float32:
+    def __init__(self, k: Taps, batch: int = 1) -> None:
+        whole = as_filter(k)
+        k = whole.k
+        if k.dtype != torch.float32:
             raise ValueError(f"filter k is {k.dtype} {tuple(k.shape)}, expected torch.float32 (channels, taps)")
-        if ahead:
+        if whole.lookahead:
             raise ValueError(
-                f"the filter reads {ahead} samples ahead, which have not come yet; "
-                f"pass it without its negative lags, Filter(k, ahead).cut().k"
+                f"the filter reads {whole.lookahead} samples ahead, which have not come yet; "
+                f"pass it without its negative lags, k.past()"
             )
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.k = k.detach().contiguous()
         self.near = self.k[:, :BLOCK].t().unsqueeze(1).contiguous()  # (C, 1, H): the channels of a lag side by side
-        self.convs: dict[tuple[int, int], LongConv] = {}  # samples and ahead -> prepared convolution
+        self.convs: dict[tuple[int, int], LongConv] = {}  # samples and delay -> prepared convolution
         channels, taps = k.shape
         self.lags = taps - 1
         short = self.lags <= SHORT
@@ -177,23 +179,23 @@ class ConvStream:
         self.past[..., n:] = 0  # no lag reaches that far
         self.at = 0
 
-    def convolve(self, u: Tensor, ahead: int = 0) -> Tensor:
-        """What n samples mean to n outputs, the first of them `ahead` after the first sample: u, y (B, H, n)."""
+    def convolve(self, u: Tensor, delay: int = 0) -> Tensor:
+        """What n samples mean to n outputs, the first of them `delay` after the first sample: u, y (B, H, n)."""
         n = u.shape[-1]
         if n > self.kept:
             step = max(1, TEMPORARY_BYTES // (16 * n))
             rows = [slice(h, h + step) for h in range(0, len(self.k), step)]
-            return torch.cat([fftconv(u[:, h], self.k[h], ahead) for h in rows], dim=1)
-        if (n, ahead) not in self.convs:
-            self.convs[n, ahead] = LongConv(self.k, ahead)
-        return self.convs[n, ahead](u)
+            return torch.cat([fftconv(u[:, h], Filter(self.k[h], delay)) for h in rows], dim=1)
+        if (n, delay) not in self.convs:
+            self.convs[n, delay] = LongConv(Filter(self.k, delay))
+        return self.convs[n, delay](u)
 
 
-def causal_filter(conv: Conv) -> Tensor:
-    """The filter of an installed convolution without its negative lags, as a stream can apply it: k (H, K)."""
+def causal_filter(conv: Conv) -> Filter:
+    """The filter of an installed convolution without its negative lags, as a stream can apply it."""
     if not isinstance(conv, LongConv):
         raise ValueError(f"a stream needs the filter of each convolution, and {type(conv).__name__} is no LongConv")
-    return Filter(conv.k, conv.ahead).cut().k
+    return conv.filter.past()
 
 
 class Stream:

@@ -12,47 +12,85 @@ import torch
 from torch import Tensor, nn
 
 from .fftconv import LongConv, Source
+from .filters.filter import Filter
 from .freshness import COARSE, signature
 from .plan import FilterPlan, Plan
 from .sites import Conv, ConvSite
 
 SPECTRA_BYTES = 1 << 28  # of a model's filters together; more are made in every call rather than kept
-ONE_SIDED: Mapping[str, int] = {}
+KEPT_BYTES = 1 << 28  # of taps that `Filters` holds at a time; others are made again when somebody asks
 
 
-def materialize(sites: Sequence[ConvSite]) -> dict[str, Tensor]:
-    """The filter of every site: name -> k (H, K) float32."""
-    filters = {site.name: site.materialize() for site in sites}
-    if broken := [name for name, k in filters.items() if not k.isfinite().all()]:
-        raise ValueError(f"the filter of {broken[0]} has infinite or undefined taps; the weights behind it are damaged")
-    return filters
+class Filters(Mapping[str, Filter]):
+    """The filter of every site by name, made one site at a time, when it is asked for.
+
+    It is made again where the weights have changed since, or where it is too large to be kept.
+    """
+
+    def __init__(self, sites: Sequence[ConvSite]) -> None:
+        self.sites = {site.name: site for site in sites}
+        self.kept: dict[str, tuple[object, Filter]] = {}  # name -> signature of the weights, filter
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, name: str) -> Filter:
+        site = self.sites[name]
+        made_of = None if site.weights is None else signature(site.weights())
+        before, found = self.kept.get(name, (None, None))
+        if found is None or before != made_of:
+            self.kept.pop(name, None)
+            found = materialize(site)
+            size = found.k.nbytes
+            while self.kept and size + sum(one.k.nbytes for _, one in self.kept.values()) > KEPT_BYTES:
+                del self.kept[next(iter(self.kept))]
+            if size <= KEPT_BYTES:
+                self.kept[name] = made_of, found
+        return found
 
 
-def ahead_of(sites: Sequence[ConvSite]) -> dict[str, int]:
-    """Taps at negative lags of every filter that has some: name -> ahead."""
-    return {site.name: site.ahead for site in sites if site.ahead}
+class Tensors(Mapping[str, Tensor]):
+    """The taps of filters by name, and other tensors besides, for what looks at tensors one at a time."""
+
+    def __init__(self, filters: Mapping[str, Filter], besides: Mapping[str, Tensor] | None = None) -> None:
+        self.filters, self.besides = filters, besides or {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.filters, *self.besides)))
+
+    def __len__(self) -> int:
+        return len(set(self.filters) | set(self.besides))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.filters[name].k if name in self.filters else self.besides[name]
 
 
-def operators(
-    filters: Mapping[str, Tensor], plan: Plan, cut: bool = False, ahead: Mapping[str, int] = ONE_SIDED
-) -> dict[str, Conv]:
+def materialize(site: ConvSite) -> Filter:
+    """The whole filter of a site; refuses one with taps that are no numbers."""
+    found = site.materialize()
+    if not found.k.isfinite().all():
+        raise ValueError(f"the filter of {site.name} has infinite or undefined taps; the weights behind it are damaged")
+    return found
+
+
+def operators(filters: Mapping[str, Filter], plan: Plan, cut: bool = False) -> dict[str, Conv]:
     """The convolution of every site under `plan`.
 
-    cut: set taps at negative lags to zero where the filter itself has none.  ahead: as of `ahead_of`.
+    cut: leave out the taps at negative lags where the filter itself has none.
     """
     plan.check(list(filters))
     convs: dict[str, Conv] = {}
-    room = SPECTRA_BYTES // max(1, len(filters))
-    for name, k in filters.items():
-        own = ahead.get(name, 0)
+    each = SPECTRA_BYTES // max(1, len(filters))
+    for name in filters:
+        k = filters[name]
         try:
-            kept = plan.filters[name].apply(k, own)
+            kept = plan.filters[name].apply(k)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        kept = kept.cut() if cut and not own else kept
-        convs[name] = LongConv(
-            kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead, spectra_bytes=room
-        )
+        convs[name] = LongConv(kept.past() if cut and not k.lookahead else kept, spectra_bytes=each)
     return convs
 
 
@@ -81,16 +119,11 @@ class Planned:
     """A plan's filter that follows the weights it is made of: a `fftconv.Following`."""
 
     plan: FilterPlan
-    length: int  # taps of the whole filter, of which
-    ahead: int  # so many are at negative lags
     signature: object  # of the weights that the filter was made of
     changes: Changes
 
-    def traced(self, source: Source, seqlen: int) -> tuple[Tensor, int]:
-        if self.plan.kind == "dense":
-            return source.trace(seqlen), seqlen if self.ahead else 0
-        kept = self.plan.apply(source.trace(self.length - self.ahead), self.ahead)
-        return kept.k, kept.ahead
+    def traced(self, source: Source, seqlen: int) -> Filter:
+        return source.trace(seqlen) if self.plan.kind == "dense" else self.plan.apply(source.trace())
 
     def refresh(self, conv: LongConv, source: Source) -> None:
         if signature(source.weights()) == self.signature:
@@ -100,10 +133,10 @@ class Planned:
             now = signature(weights)
             if now == self.signature or now is None or any(w.dtype in COARSE for w in weights):
                 return  # weights in half precision tell less than the filter that was made before
-            kept = self.plan.apply(source.materialize(), self.ahead)
-            moved_only = kept.k.shape == conv.k.shape and torch.equal(kept.k.to(conv.k), conv.k)  # or in another dtype
+            kept, before = self.plan.apply(source.materialize()), conv.filter
+            moved_only = kept.k.shape == before.k.shape and torch.equal(kept.k.to(before.k), before.k)  # maybe in dtype
             if not moved_only:
-                conv.set_filter(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+                conv.set_filter(kept)
             self.signature = now
         if self.plan.kind != "dense" and not moved_only:
             self.changes.tell()
@@ -115,16 +148,15 @@ def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Pl
     for site in sites:
         conv = convs[site.name]
         if site.weights is not None and isinstance(conv, LongConv):
-            now = signature(site.weights())
-            conv.following = Planned(plan.filters[site.name], site.length, site.ahead, now, changes)
+            conv.following = Planned(plan.filters[site.name], signature(site.weights()), changes)
 
 
-def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Tensor] | None = None) -> dict[str, Conv]:
+def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Filter] | None = None) -> dict[str, Conv]:
     """The convolution of every site under `plan`, which follows the site's weights.
 
     filters: the filter of every site where they are made already.
     """
-    convs = operators(materialize(sites) if filters is None else filters, plan, ahead=ahead_of(sites))
+    convs = operators(Filters(sites) if filters is None else filters, plan)
     follow(sites, convs, plan)
     return convs
 

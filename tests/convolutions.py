@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparsify.cpu.backend import Prepared, Structure
+from sparsify.cpu.backend import Prepared
 from sparsify.fftconv import fftconv_ref
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
@@ -47,7 +47,7 @@ class Signals:
     share: float = 1.0
     odd: int = 0
     view: str = "whole"
-    ahead: bool = False
+    lookahead: bool = False
     gated: bool = False
     scale: float = 1.0
 
@@ -58,10 +58,10 @@ class Signals:
 SIGNALS = {  # by 8 samples at a time, by 2 (16-bit "two-sided" ones), or one by one
     "causal": Signals(),
     "faint": Signals(scale=0.02),
-    "two-sided": Signals(share=0.75, odd=2, ahead=True),
+    "two-sided": Signals(share=0.75, odd=2, lookahead=True),
     "gated": Signals(share=0.5, view="apart", gated=True),
     "odd": Signals(odd=3, view="slice"),
-    "odd, two-sided": Signals(odd=1, view="channels last", ahead=True, scale=0.02),
+    "odd, two-sided": Signals(odd=1, view="channels last", lookahead=True, scale=0.02),
     "odd, gated": Signals(share=0.5, odd=-1, view="slice", gated=True),
 }
 
@@ -109,7 +109,7 @@ class Case:
         """Neighbouring samples that are read at once."""
         shape = self.batch, self.channels, self.length
         u, y = drawn(shape, self.signals.view, self.way.dtype), torch.empty(shape, dtype=self.way.dtype)
-        cut = self.signals.ahead and self.source in ("history", "direct")
+        cut = self.signals.lookahead and self.source in ("history", "direct")
         return min(gpu.piece(t, self.taps // 2 if cut and self.taps else 0) for t in (u, y))
 
     @property
@@ -139,24 +139,23 @@ def drawn(
 def filter_of(case: Case) -> Filter:
     """The filter that is really convolved with."""
     length, signals = case.length, case.signals
-    taps = case.taps or (2 * length - 1 if signals.ahead else length)
+    taps = case.taps or (2 * length - 1 if signals.lookahead else length)
     k = torch.randn(case.channels, taps) / math.sqrt(taps)
     if case.mask is None:
-        return Filter(k, taps // 2 if signals.ahead else 0)
+        return Filter(k, taps // 2 if signals.lookahead else 0)
     kind = "frequency-sparse" if case.head is None else "split"
     return FilterPlan(kind, case.head, case.mask).apply(k)
 
 
 def prepared_for(case: Case, kept: Filter, device: str = "cpu") -> Prepared:
     """Tables of the case's own way."""
-    k = kept.k.to(device)
+    kept = kept.to(device)
     if kept.mask is not None:
-        head = None if kept.head is None else kept.head.to(device)
-        assert case.way.head == dispatch.head_taps(head)
-        return gpu.make_apart(case.way, k, kept.ahead, Structure(kept.mask, head))
+        assert case.way.head == dispatch.head_taps(kept.head)
+        return gpu.make_apart(case.way, kept)
     assert isinstance(case.way, Way)  # a slow one has a mask
-    way = replace(case.way, ahead=kept.ahead) if case.source in ("history", "direct") else case.way
-    return gpu.make(way, k, kept.ahead, k.device)
+    way = replace(case.way, lookahead=kept.lookahead) if case.source in ("history", "direct") else case.way
+    return gpu.make(way, kept)
 
 
 def convolved(case: Case, launch: gpu.Launch | None = None, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -179,6 +178,6 @@ def expected(
 ) -> Tensor:
     """gate * (k * g + skip * g), g = pregate * u, in float64."""
     g = u.double() if pregate is None else u.double() * pregate.double()
-    y = fftconv_ref(g, kept.k, kept.ahead)
+    y = fftconv_ref(g, kept)
     y = y if skip is None else y + skip.double()[:, None] * g
     return y if gate is None else y * gate.double()

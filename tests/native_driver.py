@@ -32,17 +32,20 @@ def convolutions(seqlen: int) -> None:
     """Every way to convolve, against float64."""
     u = torch.randn(2, 2, seqlen)
     gate, skip = torch.randn(2, 2, seqlen), torch.randn(2)
-    for taps, ahead in ((seqlen, 0), (2 * seqlen - 1, seqlen - 1), (min(seqlen, 40), min(seqlen, 40) // 2)):
+    for taps, lookahead in ((seqlen, 0), (2 * seqlen - 1, seqlen - 1), (min(seqlen, 40), min(seqlen, 40) // 2)):
         k = torch.randn(2, taps)
-        y_ref, n = fftconv_ref(u, k, ahead), native.good_size(seqlen)
-        ways = [native.Whole(n, native.spectra(k, n, ahead)), native.Whole(n, None, k, ahead)]
+        y_ref, n = fftconv_ref(u, Filter(k, lookahead)), native.good_size(seqlen)
+        ways = [native.Whole(n, native.spectra(k, n, lookahead)), native.Whole(n, None, k, lookahead)]
         if taps <= 40:
             block = native.good_size(256)
-            ways += [native.Direct(k, ahead), native.Blocks(block, native.spectra(k, block, 0, 0.0), taps, ahead)]
+            ways += [
+                native.Direct(k, lookahead),
+                native.Blocks(block, native.spectra(k, block, 0, 0.0), taps, lookahead),
+            ]
         for way in ways:
-            check(native.convolve(u, [way]), y_ref, (seqlen, taps, ahead, way))
+            check(native.convolve(u, [way]), y_ref, (seqlen, taps, lookahead, way))
             y = native.convolve(u, [way], gate, skip)
-            check(y, gate.double() * (y_ref + skip[:, None].double() * u), (seqlen, taps, ahead, way))
+            check(y, gate.double() * (y_ref + skip[:, None].double() * u), (seqlen, taps, lookahead, way))
 
 
 def plans(seqlen: int, n: int) -> None:
@@ -51,16 +54,20 @@ def plans(seqlen: int, n: int) -> None:
     for mask in (BlockMask.low_pass(n, 1 / 16), BlockMask.low_pass(n, 1 / 4), BlockMask.comb(n, 1 / 16)):
         for plan in (FilterPlan("frequency-sparse", mask=mask), FilterPlan("split", 32, mask)):
             kept = plan.apply(k)
-            structure = cpu.Structure(kept.mask, kept.head)
             ways = []
             if cpu.decimation.rate(mask) > 1:
-                ways.append(cpu.prepare_slow(kept.k, kept.ahead, seqlen, structure))
+                ways.append(cpu.prepare_slow(kept, seqlen))
             if kept.head is None and native.good_size(n // mask.factors[0]) == n // mask.factors[0]:
-                ways.append(cpu.prepare_comb(kept.k, kept.ahead, structure))
+                ways.append(cpu.prepare_comb(kept))
             # a lone sample feels one tap, in which the error of all may meet
             scale = kept.k.norm(dim=-1).mean() * u.norm() if seqlen == 1 else None
             for way in ways:
-                check(cpu.fftconv(u, way.tables, way.layout), fftconv_ref(u, kept.k, kept.ahead), (seqlen, plan), scale)
+                check(
+                    cpu.fftconv(u, way.tables, way.layout),
+                    fftconv_ref(u, kept),
+                    (seqlen, plan),
+                    scale,
+                )
 
 
 def hyena(seqlen: int, width: int) -> None:

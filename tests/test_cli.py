@@ -190,7 +190,7 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
 
     def watch(p, site, convs, *rest):
         sparse, dense, _ = convs
-        timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.ahead > 0))
+        timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.lookahead > 0))
         return ways_alone(p, site, convs, *rest)
 
     monkeypatch.setattr(timing, "operators", keep)

@@ -191,8 +191,8 @@ def test_materialized_filters_are_the_formulas(monkeypatch):
         k = site.materialize()
         assert k.dtype == torch.float32 and k.shape == (site.channels, site.length) and not site.causal
         forward, reverse = (oracle_filter(w, site.name, f"implicit_filter{end}") for end in ("", "_rev"))
-        assert_close(k[:, site.ahead :], forward, 1e-7)  # lag 0 first
-        assert_close(k[:, : site.ahead].flip(-1), reverse, 1e-7)  # lag -1 first
+        assert_close(k[:, site.lookahead :], forward, 1e-7)  # lag 0 first
+        assert_close(k[:, : site.lookahead].flip(-1), reverse, 1e-7)  # lag -1 first
         monkeypatch.setattr(implicit_filter, "FILTER_ROWS", 5)
         assert torch.equal(site.materialize(), k)
         monkeypatch.undo()
@@ -207,8 +207,8 @@ def test_the_reference_in_every_site_is_the_model(length):
     for site in m2_bert.sites(model):
         k = site.materialize()
 
-        def conv(u, gate=None, skip=None, k=k, ahead=site.ahead):
-            y = fftconv_ref(u, k, ahead) + skip[:, None].double() * u
+        def conv(u, gate=None, skip=None, k=k, lookahead=site.lookahead):
+            y = fftconv_ref(u, Filter(k, lookahead)) + skip[:, None].double() * u
             return (y if gate is None else gate * y).to(u.dtype)
 
         site.install(conv)
@@ -225,7 +225,7 @@ def with_kernels(plain, dialect="mlm"):
     """A model with the quick operator in every site."""
     model, _ = build(plain, dialect)
     for site in m2_bert.sites(model):
-        site.install(LongConv(site.materialize(), site.ahead))
+        site.install(LongConv(site.materialize(), site.lookahead))
     return model.requires_grad_(False)
 
 
@@ -308,9 +308,9 @@ def test_planned_convolutions_are_the_plan_s_filters(kind, length, tmp_path):
     p = load(layouts_m2.write(tmp_path / "source"))
     plan = policies.make_plan(p.sites, p.filters, PLANS[kind])
     u = torch.randn(2, TINY.d, length)
-    for name, conv in swap.operators(p.filters, plan, ahead=swap.ahead_of(p.sites)).items():
+    for name, conv in swap.operators(p.filters, plan).items():
         kept = plan.filters[name].apply(p.filters[name], TINY.k)
-        assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+        assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
         dense = fftconv_ref(u, p.filters[name], TINY.k)
         assert (relative_l2(conv(u), dense) > 1e-2) == (kind != "dense")
 
@@ -319,7 +319,7 @@ def test_cut_leaves_filters_that_look_both_ways_alone(tmp_path):
     p = load(layouts_m2.write(tmp_path / "source"))
     for cut in (False, True):
         convs = swap.operators(p.filters, Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
-        assert all(torch.equal(conv.k, p.filters[name]) and conv.ahead == TINY.k for name, conv in convs.items())
+        assert all(torch.equal(conv.filter.k, p.filters[name]) and conv.filter.lookahead == TINY.k for name, conv in convs.items())
 
 
 def test_a_full_mask_is_the_dense_filter(tmp_path):
@@ -328,8 +328,8 @@ def test_a_full_mask_is_the_dense_filter(tmp_path):
     plan = policies.make_plan(p.sites, p.filters, policies.low_pass(1.0))
     for name, k in p.filters.items():
         assert plan.filters[name].mask.n == TINY.k
-        kept = plan.filters[name].apply(k, TINY.k)
-        assert kept.ahead == TINY.k
+        kept = plan.filters[name].apply(Filter(k, TINY.k))
+        assert kept.lookahead == TINY.k
         assert_close(kept.k, k, 1e-6)
 
 
@@ -434,7 +434,7 @@ def test_what_learns_under_a_plan(tmp_path, fixed):
     p = load(layouts_m2.write(tmp_path / "source"))
     plan = policies.make_plan(p.sites, p.filters, policies.low_pass(0.5))
     if fixed:
-        swap.install(p.sites, swap.operators(p.filters, plan, ahead=swap.ahead_of(p.sites)))
+        swap.install(p.sites, swap.operators(p.filters, plan))
     else:
         swap.apply_(p.sites, plan)
     p.model.requires_grad_(True).train()

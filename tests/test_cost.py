@@ -158,8 +158,7 @@ def test_the_way_follows_the_constants(monkeypatch, costs, kind):
     k = FilterPlan("frequency-sparse", mask=mask).apply(torch.randn(2, seqlen))
     if kind in (cpu.DIRECT, cpu.HEAD):  # few taps, of the filter just as well as of its plan
         k = FilterPlan("partial", 40).apply(torch.randn(2, seqlen))
-    structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
-    assert cpu.prepare(k.k, k.ahead, seqlen, structure).layout[0] == kind
+    assert cpu.prepare(k, seqlen).layout[0] == kind
 
 
 @compiled

@@ -89,7 +89,7 @@ def test_both_ways_through_a_model_show_the_same_parts(monkeypatch, kernels):
     monkeypatch.setenv("SPARSIFY_NATIVE", kernels)
     model, sites = tiny_model()
     watch, ids = Stopwatch(), torch.randint(7, 11, (5, 66))  # enough rows for prepared linear layers
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     convs = {name: watch.wrap(conv) for name, conv in swap.operators(filters, Plan.dense(filters)).items()}
     ways = {"upstream": dict.fromkeys(filters), "prepared": convs}
     runs = {name: swap.variant(model, sites, way) for name, way in ways.items()}

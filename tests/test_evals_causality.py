@@ -18,13 +18,15 @@ def data():
     return windows([Document(t[:3], t) for t in texts], lambda text: [ids[c] for c in text], 300)
 
 
-def convolution(ahead):
+def convolution(lookahead):
     """A model with one long convolution that looks `ahead` tokens into the future, in float32."""
     generator = torch.Generator().manual_seed(2)
     embedding = torch.randn(V, 8, generator=generator)
-    k = torch.randn(8, 300 + ahead, generator=generator) * torch.exp(-0.01 * (torch.arange(300 + ahead) - ahead).abs())
+    k = torch.randn(8, 300 + lookahead, generator=generator) * torch.exp(
+        -0.01 * (torch.arange(300 + lookahead) - lookahead).abs()
+    )
     head = torch.randn(8, V, generator=generator)
-    return lambda ids: fftconv(embedding[ids].transpose(1, 2), k, ahead).transpose(1, 2) @ head
+    return lambda ids: fftconv(embedding[ids].transpose(1, 2), k, lookahead).transpose(1, 2) @ head
 
 
 def test_a_causal_model_leaks_round_off_only(data):
@@ -33,9 +35,9 @@ def test_a_causal_model_leaks_round_off_only(data):
     assert found.worst < ROUND_OFF and found.trials == 16
 
 
-@pytest.mark.parametrize("ahead", [1, 5, 299])
-def test_a_model_that_looks_ahead_is_caught(data, ahead):
-    found = leak(convolution(ahead), data)
+@pytest.mark.parametrize("lookahead", [1, 5, 299])
+def test_a_model_that_looks_ahead_is_caught(data, lookahead):
+    found = leak(convolution(lookahead), data)
     assert found.edge_mean > LEAK_LIMIT and found.worst > LEAK_LIMIT
 
 

@@ -17,7 +17,7 @@ from sparsify.search.knapsack import Option
 @pytest.fixture(scope="module")
 def tiny():
     model, sites = tiny_model()
-    return model, sites, swap.materialize(sites)
+    return model, sites, swap.Filters(sites)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_sensitivity_loses_less(fronts):
 def test_of_a_model_that_looks_both_ways():
     """Every mask is honest there, and what is chosen is nearer to the dense model than any of them at its cost."""
     model, sites = layouts_m2.tiny_model()
-    found = compared(model, sites, swap.materialize(sites), *divide(layouts_m2.masked_windows(60)), Kept())
+    found = compared(model, sites, swap.Filters(sites), *divide(layouts_m2.masked_windows(60)), Kept())
     assert {pair.kind for pair in found.pairs} == set(KINDS) and found.figure == "pseudo-perplexity"
     for pair in found.pairs:
         density = uniform(sites, pair.kind, pair.share)[sites[0].name].density(64, 32)

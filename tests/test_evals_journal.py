@@ -147,7 +147,7 @@ def short(monkeypatch):
 @pytest.fixture
 def tiny():
     model, sites = tiny_model()
-    return model, sites, swap.materialize(sites)
+    return model, sites, swap.Filters(sites)
 
 
 def passes_of(model, monkeypatch, most=10**9):
@@ -190,7 +190,7 @@ def test_interrupted_again_and_again(tiny, short, tmp_path, monkeypatch):
 def test_masked_tokens_go_on_where_they_were(short, tmp_path, monkeypatch):
     """Of a model that looks both ways; other masks on the same text find nothing of it."""
     model, sites = layouts_m2.tiny_model()
-    filters, halves = swap.materialize(sites), divide(layouts_m2.masked_windows(40))
+    filters, halves = swap.Filters(sites), divide(layouts_m2.masked_windows(40))
     straight = plan_within(model, sites, filters, *halves, 0.03, Kept())
     hidden, most = type(model).hidden, itertools.count(1)
     taken = []

@@ -49,7 +49,7 @@ def test_a_few_channels_at_a_time_make_the_same_filter():
     for plan in cpu_convolution.sparse_plans(cpu_convolution.MASKS_FROM).values():
         ours, whole = cpu_convolution.kept_of(k, plan), plan.apply(k)
         assert_close(ours.k, whole.k, 1e-6)
-        assert (ours.ahead, ours.mask) == (whole.ahead, whole.mask)
+        assert (ours.lookahead, ours.mask) == (whole.lookahead, whole.mask)
         assert (ours.head is None) == (whole.head is None)
         assert whole.head is None or torch.equal(ours.head, whole.head)
 

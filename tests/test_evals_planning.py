@@ -35,14 +35,14 @@ class Flat:
 
     name: str = "flat"
 
-    def seconds(self, plan, channels, taps, seqlen, spectra_bytes=None, ahead=0):
+    def seconds(self, plan, channels, taps, seqlen, spectra_bytes=None, lookahead=0):
         return 1.0
 
 
 @pytest.fixture(scope="module")
 def tiny():
     model, sites = tiny_model()
-    return model, sites, swap.materialize(sites)
+    return model, sites, swap.Filters(sites)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def planned(tiny):
 @pytest.fixture(scope="module")
 def both_ways():
     model, sites = layouts_m2.tiny_model()
-    return model, sites, swap.materialize(sites)
+    return model, sites, swap.Filters(sites)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,9 @@ def filled_in(both_ways, plan, masked):
     """Loss of every masked token under a plan, and KL to the dense model, of all logits of the plain model."""
     model, sites, filters = both_ways
     logits = [
-        swap.variant(model, sites, swap.operators(filters, some, ahead=swap.ahead_of(sites)))(masked.ids)[masked.hidden]
+        swap.variant(model, sites, swap.operators(filters, some))(masked.ids)[
+            masked.hidden
+        ]
         for some in (Plan.dense(filters), plan)
     ]
     p, q = (one.double().log_softmax(-1) for one in logits)
@@ -283,8 +285,8 @@ def test_what_cannot_be_met(tiny, monkeypatch):
 def test_the_leakiest_are_blamed():
     mask = BlockMask.low_pass(64, 0.5)
     plans = [FilterPlan("split", taps, mask) for taps in (8, 16, 32)]
-    some = {name: [Candidate(plan, Errors(1e-3, ahead), 1.0)]
-            for name, plan, ahead in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
+    some = {name: [Candidate(plan, Errors(1e-3, lookahead), 1.0)]
+            for name, plan, lookahead in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
     picks = {name: few[0].plan for name, few in some.items()}
     found = planner.tightened(dict.fromkeys("abc", 3e-3), some, picks, leak=1.25e-3)
     assert found == pytest.approx({"a": 0.8 * 2e-3, "b": 0.8 * 3e-6**0.5, "c": 3e-3})
@@ -354,14 +356,14 @@ def test_sites_that_make_up_for_each_other():
     dense, few, fewer = FilterPlan("dense"), FilterPlan("partial", 8), FilterPlan("partial", 4)
     prices = {dense: 1.0, few: 0.5, fewer: 0.25}
     own = [Candidate(plan, Errors(0.0 if plan == dense else 0.1, 0.0), price) for plan, price in prices.items()]
-    some, ahead = {"a": own, "b": own[:2]}, {"a": 0.0, "b": 0.0}
+    some, lookahead = {"a": own, "b": own[:2]}, {"a": 0.0, "b": 0.0}
     alone = {"a": {few: 5.0, fewer: 6.0}, "b": {few: 1e-4}}
     assert [one.plan for one in alike(some)] == [dense, few]
-    found = quickest(some, alone, ahead, 1e-3)
+    found = quickest(some, alone, lookahead, 1e-3)
     assert found.seconds == 1.5 and found.picks["a"].plan == dense
-    both = quickest(some, {**alone, candidates.ALL: {few: 1e-3}}, ahead, 1e-3)
+    both = quickest(some, {**alone, candidates.ALL: {few: 1e-3}}, lookahead, 1e-3)
     assert both.seconds == 1.0 and both.loss == pytest.approx(1e-3) and {o.plan for o in both.picks.values()} == {few}
-    assert quickest(some, {**alone, candidates.ALL: {few: 2e-3}}, ahead, 1e-3) == found
+    assert quickest(some, {**alone, candidates.ALL: {few: 2e-3}}, lookahead, 1e-3) == found
 
 
 def test_a_refit_is_taken_where_it_is_nearer(tiny, monkeypatch):

@@ -21,7 +21,7 @@ LOW = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(64, 0.25))
 @pytest.fixture
 def model():
     found, sites = tiny_model()
-    return found, sites, swap.materialize(sites)
+    return found, sites, swap.Filters(sites)
 
 
 def test_sites_that_are_not_named_are_dense(model):

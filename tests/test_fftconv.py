@@ -22,20 +22,20 @@ VIEWS = {
 }
 
 
-def direct(u, k, ahead=0):
+def direct(u, k, lookahead=0):
     """The definition, term by term, in float64."""
     y = torch.zeros(u.shape, dtype=torch.float64)
     for t in range(u.shape[-1]):
         for j in range(k.shape[-1]):
-            if 0 <= t - j + ahead < u.shape[-1]:
-                y[..., t] += k[:, j].double() * u[..., t - j + ahead].double()
+            if 0 <= t - j + lookahead < u.shape[-1]:
+                y[..., t] += k[:, j].double() * u[..., t - j + lookahead].double()
     return y
 
 
-@pytest.mark.parametrize(("seqlen", "taps", "ahead"), [(1, 1, 0), (9, 9, 0), (9, 4, 0), (9, 30, 11), (5, 9, 4)])
-def test_reference_is_the_definition(seqlen, taps, ahead):
+@pytest.mark.parametrize(("seqlen", "taps", "lookahead"), [(1, 1, 0), (9, 9, 0), (9, 4, 0), (9, 30, 11), (5, 9, 4)])
+def test_reference_is_the_definition(seqlen, taps, lookahead):
     u, k = torch.randn(2, 3, seqlen), torch.randn(3, taps)
-    assert_close(fftconv_ref(u, k, ahead), direct(u, k, ahead), 1e-12)
+    assert_close(fftconv_ref(u, Filter(k, lookahead)), direct(u, k, lookahead), 1e-12)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -56,12 +56,12 @@ def test_any_number_of_taps(seqlen, taps):
     assert_close(LongConv(k)(u), fftconv_ref(u, k), RELATIVE_L2[torch.float32])
 
 
-@pytest.mark.parametrize("ahead", [1, 100, 1999])
+@pytest.mark.parametrize("lookahead", [1, 100, 1999])
 @pytest.mark.parametrize("seqlen", (1, 257, 1000, 4096))
-def test_filters_that_look_ahead(seqlen, ahead):
+def test_filters_that_look_ahead(seqlen, lookahead):
     u, k = torch.randn(2, 3, seqlen), torch.randn(3, 2000)
-    assert_close(LongConv(k, ahead)(u), fftconv_ref(u, k, ahead), RELATIVE_L2[torch.float32])
-    assert_close(fftconv(u, k, ahead), fftconv_ref(u, k, ahead), RELATIVE_L2[torch.float32])
+    assert_close(LongConv(Filter(k, lookahead))(u), fftconv_ref(u, Filter(k, lookahead)), RELATIVE_L2[torch.float32])
+    assert_close(fftconv(u, Filter(k, lookahead)), fftconv_ref(u, Filter(k, lookahead)), RELATIVE_L2[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", RELATIVE_L2)
@@ -103,13 +103,13 @@ def test_one_spectrum_serves_lengths_in_any_order():
     conv = LongConv(torch.randn(2, 700))
     for seqlen in (700, 3, 650, 64, 699, 1, 128, 700):
         u = torch.randn(1, 2, seqlen)
-        assert_close(conv(u), fftconv_ref(u, conv.k), RELATIVE_L2[torch.float32])
+        assert_close(conv(u), fftconv_ref(u, conv.filter.k), RELATIVE_L2[torch.float32])
     assert len(conv._prepared) <= LongConv.CACHED_LENGTHS
 
 
 def test_prepared_filter_survives_a_cast_of_the_model():
     conv = torch.nn.Sequential(LongConv(torch.randn(2, 700))).half()[0]
-    assert conv.k.dtype == torch.float32
+    assert conv.filter.k.dtype == torch.float32
 
 
 @pytest.mark.parametrize("conv", [fftconv, lambda u, k: LongConv(k)(u)], ids=["fftconv", "LongConv"])
@@ -182,7 +182,7 @@ class TestTorch:
             y = conv(cast, gate)
         assert cast.dtype == y.dtype == torch.bfloat16
         assert plain.dtype == u.dtype and torch.equal(plain, conv(u))
-        assert_close(y, gate.double() * fftconv_ref(cast, conv.k), 6e-3)
+        assert_close(y, gate.double() * fftconv_ref(cast, conv.filter.k), 6e-3)
 
 
 @pytest.mark.parametrize(
@@ -212,16 +212,16 @@ def test_any_layout_of_the_filter():
     u = torch.randn(2, 8, 300)
     for k in (torch.randn(300, 8).t(), torch.randn(8, 600)[:, ::2], torch.randn(8, 1).expand(8, 300)):
         assert_close(fftconv(u, k), fftconv_ref(u, k), RELATIVE_L2[torch.float32])
-    for ahead in (-1, 300):
+    for lookahead in (-1, 300):
         with pytest.raises(ValueError, match="ahead must lie in"):
-            LongConv(torch.randn(8, 300), ahead)
+            LongConv(torch.randn(8, 300), lookahead)
 
 
 def test_kernels_may_be_switched_off_at_any_time(monkeypatch):
     conv, u = LongConv(torch.randn(3, 300)), torch.randn(1, 3, 300)
     conv(u)
     monkeypatch.setenv("SPARSIFY_NATIVE", "0")
-    assert_close(conv(u), fftconv_ref(u, conv.k), RELATIVE_L2[torch.float32])
+    assert_close(conv(u), fftconv_ref(u, conv.filter.k), RELATIVE_L2[torch.float32])
 
 
 class TestOtherDevices:
@@ -235,7 +235,7 @@ class TestOtherDevices:
         """Through the function that other devices call, on tensors of this one."""
         monkeypatch.setattr(native, "available", lambda: False)
         u, gate, k = torch.randn(2, 3, 50), torch.randn(2, 3, 50), torch.randn(3, 9)
-        prepared = cpu.prepare(k, 0, 50)
+        prepared = cpu.prepare(Filter(k), 50)
         y = sys.modules["sparsify.fftconv"].on_other_devices(u, list(prepared.tables), list(prepared.layout), gate)
         assert_close(y, gate.double() * fftconv_ref(u, k), RELATIVE_L2[torch.float32])
 

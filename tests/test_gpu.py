@@ -131,7 +131,7 @@ HISTORY = [
         history(dtype, (16, 16), 8, 1, 1000, 200, signals=SIGNALS["gated"], batch=3),
         history(dtype, (16, 16), 8, 1, 1001, 101, signals=SIGNALS["odd, two-sided"], batch=3, channels=5),
         history(dtype, (16, 8, 16), 1, 1, 7000, 2048),
-        history(dtype, (16, 8, 16), 1, 1, 5000, 1999, signals=replace(SIGNALS["gated"], ahead=True)),
+        history(dtype, (16, 8, 16), 1, 1, 5000, 1999, signals=replace(SIGNALS["gated"], lookahead=True)),
     )
 ]
 HISTORY += [history(HALF, (16, 16, 16), 1, 4, 4600, 4000, signals=SIGNALS["gated"], channels=1)]
@@ -359,7 +359,7 @@ def through_long_conv(
 ):
     """y, y_ref of a LongConv as `swap.operators` makes it, prepared for `rows` sequences, with gates and skip."""
     kept = plan.apply(torch.randn(3, seqlen) / math.sqrt(seqlen))
-    conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head).to(device)
+    conv = LongConv(kept).to(device)
     u, gate, pregate = (torch.randn(batch, 3, seqlen).to(dtype).to(device) for _ in range(3))
     skip = torch.randn(3, device=device)
     if launch is None:
@@ -631,7 +631,7 @@ TRANSFERRED = [  # all but heads, which read samples once more, and samples that
     case
     for case in CASES
     if (case.source in ("real", "history") or (case.source == "complex" and case.mask is None))
-    and not (case.way.head or (case.source == "history" and case.signals.ahead))
+    and not (case.way.head or (case.source == "history" and case.signals.lookahead))
     and case.piece * case.way.dtype.itemsize != 4
     and case.length <= 8192
 ]
@@ -782,13 +782,13 @@ def test_signals_longer_than_any_kernel_takes_go_through_torch():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for known in ({"k": k[:, :1000]}, {"k": k, "structure": band}):  # in blocks, or at a lower rate
-            prepared = dispatch.prepare(ahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
+            prepared = dispatch.prepare(lookahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
             assert prepared.layout[0] == cpu.KERNEL
 
 
 @pytest.mark.parametrize("case", [CASES[0], HISTORY[2], DIRECT[2], TWO_LEVEL[-1]], ids=label)
 def test_a_way_is_numbers_and_back(case):
-    way = replace(case.way, ahead=5, resident=3)
+    way = replace(case.way, lookahead=5, resident=3)
     numbers = way.to_ints()
     assert all(type(number) is int for number in numbers) and numbers[0] == cpu.KERNEL
     assert Way.from_ints(numbers) == way
@@ -819,7 +819,7 @@ def test_signals_that_come_in_pieces():
     assert [gpu.piece(half(length)) for length in (64, 60, 62, 63)] == [8, 2, 2, 1]
     assert gpu.piece(half(65)[..., :64]) == 1 and gpu.piece(half(66)[..., :64]) == 2  # rows at odd places
     assert [gpu.piece(half(72)[..., n : n + 64]) for n in (8, 4, 3)] == [8, 2, 1]
-    assert [gpu.piece(half(64), ahead) for ahead in (8, 4, 5)] == [8, 2, 1]
+    assert [gpu.piece(half(64), lookahead) for lookahead in (8, 4, 5)] == [8, 2, 1]
     assert [gpu.piece(torch.empty(2, 3, 68)[..., n:]) for n in (4, 2, 1)] == [8, 1, 1]
     assert gpu.rowwise(u := torch.empty(2, 3, 64)[..., 3:]) is u
     for view in VIEWS:
@@ -832,7 +832,7 @@ def test_signals_that_come_in_pieces():
 
 def layer(seqlen: int, plan: FilterPlan | None = None, channels: int = 8) -> LongConv:
     kept = (plan or FilterPlan("dense")).apply(torch.randn(channels, seqlen) / math.sqrt(seqlen))
-    return LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head)
+    return LongConv(kept)
 
 
 SOME = {  # every source
@@ -863,7 +863,7 @@ def test_long_conv(seqlen, dtype):
         y = conv(u)
         assert conv.prepare(u).layout[0] == (cpu.KERNEL if dtype in BARS else cpu.TORCH)
         assert y.dtype == dtype and y.device == u.device
-        assert_close(y, fftconv_ref(u.cpu(), conv.k), BARS.get(dtype, 1e-5))
+        assert_close(y, fftconv_ref(u.cpu(), conv.filter.k), BARS.get(dtype, 1e-5))
 
 
 @pytest.mark.gpu
@@ -881,7 +881,7 @@ def test_at_highest_precision_float32_is_left_to_torch():
     assert torch.get_float32_matmul_precision() == "highest"
     conv, u = layer(3000), torch.randn(2, 8, 3000, device="cuda")
     assert conv.prepare(u).layout[0] == cpu.TORCH
-    assert_close(conv(u), fftconv_ref(u.cpu(), conv.k), 1e-6)
+    assert_close(conv(u), fftconv_ref(u.cpu(), conv.filter.k), 1e-6)
 
 
 @pytest.mark.gpu
@@ -903,7 +903,7 @@ def test_a_captured_graph_replays(name):
         graph.replay()
         assert torch.equal(y, conv(u, gate, skip, gate))
     g = u.cpu().double() * gate.cpu().double()
-    y_ref = (fftconv_ref(g, conv.k, conv.ahead) + skip.cpu().double()[:, None] * g) * gate.cpu().double()
+    y_ref = (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip.cpu().double()[:, None] * g) * gate.cpu().double()
     assert_close(y, y_ref, BARS[HALF])
 
 
@@ -992,7 +992,7 @@ def test_nothing_is_allocated_but_the_result(name):
 def test_more_rows_than_a_grid_is_high():
     conv = layer(256, channels=7)
     u = torch.randn(10_001, 7, 256, device="cuda").half()
-    assert_close(conv(u), fftconv_ref(u.cpu(), conv.k), BARS[HALF])
+    assert_close(conv(u), fftconv_ref(u.cpu(), conv.filter.k), BARS[HALF])
 
 
 @pytest.mark.gpu
@@ -1012,4 +1012,4 @@ def test_gradients_do_without_the_kernels():
     conv, u = layer(500), torch.randn(1, 8, 500, device="cuda", requires_grad=True)
     weight = torch.randn(1, 8, 500, device="cuda")
     (grad,) = torch.autograd.grad((conv(u) * weight).sum(), u)
-    assert_close(grad, fftconv_ref(weight.cpu().flip(-1), conv.k).flip(-1), 1e-5)
+    assert_close(grad, fftconv_ref(weight.cpu().flip(-1), conv.filter.k).flip(-1), 1e-5)

@@ -26,10 +26,10 @@ PLANS = {
 AHEAD = {"causal": 0, "two-sided": 24}
 
 
-def conv_of(plan, ahead, dtype):
+def conv_of(plan, lookahead, dtype):
     k = torch.randn(3, 48, dtype=dtype) * torch.exp(-torch.arange(48) / 10)
-    kept = plan.apply(k, ahead)
-    return LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+    kept = plan.apply(Filter(k, lookahead))
+    return LongConv(kept)
 
 
 def signals(dtype, seqlen=40):
@@ -70,7 +70,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
     ours = torch.autograd.grad(conv(*given), given, dy)
     u, gate, skip, pregate = (t.detach().double().requires_grad_() for t in given)
     g = pregate * u
-    y_ref = gate * (fftconv_ref(g, conv.k, conv.ahead) + skip[:, None] * g)
+    y_ref = gate * (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip[:, None] * g)
     for name, found, expected in zip(
         ("u", "gate", "skip", "pregate"), ours, torch.autograd.grad(y_ref, (u, gate, skip, pregate), dy.double()),
         strict=True,
@@ -78,7 +78,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
         assert found.dtype == torch.float32
         assert relative_l2(found, expected) < 2e-6, name
     if seqlen > 7:
-        conv._adjoint = [LongConv(conv.k, conv.ahead)]
+        conv._adjoint = [LongConv(conv.filter.k, conv.filter.lookahead)]
         wrong, *_ = torch.autograd.grad(conv(*given), given, dy)
         assert relative_l2(wrong, torch.autograd.grad(y_ref_again(conv, given), given, dy)[0].double()) > 1e-2
 
@@ -86,7 +86,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
 def y_ref_again(conv, given):
     u, gate, skip, pregate = given
     g = pregate * u
-    return (gate * (fftconv_ref(g, conv.k, conv.ahead) + skip[:, None] * g)).float()
+    return (gate * (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip[:, None] * g)).float()
 
 
 def test_nothing_but_the_inputs_is_saved():
@@ -109,13 +109,13 @@ def test_half_precision(dtype):
 
 
 def conv_of_double(conv):
-    return LongConv(conv.k.double(), conv.ahead)
+    return LongConv(conv.filter.k.double(), conv.filter.lookahead)
 
 
 def test_a_filter_that_changes_before_backward_is_refused():
     conv, (u, *_) = conv_of(PLANS["dense"], 0, torch.float32), signals(torch.float32)
     y = conv(u)
-    conv.set_filter(2 * conv.k)
+    conv.set_filter(2 * conv.filter.k)
     with pytest.raises(RuntimeError, match="changed between forward and backward"):
         y.sum().backward()
 

@@ -226,10 +226,10 @@ BARS = {torch.bfloat16: 3e-2, torch.float16: 3e-3}
 @pytest.mark.parametrize("way", WAYS)
 def test_half_precision_leaves_the_filters_alone(tmp_path, out, dtype, way):
     exact, model, u = AutoModelForCausalLM.from_pretrained(out), WAYS[way](out, dtype), ids()
-    k = exact.trunk.layers[0].mixer.long_conv.k
+    k = exact.trunk.layers[0].mixer.long_conv.filter.k
     assert model(u).logits.dtype == dtype
     assert relative_l2(model(u).logits, exact(u).logits) < BARS[dtype]
-    assert torch.equal(model.trunk.layers[0].mixer.long_conv.k, k)
+    assert torch.equal(model.trunk.layers[0].mixer.long_conv.filter.k, k)
     assert filter_fn(model).pos_emb.z.dtype == torch.float32
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved").filters["backbone.layers.0.mixer"][:, :5], k)
@@ -364,7 +364,7 @@ def test_remote_code_runs_the_planned_convolutions(tmp_path, foreign):
     assert type(filter_fn_of(dense)).calls == calls + 2  # the dense model's alone: planned filters are not made anew
     for changed, bar in ((model.half(), 3e-3), (remote(foreign, dtype=torch.bfloat16), 3e-2)):
         assert relative_l2(changed(u).logits, ours) < bar
-        assert filter_fn_of(changed).conv.k.dtype == torch.float32
+        assert filter_fn_of(changed).conv.filter.k.dtype == torch.float32
 
 
 def filter_fn_of(model):

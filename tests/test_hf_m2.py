@@ -118,13 +118,13 @@ def test_words_read_and_predicted_stay_one_parameter_if_they_are(tmp_path, untie
 def test_half_precision_leaves_the_filters_alone(tmp_path, dtype, bar):
     out, u = converted(tmp_path), ids()
     exact, ours = load(out).model(u), load(out).filters[SITE]
-    k = AutoModelForMaskedLM.from_pretrained(out).get_submodule(f"{SITE}").long_conv.k
+    k = AutoModelForMaskedLM.from_pretrained(out).get_submodule(f"{SITE}").long_conv.filter.k
     for model in (
         AutoModelForMaskedLM.from_pretrained(out, dtype=dtype),
         AutoModelForMaskedLM.from_pretrained(out).to(dtype),
     ):
         assert model(u).logits.dtype == dtype and relative_l2(model(u).logits, exact) < bar
-        assert torch.equal(model.get_submodule(f"{SITE}").long_conv.k, k)
+        assert torch.equal(model.get_submodule(f"{SITE}").long_conv.filter.k, k)
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(load(tmp_path / "saved").filters[SITE], ours)
 

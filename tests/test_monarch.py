@@ -49,10 +49,10 @@ def waves(n, lags):
     return torch.exp(-2j * torch.pi * quarters.double() / (4 * n))
 
 
-def direct(u, k, mask, ahead=0):
+def direct(u, k, mask, lookahead=0):
     """The formula: every kept wave of the filter, fitted at its taps and heard as far as the signal reaches."""
     n, seqlen = mask.n, u.shape[-1]
-    lags, felt = torch.arange(k.shape[-1]) - ahead, torch.arange(1 - seqlen, seqlen)
+    lags, felt = torch.arange(k.shape[-1]) - lookahead, torch.arange(1 - seqlen, seqlen)
     inside = (lags >= -n) & (lags < n)
     k_f = (k[:, inside].to(torch.complex128) @ waves(n, lags[inside]).T) * mask.bins()
     return fftconv_ref(u, (k_f @ waves(n, felt).conj()).real / n, seqlen - 1)
@@ -110,29 +110,29 @@ def test_transform_is_the_definition_on_the_kept_blocks(factors, share, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seqlen", LENGTHS)
 def test_without_a_mask_it_is_the_reference(seqlen, dtype):
-    for taps, ahead in ((seqlen, 0), (33, 0), (33, 20), (2 * seqlen - 1, seqlen - 1)):
+    for taps, lookahead in ((seqlen, 0), (33, 0), (33, 20), (2 * seqlen - 1, seqlen - 1)):
         u, k = torch.randn(2, 3, seqlen, dtype=dtype), torch.randn(3, taps, dtype=dtype)
-        y = monarch_conv(u, k, ahead=ahead)
+        y = monarch_conv(u, k, lookahead=lookahead)
         assert y.dtype == dtype
-        assert_close(y, fftconv_ref(u, k, ahead), EXACT if dtype == torch.float64 else RELATIVE_L2[dtype])
+        assert_close(y, fftconv_ref(u, Filter(k, lookahead)), EXACT if dtype == torch.float64 else RELATIVE_L2[dtype])
 
 
-@pytest.mark.parametrize(("taps", "ahead"), [(10, 0), (19, 9), (12, 0), (40, 20), (40, 39)])
-def test_as_many_points_as_samples_are_enough(taps, ahead):
+@pytest.mark.parametrize(("taps", "lookahead"), [(10, 0), (19, 9), (12, 0), (40, 20), (40, 39)])
+def test_as_many_points_as_samples_are_enough(taps, lookahead):
     """What would wrap around is imaginary; taps that no sample can feel may be there or not."""
     u, k = randn(3, 10), randn(3, taps)
-    assert_close(monarch_conv(u, k, BlockMask.full(10, (10,)), ahead), fftconv_ref(u, k, ahead), EXACT)
+    assert_close(monarch_conv(u, k, BlockMask.full(10, (10,)), lookahead), fftconv_ref(u, Filter(k, lookahead)), EXACT)
     with pytest.raises(ValueError, match="10 samples does not fit 9 points"):
-        monarch_conv(u, k, BlockMask.full(9, (9,)), ahead)
+        monarch_conv(u, k, BlockMask.full(9, (9,)), lookahead)
 
 
 def test_negative_lags_turn_by_a_quarter():
     """The rule of `wrap`: the spectrum of sample n + d, times i, is that of lag d."""
     lags = torch.arange(-12, 12)
     k = randn(3, 24)
-    for first, ahead in ((0, 12), (3, 9), (12, 0)):  # a lag more or less on the left
+    for first, lookahead in ((0, 12), (3, 9), (12, 0)):  # a lag more or less on the left
         k_f = k[:, first:].to(torch.complex128) @ waves(12, lags[first:]).T
-        wrapped = wrap(k[:, first:], 12, ahead) @ waves(12, torch.arange(12)).T
+        wrapped = wrap(k[:, first:], 12, lookahead) @ waves(12, torch.arange(12)).T
         assert_close(torch.view_as_real(wrapped), torch.view_as_real(k_f), EXACT)
     beyond = torch.cat([randn(3, 2), k, randn(3, 5)], dim=-1)
     assert torch.equal(wrap(beyond, 12, 14), wrap(k, 12, 12))
@@ -144,10 +144,12 @@ def test_negative_lags_turn_by_a_quarter():
     [((32, 64), None), ((32, 64), (4, 16)), ((16, 8, 16), (4, 8, 4)), ((27, 75), (9, 5)), ((43, 49), (43, 7))],
 )
 def test_masked_convolution_is_the_formula(seqlen, factors, block):
-    mask, ahead = random_mask(factors, 0.6, block), seqlen // 3
+    mask, lookahead = random_mask(factors, 0.6, block), seqlen // 3
     u, k = randn(2, 3, seqlen), randn(3, seqlen)
-    assert_close(monarch_conv(u, k, mask, ahead), direct(u, k, mask, ahead), EXACT)
-    assert_close(monarch_conv(u.float(), k, mask, ahead), direct(u.float(), k, mask, ahead), RELATIVE_L2[torch.float32])
+    assert_close(monarch_conv(u, k, mask, lookahead), direct(u, k, mask, lookahead), EXACT)
+    assert_close(
+        monarch_conv(u.float(), k, mask, lookahead), direct(u.float(), k, mask, lookahead), RELATIVE_L2[torch.float32]
+    )
 
 
 @pytest.mark.parametrize("factors", [(32, 32), (8, 16, 8), (27, 75)])
@@ -163,11 +165,11 @@ def test_every_kept_bin_counts_and_none_brings_another(factors):
     mask = random_mask(factors, 0.5)
     assert mask.bins().sum() == mask.frequencies().numel() == mask.density * mask.n
     assert mask.bins()[mask.frequencies()].all()
-    k, ahead = band_limit(randn(2, mask.n), mask)
-    k_f = wrap(k, mask.n, ahead) @ waves(mask.n, torch.arange(mask.n)).T
+    k, lookahead = band_limit(randn(2, mask.n), mask)
+    k_f = wrap(k, mask.n, lookahead) @ waves(mask.n, torch.arange(mask.n)).T
     assert k_f[:, ~mask.bins()].norm() <= EXACT * k_f.norm()
     assert_close(
-        torch.view_as_real(k_f[:, mask.frequencies()]), torch.view_as_real(block_spectrum(k, mask, ahead)), EXACT
+        torch.view_as_real(k_f[:, mask.frequencies()]), torch.view_as_real(block_spectrum(k, mask, lookahead)), EXACT
     )
 
 

@@ -29,20 +29,20 @@ def isa(request):
     native.use(best)
 
 
-def whole(k, seqlen, ahead=0):
+def whole(k, seqlen, lookahead=0):
     n = native.good_size(seqlen)
-    return native.Whole(n, native.spectra(k, n, ahead))
+    return native.Whole(n, native.spectra(k, n, lookahead))
 
 
 @pytest.mark.parametrize("seqlen", [1, 2, 15, 16, 17, 255, 256, 257, 1000, 4099, 100_003])
 def test_exact_to_the_promised_error(isa, seqlen):
     """Relative L2 of at most 5e-7 for causal filters, those that look ahead, prepared and made on the way."""
     u = torch.randn(2, 2, seqlen)
-    for taps, ahead in ((seqlen, 0), (2 * seqlen - 1, seqlen - 1), (max(1, seqlen // 3), 0)):
+    for taps, lookahead in ((seqlen, 0), (2 * seqlen - 1, seqlen - 1), (max(1, seqlen // 3), 0)):
         k = torch.randn(2, taps)
-        y_ref, n = fftconv_ref(u, k, ahead), native.good_size(seqlen)
-        assert relative_l2(native.convolve(u, [whole(k, seqlen, ahead)]), y_ref) <= 5e-7
-        assert relative_l2(native.convolve(u, [native.Whole(n, None, k, ahead)]), y_ref) <= 5e-7
+        y_ref, n = fftconv_ref(u, Filter(k, lookahead)), native.good_size(seqlen)
+        assert relative_l2(native.convolve(u, [whole(k, seqlen, lookahead)]), y_ref) <= 5e-7
+        assert relative_l2(native.convolve(u, [native.Whole(n, None, k, lookahead)]), y_ref) <= 5e-7
 
 
 def test_every_radix(isa):
@@ -57,11 +57,11 @@ def test_every_radix(isa):
 @pytest.mark.parametrize("seqlen", [1, 63, 1000, 5001])
 def test_few_taps(isa, seqlen, taps):
     u, k = torch.randn(2, 3, seqlen), torch.randn(3, taps)
-    for ahead in {0, taps // 2, taps - 1}:
-        y_ref = fftconv_ref(u, k, ahead)
-        assert_close(native.convolve(u, [native.Direct(k, ahead)]), y_ref, 1e-6)
+    for lookahead in {0, taps // 2, taps - 1}:
+        y_ref = fftconv_ref(u, Filter(k, lookahead))
+        assert_close(native.convolve(u, [native.Direct(k, lookahead)]), y_ref, 1e-6)
         for n in map(native.good_size, (taps, 2 * taps, 1000)):
-            blocks = native.Blocks(n, native.spectra(k, n, 0, 0.0), taps, ahead)
+            blocks = native.Blocks(n, native.spectra(k, n, 0, 0.0), taps, lookahead)
             assert_close(native.convolve(u, [blocks]), y_ref, 1e-6)
 
 
@@ -74,12 +74,12 @@ def test_what_a_mask_leaves(isa, share, seqlen):
     for mask in (BlockMask.low_pass(n, share), BlockMask.comb(n, share, (8, n // 8))):  # all vectors fit 256 points
         for plan in (FilterPlan("frequency-sparse", mask=mask), FilterPlan("split", 32, mask)):
             kept = plan.apply(k)
-            structure, y_ref = cpu.Structure(kept.mask, kept.head), fftconv_ref(u, kept.k, kept.ahead)
+            structure, y_ref = cpu.Structure(kept.mask, kept.head), fftconv_ref(u, kept)
             # a lone sample feels one tap, in which the error of all may meet
             scale = y_ref.norm() if seqlen > 1 else kept.k.norm(dim=-1).mean() * u.norm()
             for _, way in cpu.structured(seqlen, structure):
                 make = cpu.prepare_comb if way == "comb" else lambda *a: cpu.prepare_slow(*a[:2], seqlen, a[2])
-                prepared = make(kept.k, kept.ahead, structure)
+                prepared = make(kept.k, kept.lookahead, structure)
                 assert (cpu.fftconv(u, prepared.tables, prepared.layout) - y_ref).norm() < 1e-6 * scale
 
 
@@ -98,9 +98,9 @@ def test_the_quicker_ways_are_taken_and_hold():
         (FilterPlan("split", 64, low), cpu.HEAD),
     ):
         kept = plan.apply(k)
-        conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head)
+        conv = LongConv(kept)
         assert conv.prepare(u).layout[0] == kind, plan
-        assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+        assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
 
 
 def test_filters_that_look_both_ways_take_the_quicker_ways_too():
@@ -116,17 +116,17 @@ def test_filters_that_look_both_ways_take_the_quicker_ways_too():
         (FilterPlan("split", 32, low), cpu.HEAD),
     ):
         kept = plan.apply(k, n)
-        conv = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
+        conv = LongConv(kept)
         assert conv.prepare(u).layout[0] == kind, plan
-        assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+        assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
 
 
 def test_a_sequence_longer_than_the_mask_takes_the_whole_filter():
     """It feels taps that the mask did not touch."""
     kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 5000))
     u = torch.randn(1, 2, 4500)
-    conv = LongConv(kept.k, kept.ahead, mask=kept.mask)
-    assert_close(conv(u), fftconv_ref(u, kept.k, kept.ahead), 1e-6)
+    conv = LongConv(kept.k, kept.lookahead, mask=kept.mask)
+    assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
 
 
 class TestAroundTheConvolution:

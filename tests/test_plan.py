@@ -47,18 +47,18 @@ def test_what_is_kept(kind):
     k = torch.randn(3, 1026)
     kept = ONE_EACH[kind].apply(k)
     assert kept.k.dtype == torch.float32
-    assert ONE_EACH[kind].leaks == (kept.ahead > 0)
+    assert ONE_EACH[kind].leaks == (kept.lookahead > 0)
     if kind == "dense":
         assert torch.equal(kept.k, k) and ONE_EACH[kind].density(1026) == 1
     if kind == "partial":
         assert torch.equal(kept.k, k[:, :64])
     if kept.mask:
         rest = kept.k.double()
-        assert (kept.k.shape[-1], kept.ahead) == (1024 + 1026, 1024)
+        assert (kept.k.shape[-1], kept.lookahead) == (1024 + 1026, 1024)
         assert torch.equal(kept.k[:, -2:], k[:, -2:])  # beyond the mask
         if kept.head is not None:
-            rest[:, kept.ahead : kept.ahead + 64] -= kept.head
-        k_f = spectrum(rest, MASK.n, kept.ahead)
+            rest[:, kept.lookahead : kept.lookahead + 64] -= kept.head
+        k_f = spectrum(Filter(rest, kept.lookahead), MASK.n)
         assert (k_f * ~MASK.bins()).norm() < 1e-6 * k_f.norm()
 
 
@@ -68,7 +68,7 @@ def test_density_counts_taps_and_bins():
 
 
 def test_leak_is_the_share_of_the_norm_ahead():
-    assert Filter(torch.tensor([[3.0, 4.0]]), ahead=1).leak() == pytest.approx(0.6)
+    assert Filter(torch.tensor([[3.0, 4.0]]), lookahead=1).leak() == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_own_coefficients_are_what_is_convolved_with(kind):
     rest = kept.k.double()
     if values.taps is not None:
         assert torch.equal(kept.head, values.taps)
-        rest[:, kept.ahead : kept.ahead + 64] -= kept.head
-    k_f = spectrum(rest[:, : 2 * MASK.n], MASK.n, kept.ahead)
+        rest[:, kept.lookahead : kept.lookahead + 64] -= kept.head
+    k_f = spectrum(rest[:, : 2 * MASK.n], MASK.n, kept.lookahead)
     found = k_f[:, MASK.frequencies().flatten()]
     assert (found - values.bins).norm() < 1e-6 * values.bins.norm()
     assert torch.equal(kept.k[:, -2:], k[:, -2:])  # beyond the mask
@@ -147,16 +147,19 @@ def test_own_coefficients_are_what_is_convolved_with(kind):
     assert torch.equal(torch.cat(parts), kept.k)
 
 
-@pytest.mark.parametrize(("length", "ahead"), [(1026, 0), (2048, 1024), (1100, 20)])
+@pytest.mark.parametrize(("length", "lookahead"), [(1026, 0), (2048, 1024), (1100, 20)])
 @pytest.mark.parametrize("kind", KEPT)
-def test_a_filters_own_coefficients_change_nothing(kind, length, ahead):
+def test_a_filters_own_coefficients_change_nothing(kind, length, lookahead):
     k, plan = torch.randn(3, length), ONE_EACH[kind]
-    taps, bins = plan.own(k, ahead)
+    taps, bins = plan.own(Filter(k, lookahead))
     values = Coefficients(None if taps is None else taps.float(), None if bins is None else bins.to(torch.complex64))
-    again, kept = replace(plan, values=values), plan.apply(k, ahead)
-    assert again.apply(k, ahead).ahead == kept.ahead and again.apply(k, ahead).head_ahead == kept.head_ahead
-    assert (again.apply(k, ahead).k - kept.k).norm() < 1e-6 * k.norm()
-    assert again.density(length, ahead) == plan.density(length, ahead) and str(again) == f"{plan}, re-fitted"
+    again, kept = replace(plan, values=values), plan.apply(Filter(k, lookahead))
+    assert (
+        again.apply(Filter(k, lookahead)).lookahead == kept.lookahead
+        and again.apply(Filter(k, lookahead)).head_lookahead == kept.head_lookahead
+    )
+    assert (again.apply(Filter(k, lookahead)).k - kept.k).norm() < 1e-6 * k.norm()
+    assert again.density(length, lookahead) == plan.density(length, lookahead) and str(again) == f"{plan}, re-fitted"
 
 
 def test_coefficients_of_one_direction_do_not_fit_both():
@@ -259,23 +262,23 @@ def test_refused_coefficients(make, says):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_of_both_directions(kind):
-    k, ahead = torch.randn(3, 2048), 1024
+    k, lookahead = torch.randn(3, 2048), 1024
     plan = ONE_EACH[kind]
-    kept, lags = plan.apply(k, ahead), torch.arange(2048) - ahead
+    kept, lags = plan.apply(Filter(k, lookahead)), torch.arange(2048) - lookahead
     if kind == "dense":
-        assert torch.equal(kept.k, k) and kept.ahead == ahead and plan.density(2048, ahead) == 1
+        assert torch.equal(kept.k, k) and kept.lookahead == lookahead and plan.density(2048, lookahead) == 1
     if kind == "partial":
-        assert torch.equal(kept.k, k[:, lags.abs() < 64]) and kept.ahead == 63
-        assert plan.density(2048, ahead) == 127 / 2048
+        assert torch.equal(kept.k, k[:, lags.abs() < 64]) and kept.lookahead == 63
+        assert plan.density(2048, lookahead) == 127 / 2048
     if kept.mask:
         rest = kept.k.double()
-        assert (kept.k.shape[-1], kept.ahead) == (2048, 1024)
+        assert (kept.k.shape[-1], kept.lookahead) == (2048, 1024)
         if kept.head is not None:
-            assert kept.head.shape[-1] == 127 and kept.head_ahead == 63
-            assert torch.equal(kept.head, plan.kept(k, ahead)[0].float())
+            assert kept.head.shape[-1] == 127 and kept.head_lookahead == 63
+            assert torch.equal(kept.head, plan.kept(Filter(k, lookahead))[0].float())
             rest[:, lags.abs() < 64] -= kept.head
-            assert plan.density(2048, ahead) == pytest.approx(127 / 2048 + MASK.density)
-        k_f = spectrum(rest, MASK.n, kept.ahead)
+            assert plan.density(2048, lookahead) == pytest.approx(127 / 2048 + MASK.density)
+        k_f = spectrum(Filter(rest, kept.lookahead), MASK.n)
         assert (k_f * ~MASK.bins()).norm() < 1e-6 * k_f.norm()
 
 

@@ -13,8 +13,8 @@ def site(k, causal=True):
     return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
 
 
-def both_ways(k, ahead):
-    return ConvSite("site", k.shape[0], k.shape[1], ahead, False, lambda: k, lambda conv: None, ahead)
+def both_ways(k, lookahead):
+    return ConvSite("site", k.shape[0], k.shape[1], lookahead, False, lambda: k, lambda conv: None, lookahead)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
@@ -25,7 +25,7 @@ def test_energy_keeps_its_share_of_both_directions(share):
         k = torch.cat([0.7 * half.flip(-1), half], dim=-1)
         plan = policies.energy(share).choose(k, both_ways(k, 1024))
         kept, lost = plan.apply(k, 1024), k.clone().double()
-        lost[:, 1024 - kept.ahead : 1024 - kept.ahead + kept.k.shape[-1]] -= kept.k.double()
+        lost[:, 1024 - kept.lookahead : 1024 - kept.lookahead + kept.k.shape[-1]] -= kept.k.double()
         assert lost.square().sum() <= (1 - share) * k.double().square().sum() * (1 + 1e-6)
         assert plan.density(2048, 1024) <= 1
         kinds.add(plan.kind)
@@ -50,7 +50,7 @@ def test_energy_keeps_its_share(share):
         plan = policies.energy(share).choose(k, site(k))
         kept = plan.apply(k)
         lost = k.clone().double()
-        lost -= kept.k[:, kept.ahead : kept.ahead + 1024].double() if plan.leaks else 0
+        lost -= kept.k[:, kept.lookahead : kept.lookahead + 1024].double() if plan.leaks else 0
         if not plan.leaks:
             lost[:, : kept.k.shape[-1]] -= kept.k.double()
         assert energy_by_tap(lost).sum() <= (1 - share) * energy_by_tap(k).sum() * (1 + 1e-9)

@@ -50,9 +50,9 @@ def without_kernels(monkeypatch):
 def prepared(plan, taps, seqlen, channels=2, before=0):
     """What the CPU makes ready, and the sizes that the price goes by."""
     k = plan.apply(torch.randn(channels, taps), before)
-    structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
-    outlined, ahead, own = latency.outline(plan, taps, seqlen, before)
-    return cpu.prepare(k.k, k.ahead, seqlen, structure), (outlined.shape[-1], ahead, seqlen, own)
+    structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_lookahead)
+    outlined, lookahead, own = latency.outline(plan, taps, seqlen, before)
+    return cpu.prepare(k.k, k.lookahead, seqlen, structure), (outlined.shape[-1], lookahead, seqlen, own)
 
 
 # --- the ways that are taken ---------------------------------------------------------------------------------------
@@ -67,15 +67,15 @@ def test_outline_has_the_sizes_of_the_filter(taps, seqlen, before):
     before = min(taps - 1, before if isinstance(before, int) else round(before * taps))
     for plan in plans(256):
         kept = plan.apply(torch.randn(1, taps), before)
-        felt, ahead = cpu.crop(kept.k, kept.ahead, seqlen)
-        outlined, own_ahead, structure = latency.outline(plan, taps, seqlen, before)
-        assert outlined.is_meta and (outlined.shape, own_ahead) == (felt.shape, ahead)
+        felt, lookahead = cpu.crop(kept.k, kept.lookahead, seqlen)
+        outlined, own_lookahead, structure = latency.outline(plan, taps, seqlen, before)
+        assert outlined.is_meta and (outlined.shape, own_lookahead) == (felt.shape, lookahead)
         assert (structure is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
         if structure is not None:
             assert structure.mask == kept.mask
             assert (structure.head is None) == (kept.head is None)
             assert structure.head is None or structure.head.shape == kept.head.shape
-            assert structure.head_ahead == kept.head_ahead
+            assert structure.head_lookahead == kept.head_lookahead
 
 
 WAYS = {
@@ -96,7 +96,7 @@ def test_the_price_is_that_of_the_way_prepared(taps, seqlen, both):
         made, sizes = prepared(plan, taps + before, seqlen, before=before)
         way = WAYS[type(cpu.parts_of(made.tables, made.layout)[-1])]  # a head comes before its tail
         assert latency.cpu_way(*sizes)[1] == way
-        found = CPU.seconds(plan, 2, taps + before, seqlen, ahead=before)
+        found = CPU.seconds(plan, 2, taps + before, seqlen, lookahead=before)
         assert found == pytest.approx(2e-9 * latency.cpu_way(*sizes)[0])
         seen.add(way)
     assert seen == (set(WAYS.values()) if seqlen <= N else {"few taps", "whole"})
@@ -135,10 +135,10 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
     for plan in plans(1024):
         k = plan.apply(torch.randn(2, taps))
         structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
-        way = way_from(dispatch.prepare(k.k, k.ahead, seqlen, own, 3, structure, card).layout)
+        way = way_from(dispatch.prepare(k.k, k.lookahead, seqlen, own, 3, structure, card).layout)
         how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
-        felt, ahead, outlined = latency.outline(plan, taps, seqlen)
-        found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.shape[-1], ahead, outlined)
+        felt, lookahead, outlined = latency.outline(plan, taps, seqlen)
+        found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.shape[-1], lookahead, outlined)
         assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]
 
 
@@ -146,8 +146,8 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
 def test_the_other_side_costs_where_it_is_taken_along():
     """One transform serves both directions; the taps of a short filter are twice as many."""
 
-    def cost_model(plan, ahead):
-        return CPU.seconds(plan, 2, N + ahead, N, ahead=ahead)
+    def cost_model(plan, lookahead):
+        return CPU.seconds(plan, 2, N + lookahead, N, lookahead=lookahead)
 
     narrow = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 1 / 32))
     assert cost_model(DENSE, N) == cost_model(DENSE, 0) and cost_model(narrow, N) == cost_model(narrow, 0)
@@ -161,11 +161,11 @@ def test_a_card_takes_filters_that_look_both_ways():
     card, n = CARDS["sm_90"], 1024
     for plan in plans(n):
         k = plan.apply(torch.randn(2, 2 * n), n)
-        structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_ahead)
-        felt, ahead = cpu.crop(k.k, k.ahead, n)
-        found = dispatch.ways(dispatch.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], ahead, structure)
+        structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_lookahead)
+        felt, lookahead = cpu.crop(k.k, k.lookahead, n)
+        found = dispatch.ways(dispatch.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], lookahead, structure)
         best = min(seconds for seconds, _ in found.values())
-        assert target("sm_90").seconds(plan, 2, 2 * n, n, 3, ahead=n) == best
+        assert target("sm_90").seconds(plan, 2, 2 * n, n, 3, lookahead=n) == best
 
 
 # --- what must be --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from test_split import smooth_filter
 from sparsify import swap
 from sparsify.cli.main import main
 from sparsify.converters import load
-from sparsify.cpu.backend import Structure, masked_spectrum
+from sparsify.cpu.backend import masked_spectrum
 from sparsify.evals.data import read_documents, windows
 from sparsify.evals.quality import compare
 from sparsify.fftconv import LongConv, fftconv_ref
@@ -44,7 +44,7 @@ def gathered():
 def lost(k, plan, moments, causal):
     """What the re-fit makes small: the error, and what comes from the future of a causal site."""
     found = errors(k, plan, moments, causal)
-    return found.error + found.ahead
+    return found.error + found.future
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -75,23 +75,23 @@ def test_leading_taps_solve_the_equations(gathered, monkeypatch):
         assert_close(found[h], torch.linalg.solve(gram[:24, :24], gram[:24] @ target), 1e-5)
 
 
-@pytest.mark.parametrize("ahead", [L, 30, N + 9])
+@pytest.mark.parametrize("lookahead", [L, 30, N + 9])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_a_filter_that_looks_both_ways(gathered, plan, ahead):
+def test_a_filter_that_looks_both_ways(gathered, plan, lookahead):
     """No other coefficients nearby do better, at either side; the kernels get the structure that they are promised."""
     _, _, _, moments = gathered
-    k = torch.cat([torch.ones(H, max(0, ahead - L)), two_sided(min(ahead, L))], dim=-1)
-    found = refit(k, plan, moments, False, ahead)
-    least, was = (errors(k, some, moments, False, ahead).error for some in (found, plan))
+    k = torch.cat([torch.ones(H, max(0, lookahead - L)), two_sided(min(lookahead, L))], dim=-1)
+    found = refit(Filter(k, lookahead), plan, moments, False)
+    least, was = (errors(Filter(k, lookahead), some, moments, False).error for some in (found, plan))
     assert least < (0.9 if plan.kind in ("partial", "split") else 1) * was
     for name, part in found.values:
         sides = [part, part.flip(-1)] if name == "taps" else [part]
         for noise in (0.1 * side.abs() * torch.randn(part.shape) for side in sides for _ in range(2)):
             other = {**dict(found.values), name: part + noise}
-            assert errors(k, replace(found, values=Coefficients(**other)), moments, False, ahead).error > least
-    kept, u = found.apply(k, ahead), torch.randn(2, H, L)
-    fast = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head, head_ahead=kept.head_ahead)
-    assert_close(fast(u), fftconv_ref(u, kept.k, kept.ahead), 1e-5)
+            assert errors(Filter(k, lookahead), replace(found, values=Coefficients(**other)), moments, False).error > least
+    kept, u = found.apply(Filter(k, lookahead)), torch.randn(2, H, L)
+    fast = LongConv(kept)
+    assert_close(fast(u), fftconv_ref(u, kept), 1e-5)
 
 
 def test_taps_of_both_sides_solve_the_equations(gathered, monkeypatch):
@@ -121,19 +121,19 @@ def test_it_holds_on_signals_it_did_not_see(gathered, plan):
 def test_kernels_get_the_structure_they_are_promised(gathered, plan):
     k, _, _, moments = gathered
     kept = refit(k, plan, moments, causal=True).apply(k)
-    whole = masked_spectrum(kept.k, kept.ahead, Structure(kept.mask, kept.head))
+    whole = masked_spectrum(kept)
     assert (whole * ~kept.mask.bins()).norm() < 1e-5 * whole.norm()
     u = torch.randn(2, H, L)
-    fast = LongConv(kept.k, kept.ahead, mask=kept.mask, head=kept.head)
-    assert_close(fast(u), fftconv_ref(u, kept.k, kept.ahead), 1e-5)
+    fast = LongConv(kept)
+    assert_close(fast(u), fftconv_ref(u, kept), 1e-5)
 
 
-@pytest.mark.parametrize(("ahead", "leak"), [(1e-7, 1.0), (1.0, 1e-3), (1e-30, 1e-30)])
-def test_a_leak_keeps_to_its_limit(gathered, ahead, leak):
+@pytest.mark.parametrize(("future", "leak"), [(1e-7, 1.0), (1.0, 1e-3), (1e-30, 1e-30)])
+def test_a_leak_keeps_to_its_limit(gathered, future, leak):
     k, _, _, moments = gathered
-    free, bound = (refit(k, PLANS[1], moments, True, future=a, leak=b) for a, b in ((1.0, 1.0), (ahead, leak)))
-    assert errors(k, free, moments, True).ahead > ahead or free.apply(k).leak() > leak  # so it takes something
-    assert errors(k, bound, moments, True).ahead <= max(ahead, 1e-12)
+    free, bound = (refit(k, PLANS[1], moments, True, future=a, leak=b) for a, b in ((1.0, 1.0), (future, leak)))
+    assert errors(k, free, moments, True).future > future or free.apply(k).leak() > leak  # so it takes something
+    assert errors(k, bound, moments, True).future <= max(future, 1e-12)
     assert bound.apply(k).leak() <= max(leak, 1e-6)
     assert errors(k, bound, moments, True).error > errors(k, free, moments, True).error
     alone = refit(k, FilterPlan("partial", 16), moments, True)  # all that is left where nothing may leak
@@ -144,7 +144,7 @@ def test_unless_told_it_leaks_no_more_than_before(gathered):
     k, _, _, moments = gathered
     for plan in PLANS[1:]:
         found = refit(k, plan, moments, causal=True)
-        assert errors(k, found, moments, True).ahead <= errors(k, plan, moments, True).ahead
+        assert errors(k, found, moments, True).future <= errors(k, plan, moments, True).future
         assert found.apply(k).leak() <= plan.apply(k).leak()
 
 
@@ -162,7 +162,7 @@ def test_taps_beyond_the_moments_stay(gathered):
     k = torch.cat([smooth_filter(L, H), torch.ones(H, N)], dim=1)
     for plan in (FilterPlan("partial", N + 9), FilterPlan("split", 16, MASK)):
         found = refit(k, plan, moments, causal=True).apply(k)
-        assert torch.equal(found.k[:, found.ahead :][:, N : N + 9], k[:, N : N + 9])
+        assert torch.equal(found.k[:, found.lookahead :][:, N : N + 9], k[:, N : N + 9])
 
 
 def test_masks_and_moments_of_other_sizes_are_refused(gathered):
@@ -174,7 +174,7 @@ def test_masks_and_moments_of_other_sizes_are_refused(gathered):
 def test_a_model_is_re_fitted_site_by_site():
     """Random weights, no data: every site's error falls; one that keeps everything stays; a judge has the last word."""
     model, sites = tiny_model()
-    filters, ids = swap.materialize(sites), torch.randint(7, 11, (40, 64))
+    filters, ids = swap.Filters(sites), torch.randint(7, 11, (40, 64))
     with sensitivity.recording(sites, filters) as so_far:
         model(ids)
     moments = so_far()

@@ -61,7 +61,7 @@ def test_what_is_drawn_of_both_directions():
     found = curves(k, FilterPlan("split", taps, mask), 64, length)
     assert found["taps"] == curve(energy_by_tap(k, length)) and found["kept_taps"] == taps
     assert found["tail"] == curve(energy_by_bin(split(k, taps, mask, length)[1], 64, length))
-    by_ramp = curve(energy_by_bin(split(k, taps, ahead=length)[1], 64, length))
+    by_ramp = curve(energy_by_bin(split(k, taps, lookahead=length)[1], 64, length))
     assert found["tail"] != by_ramp and found["bins"] == curve(energy_by_bin(k, 64, length))
 
 

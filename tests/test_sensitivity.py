@@ -29,10 +29,10 @@ def site(k, causal=True):
     return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
 
 
-def two_sided(ahead, channels=H):
+def two_sided(lookahead, channels=H):
     """Slow waves to either side of lag 0, others ahead of it than behind it, which jump there: (H, ahead + L)."""
     behind, before = smooth_filter(L, channels), -0.6 * smooth_filter(L, channels).flip(0)
-    return torch.cat([before[:, :ahead].flip(-1), behind], dim=-1)
+    return torch.cat([before[:, :lookahead].flip(-1), behind], dim=-1)
 
 
 def signals(windows=400, color=0.9):
@@ -51,8 +51,8 @@ def recorded(g, gate=None):
     return recorder.moments()
 
 
-def measured(k, g, gate, ahead=0):
-    return float((gate * fftconv_ref(g, k, ahead)).square().sum())
+def measured(k, g, gate, lookahead=0):
+    return float((gate * fftconv_ref(g, Filter(k, lookahead))).square().sum())
 
 
 @pytest.mark.parametrize("plan", [FilterPlan("partial", 10), FilterPlan("partial", 60), SPLIT, LOW], ids=str)
@@ -60,17 +60,17 @@ def measured(k, g, gate, ahead=0):
 def test_predicted_error_is_the_measured_one(plan, causal):
     k, (g, gate) = smooth_filter(L, H), signals()
     kept = plan.apply(k)
-    shown = kept.cut() if causal else kept
-    lost, ahead = sensitivity.difference(k, shown)
+    shown = kept.past() if causal else kept
+    lost, lookahead = sensitivity.difference(k, shown)
     whole = measured(k.double(), g, gate)
     found = sensitivity.errors(k, plan, recorded(g, gate), causal)
-    assert found.error == pytest.approx(measured(lost, g, gate, ahead) / whole, rel=0.1)
+    assert found.error == pytest.approx(measured(lost, g, gate, lookahead) / whole, rel=0.1)
     assert found.error == pytest.approx(sensitivity.output_error(k, shown, recorded(g, gate)), rel=1e-9)
-    if causal and kept.ahead:
-        future = torch.nn.functional.pad(kept.k[:, : kept.ahead].double(), (0, 1))
-        assert found.ahead == pytest.approx(measured(future, g, gate, kept.ahead) / whole, rel=0.1)
+    if causal and kept.lookahead:
+        future = torch.nn.functional.pad(kept.k[:, : kept.lookahead].double(), (0, 1))
+        assert found.lookahead == pytest.approx(measured(future, g, gate, kept.lookahead) / whole, rel=0.1)
     else:
-        assert found.ahead == 0
+        assert found.lookahead == 0
 
 
 PARTIAL = FilterPlan("partial", 10)
@@ -79,31 +79,31 @@ SHORT = FilterPlan("split", 1, SPLIT.mask)
 BOTH_WAYS = [PARTIAL, FilterPlan("partial", 60), SPLIT, SHORT, LOW, COMB]
 
 
-@pytest.mark.parametrize("ahead", [L, L - 1, 30])
+@pytest.mark.parametrize("lookahead", [L, L - 1, 30])
 @pytest.mark.parametrize("plan", BOTH_WAYS, ids=str)
-def test_predicted_error_of_a_filter_that_looks_both_ways(plan, ahead):
+def test_predicted_error_of_a_filter_that_looks_both_ways(plan, lookahead):
     """By what each side loses, and where: it is not the error of one side, nor of the same taps at other lags."""
-    k, (g, gate) = two_sided(ahead), signals()
-    moments, kept = recorded(g, gate), plan.apply(k, ahead)
-    lost, before = sensitivity.difference(k, kept, ahead)
-    expected = measured(lost, g, gate, before) / measured(k.double(), g, gate, ahead)
-    found = sensitivity.errors(k, plan, moments, causal=False, ahead=ahead)
-    assert found.error == pytest.approx(expected, rel=0.05) and found.ahead == 0
-    assert found.error == pytest.approx(sensitivity.output_error(k, kept, moments, ahead), rel=1e-9)
-    wrong = [sensitivity.errors(k[:, ahead:], plan, moments, causal=False)]
+    k, (g, gate) = two_sided(lookahead), signals()
+    moments, kept = recorded(g, gate), plan.apply(Filter(k, lookahead))
+    lost, before = sensitivity.difference(k, kept, lookahead)
+    expected = measured(lost, g, gate, before) / measured(k.double(), g, gate, lookahead)
+    found = sensitivity.errors(k, plan, moments, causal=False, lookahead=lookahead)
+    assert found.error == pytest.approx(expected, rel=0.05) and found.lookahead == 0
+    assert found.error == pytest.approx(sensitivity.output_error(k, kept, moments, lookahead), rel=1e-9)
+    wrong = [sensitivity.errors(k[:, lookahead:], plan, moments, causal=False)]
     wrong += [sensitivity.errors(k, plan, moments, causal=False)] if plan.taps else []
     assert all(abs(other.error / expected - 1) > 0.08 for other in wrong)
 
 
 def test_what_is_taken_away_of_a_filter_that_looks_both_ways():
     k, kept = two_sided(3), FilterPlan("partial", 2).apply(two_sided(3), 3)
-    lost, ahead = sensitivity.difference(k, kept, 3)
+    lost, lookahead = sensitivity.difference(k, kept, 3)
     expected = k.double().clone()
     expected[:, 2:5] = 0  # lags -1, 0, 1
-    assert ahead == 3 and torch.equal(lost, expected)
-    lost, ahead = sensitivity.difference(k, LOW.apply(k, 3), 3)
-    assert ahead == N and lost.shape == (H, 2 * N)
-    assert_close(lost[:, N - 3 : N + L] + LOW.apply(k, 3).k[:, N - 3 : N + L], k, 1e-6)
+    assert lookahead == 3 and torch.equal(lost, expected)
+    lost, lookahead = sensitivity.difference(k, LOW.apply(Filter(k, 3)), 3)
+    assert lookahead == N and lost.shape == (H, 2 * N)
+    assert_close(lost[:, N - 3 : N + L] + LOW.apply(Filter(k, 3)).k[:, N - 3 : N + L], k, 1e-6)
 
 
 def test_what_arrives_decides():
@@ -126,7 +126,9 @@ def test_channels_in_pieces_say_the_same(monkeypatch):
     whole = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
     monkeypatch.setattr(sensitivity, "CHUNK_BYTES", 1)
     pieces = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
-    assert pieces.error == pytest.approx(whole.error, rel=1e-5) and pieces.ahead == pytest.approx(whole.ahead, rel=1e-5)
+    assert pieces.error == pytest.approx(whole.error, rel=1e-5) and pieces.lookahead == pytest.approx(
+        whole.lookahead, rel=1e-5
+    )
 
 
 def test_nothing_lost_is_no_error():
@@ -151,13 +153,13 @@ def test_recorder_convolves_and_takes_note():
     ungated = Recorder(k, 64)
     ungated(u)
     assert torch.equal(ungated.moments().gate, torch.ones(H))
-    both_ways = Recorder(k, 64, ahead=9)
+    both_ways = Recorder(k, 64, lookahead=9)
     assert_close(both_ways(u), fftconv_ref(u, k, 9), 1e-5)
 
 
 def test_recording_reads_a_model_and_leaves_it_as_it_was():
     model, sites = tiny_model()
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     ids = torch.randint(7, 11, (6, 64))
     own = swap.install(sites, dict.fromkeys(filters))
     inputs, gates = [], []
@@ -185,7 +187,7 @@ def test_recording_reads_a_model_and_leaves_it_as_it_was():
 
 def test_recording_is_undone_even_when_it_fails():
     _, sites = tiny_model()
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     with pytest.raises(ValueError, match=r"no window reached backbone\.layers\.0"), \
             sensitivity.recording(sites, filters) as so_far:  # fmt: skip
         so_far()
@@ -219,7 +221,7 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
         for plan, error in found:
             expected = sensitivity.errors(k, plan, moments, causal)
             assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-12)
-            assert error.ahead == pytest.approx(expected.ahead, rel=1e-4, abs=1e-12)
+            assert error.future == pytest.approx(expected.lookahead, rel=1e-4, abs=1e-12)
         if len(found) < len(ladder):
             beyond = sensitivity.errors(k, ladder[len(found)], moments, causal).error
             assert beyond > sensitivity.LARGEST_ERROR
@@ -231,19 +233,21 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
     assert rungs > 40
 
 
-@pytest.mark.parametrize("ahead", [1, 30, L, N, N + 9])
-def test_a_ladder_of_a_filter_that_looks_both_ways(ahead):
+@pytest.mark.parametrize("lookahead", [1, 30, L, N, N + 9])
+def test_a_ladder_of_a_filter_that_looks_both_ways(lookahead):
     """Rung by rung what `errors` says, in float64, with heads on both sides and lags that no window feels."""
-    k = torch.cat([torch.randn(H, max(0, ahead - L)), two_sided(min(ahead, L)), torch.randn(H, 2 * (N - L))], dim=-1)
+    k = torch.cat(
+        [torch.randn(H, max(0, lookahead - L)), two_sided(min(lookahead, L)), torch.randn(H, 2 * (N - L))], dim=-1
+    )
     moments, rungs = recorded(*signals(20)), 0
-    there = ConvSite("site", H, k.shape[-1], L, False, lambda: k, lambda conv: None, ahead=ahead)
+    there = ConvSite("site", H, k.shape[-1], L, False, lambda: k, lambda conv: None, lookahead=lookahead)
     for ladder in sensitivity.ladders(k, there, masks_alone=True):
-        found = sensitivity.walked(k, ladder, moments, False, ahead)
+        found = sensitivity.walked(k, ladder, moments, False, lookahead)
         for plan, error in found:
-            expected = sensitivity.errors(k, plan, moments, False, ahead)
-            assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-9) and error.ahead == 0
+            expected = sensitivity.errors(k, plan, moments, False, lookahead)
+            assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-9) and error.future == 0
         if len(found) < len(ladder):
-            beyond = sensitivity.errors(k, ladder[len(found)], moments, False, ahead).error
+            beyond = sensitivity.errors(k, ladder[len(found)], moments, False, lookahead).error
             assert beyond > sensitivity.LARGEST_ERROR
         rungs += len(found)
     assert rungs > 60
@@ -256,11 +260,11 @@ def test_a_ladder_leaves_out_what_leaks():
     for ladder in (masks, splits):
         found = dict(sensitivity.walked(k, ladder, moments, causal=True))
         leaks = [plan.apply(k).leak() for plan in ladder]
-        limit = sorted(error.ahead for error in found.values())[1]
+        limit = sorted(error.future for error in found.values())[1]
         few = sensitivity.walked(k, ladder, moments, causal=True, future=limit)
         assert [plan for plan, _ in few] == [
             plan for plan, leak in zip(ladder, leaks, strict=True)
-            if found[plan].ahead <= limit and leak <= sensitivity.AHEAD_LIMIT
+            if found[plan].lookahead <= limit and leak <= sensitivity.AHEAD_LIMIT
         ]  # fmt: skip
     assert few and len(few) < 3
 
@@ -270,7 +274,7 @@ def test_leak_of_what_is_left(plan):
     k, (turn, _) = smooth_filter(N + 2, H), sensitivity.turns(N, L)
     rung = sensitivity.Rung(plan, None if plan.mask is None else ~plan.mask.bins())
     (lost,) = sensitivity.taken(k[:, :N], [rung], turn)
-    kept = plan.apply(k).cut().k
+    kept = plan.apply(k).past().k
     now = torch.nn.functional.pad(kept, (0, len(k[0]) - len(kept[0])))[:, :N]
     assert_close(k[:, :N] - lost.real, now, 1e-6)
     if plan.leaks:
@@ -297,9 +301,9 @@ def test_candidates(causal):
     assert ("frequency-sparse" in kinds) == (not causal)
     leaky = sensitivity.candidates(k, site(k, causal), moments, weigh, future=math.inf)
     assert "frequency-sparse" in {one.plan.kind for one in leaky}
-    limit = sorted(one.errors.ahead for one in others)[len(others) // 2]
+    limit = sorted(one.errors.future for one in others)[len(others) // 2]
     for one in sensitivity.candidates(k, site(k, causal), moments, weigh, limit):
-        assert one.errors.ahead <= limit and one.plan.apply(k).leak() <= (sensitivity.AHEAD_LIMIT if causal else 1)
+        assert one.errors.future <= limit and one.plan.apply(k).leak() <= (sensitivity.AHEAD_LIMIT if causal else 1)
 
 
 def test_what_is_no_cheaper_is_no_candidate():
@@ -355,7 +359,7 @@ def test_moments_that_do_not_fit_are_refused():
 def test_a_filter_that_looks_both_ways_may_keep_anything():
     """Masks alone and the shortest heads, which a causal site of the same taps is not offered."""
     k, moments = two_sided(L), recorded(*signals(20))
-    there = ConvSite("site", H, 2 * L, L, False, lambda: k, lambda conv: None, ahead=L)
+    there = ConvSite("site", H, 2 * L, L, False, lambda: k, lambda conv: None, lookahead=L)
     dense, *others = sensitivity.candidates(k, there, moments, lambda plan: plan.density(2 * L, L))
     assert dense.plan == DENSE and all(one.seconds < 1 for one in others)
     kinds = {(one.plan.kind, one.plan.taps) for one in others}
@@ -371,20 +375,20 @@ def test_recording_reads_a_model_that_looks_both_ways(tmp_path):
     ids = torch.randint(5, 30, (6, 32))
     seen = {}
 
-    def watch(name, k, ahead):
+    def watch(name, k, lookahead):
         def conv(g, gate=None, skip=None):
             seen[name] = g.clone(), torch.ones(6, len(k), 1) if gate is None else gate.clone()
-            return (1 if gate is None else gate) * (fftconv_ref(g, k, ahead).float() + skip[:, None] * g)
+            return (1 if gate is None else gate) * (fftconv_ref(g, Filter(k, lookahead)).float() + skip[:, None] * g)
 
         return conv
 
     with torch.no_grad():
         with sensitivity.recording(p.sites, p.filters) as so_far:
             logits = p.model(ids)
-        convs = {site.name: watch(site.name, p.filters[site.name], site.ahead) for site in p.sites}
+        convs = {site.name: watch(site.name, p.filters[site.name], site.lookahead) for site in p.sites}
         with swap.installed(p.sites, convs):
             assert_close(p.model(ids), logits, 1e-4)
-    assert len(p.sites) == 4 and all(site.ahead == 32 for site in p.sites)
+    assert len(p.sites) == 4 and all(site.lookahead == 32 for site in p.sites)
     for name, found in so_far().items():
         g, gate = seen[name]
         expected = torch.stack([spectrum(window, 32).abs().square() for window in g]).mean(0)

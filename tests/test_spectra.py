@@ -21,12 +21,12 @@ def frequencies(n):
     return (torch.arange(n, dtype=torch.float64) + 0.25) / n
 
 
-@pytest.mark.parametrize(("n", "taps", "ahead"), [(100, 100, 0), (101, 60, 20), (64, 128, 64), (64, 200, 90)])
-def test_spectrum_is_the_definition_and_goes_back(n, taps, ahead):
-    k, lags = torch.randn(3, taps), torch.arange(taps) - ahead
+@pytest.mark.parametrize(("n", "taps", "lookahead"), [(100, 100, 0), (101, 60, 20), (64, 128, 64), (64, 200, 90)])
+def test_spectrum_is_the_definition_and_goes_back(n, taps, lookahead):
+    k, lags = torch.randn(3, taps), torch.arange(taps) - lookahead
     inside = (lags >= -n) & (lags < n)
     waves = torch.exp(-2j * torch.pi * frequencies(n)[:, None] * lags[inside])
-    k_f = spectrum(k, n, ahead)
+    k_f = spectrum(Filter(k, lookahead), n)
     assert_close(torch.view_as_real(k_f), torch.view_as_real(k[:, inside].to(torch.complex128) @ waves.T), 1e-12)
     assert_close(taps_at(k_f, lags[inside]), k[:, inside], 1e-12)
 
@@ -54,13 +54,13 @@ def test_parseval(n):
     assert torch.isclose(energy_by_bin(k, n).sum(), energy_by_tap(k).sum(), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("ahead", "n"), [(1, 100), (50, 64), (99, 128), (64, 64)])
-def test_parseval_both_ways(ahead, n):
-    k = torch.randn(3, 100 if ahead != 64 else 128)
-    energy = energy_by_tap(k, ahead)
-    assert torch.isclose(energy_by_bin(k, n, ahead).sum(), energy.sum(), rtol=1e-12)
+@pytest.mark.parametrize(("lookahead", "n"), [(1, 100), (50, 64), (99, 128), (64, 64)])
+def test_parseval_both_ways(lookahead, n):
+    k = torch.randn(3, 100 if lookahead != 64 else 128)
+    energy = energy_by_tap(Filter(k, lookahead))
+    assert torch.isclose(energy_by_bin(Filter(k, lookahead), n).sum(), energy.sum(), rtol=1e-12)
     assert torch.isclose(energy.sum(), k.double().square().sum(), rtol=1e-12)
-    lags = torch.arange(k.shape[-1]) - ahead
+    lags = torch.arange(k.shape[-1]) - lookahead
     assert len(energy) == lags.abs().max() + 1
     for d in (0, 1, len(energy) - 1):
         assert torch.isclose(energy[d], k.double()[:, lags.abs() == d].square().sum(), rtol=1e-12)

@@ -60,9 +60,9 @@ def test_ramp_rises_smoothly():
 
 def test_full_mask_changes_nothing():
     k = smooth_filter()
-    kept, ahead = band_limit(k, BlockMask.full(1024))
-    assert_close(kept[:, ahead : ahead + 1024], k, 1e-12)
-    assert kept[:, :ahead].abs().max() < 1e-12
+    kept, lookahead = band_limit(k, BlockMask.full(1024))
+    assert_close(kept[:, lookahead : lookahead + 1024], k, 1e-12)
+    assert kept[:, :lookahead].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -71,21 +71,21 @@ def test_full_mask_changes_nothing():
 def test_band_limit_is_the_formula(mask):
     """Sums over the kept waves, one tap at a time."""
     k, n, kept_f = smooth_filter(60), mask.n, mask.bins().nonzero().flatten().double() + 0.25
-    kept, ahead = band_limit(k, mask)
-    assert (kept.shape[-1], ahead) == (2 * n, n)
+    kept, lookahead = band_limit(k, mask)
+    assert (kept.shape[-1], lookahead) == (2 * n, n)
     k_f = k.to(torch.complex128) @ torch.exp(-2j * torch.pi * (torch.arange(60)[:, None] * kept_f / n))
     for d in range(-n, n):
         expected = (k_f @ torch.exp(2j * torch.pi * (kept_f * d / n))).real / n
-        assert (kept[:, ahead + d] - expected).norm() < 1e-12 * k.norm(), d
+        assert (kept[:, lookahead + d] - expected).norm() < 1e-12 * k.norm(), d
 
 
 def test_a_second_time_changes_nothing():
     """What a mask has left is all in its bins: nothing more is lost."""
     k, mask = smooth_filter(), BlockMask.low_pass(1024, 0.125)
-    kept, ahead = band_limit(k, mask)
-    again = taps_at(spectrum(kept, 1024, ahead) * mask.bins(), torch.arange(-1024, 1024))
+    kept, lookahead = band_limit(k, mask)
+    again = taps_at(spectrum(Filter(kept, lookahead), 1024) * mask.bins(), torch.arange(-1024, 1024))
     assert_close(again, kept, 1e-12)
-    assert (spectrum(kept, 1024, ahead) * ~mask.bins()).norm() < 1e-12 * spectrum(kept, 1024, ahead).norm()
+    assert (spectrum(Filter(kept, lookahead), 1024) * ~mask.bins()).norm() < 1e-12 * spectrum(Filter(kept, lookahead), 1024).norm()
 
 
 def test_taps_beyond_the_mask_stay():
@@ -100,30 +100,30 @@ def test_split_leaks_far_less_than_a_low_pass():
     halves = FilterPlan("split", 64, mask).apply(k)
     assert low_pass.leak() > 0.05
     assert halves.leak() < 0.02 * low_pass.leak()
-    assert halves.cut().ahead == 0 and halves.cut().leak() == 0
+    assert halves.past().lookahead == 0 and halves.past().leak() == 0
 
 
 # --- both ways -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ahead", "length"), [(64, 128), (63, 127), (5, 100), (90, 100)])
+@pytest.mark.parametrize(("lookahead", "length"), [(64, 128), (63, 127), (5, 100), (90, 100)])
 @pytest.mark.parametrize("taps", [1, 4, 16, 300])
-def test_a_head_lies_on_both_sides_of_lag_0(taps, ahead, length):
-    k, lags = torch.ones(2, length), torch.arange(length) - ahead
-    head, tail = split(k, taps, ahead=ahead)
+def test_a_head_lies_on_both_sides_of_lag_0(taps, lookahead, length):
+    k, lags = torch.ones(2, length), torch.arange(length) - lookahead
+    head, tail = split(k, taps, lookahead=lookahead)
     inside = lags.abs() < taps
     assert head.shape == (2, int(inside.sum()))
     assert torch.equal(head, k[:, inside] - tail[:, inside]) and torch.equal(tail[:, ~inside], k[:, ~inside].double())
-    reach = min(taps, max(length - ahead, ahead + 1))
+    reach = min(taps, max(length - lookahead, lookahead + 1))
     assert torch.equal(tail[0, inside], ramp(reach)[lags[inside].abs()])  # as far from lag 0 on either side
 
 
-@pytest.mark.parametrize(("ahead", "length"), [(0, 60), (64, 128), (63, 127), (5, 60), (55, 60), (70, 150)])
+@pytest.mark.parametrize(("lookahead", "length"), [(0, 60), (64, 128), (63, 127), (5, 60), (55, 60), (70, 150)])
 @pytest.mark.parametrize("taps", [1, 4, 16, 300])
 @pytest.mark.parametrize("mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25)])
-def test_no_head_at_all_loses_less(mask, taps, ahead, length):
+def test_no_head_at_all_loses_less(mask, taps, lookahead, length):
     """What a mask loses of the tail, plus the pull to the ramp, is convex: least where its slope is zero."""
-    k, lags = torch.randn(2, length, dtype=torch.float64), torch.arange(length) - ahead
+    k, lags = torch.randn(2, length, dtype=torch.float64), torch.arange(length) - lookahead
     own = lags.abs() < taps
     within = lags[own].abs() < 64  # what the mask does not reach is never lost
 
@@ -131,11 +131,11 @@ def test_no_head_at_all_loses_less(mask, taps, ahead, length):
         head = head.clone().requires_grad_()
         tail = k.clone()
         tail[:, own] -= head
-        lost = (spectrum(tail, 64, ahead) * ~mask.bins()).abs().square().sum() / 64
+        lost = (spectrum(Filter(tail, lookahead), 64) * ~mask.bins()).abs().square().sum() / 64
         (lost + STIFFNESS * (head - by_ramp).square().sum()).backward()
         return head.grad[:, within]
 
-    (best, tail), (by_ramp, _) = split(k, taps, mask, ahead), split(k, taps, None, ahead)
+    (best, tail), (by_ramp, _) = split(k, taps, mask, lookahead), split(k, taps, None, lookahead)
     assert torch.equal(tail[:, ~own], k[:, ~own])
     tail[:, own] += best
     assert_close(tail, k, 1e-14)
@@ -154,14 +154,14 @@ def test_a_fitted_head_mends_the_jump_between_two_directions(taps):
 
 
 @pytest.mark.parametrize("mask", [BlockMask.low_pass(64, 0.25), BlockMask.comb(64, 0.25)])
-@pytest.mark.parametrize("ahead", [7, 63, 64])
-def test_a_mask_acts_on_both_directions_jointly(mask, ahead):
+@pytest.mark.parametrize("lookahead", [7, 63, 64])
+def test_a_mask_acts_on_both_directions_jointly(mask, lookahead):
     """Sums over the kept waves of all lags, one tap at a time."""
-    n, k = mask.n, torch.randn(3, ahead + 60, dtype=torch.float64)
+    n, k = mask.n, torch.randn(3, lookahead + 60, dtype=torch.float64)
     f = mask.bins().nonzero().flatten().double() + 0.25
-    kept, reach = band_limit(k, mask, ahead)
+    kept, reach = band_limit(k, mask, lookahead)
     assert (kept.shape[-1], reach) == (2 * n, n)
-    lags = torch.arange(k.shape[-1]) - ahead
+    lags = torch.arange(k.shape[-1]) - lookahead
     k_f = k.to(torch.complex128) @ torch.exp(-2j * torch.pi * (lags[:, None] * f / n))
     for d in range(-n, n):
         expected = (k_f @ torch.exp(2j * torch.pi * (f * d / n))).real / n
@@ -170,14 +170,14 @@ def test_a_mask_acts_on_both_directions_jointly(mask, ahead):
 
 def test_a_full_mask_says_all_lags_of_both_directions():
     k = torch.randn(2, 128)
-    kept, ahead = band_limit(k, BlockMask.full(64), 64)
-    assert ahead == 64
+    kept, lookahead = band_limit(k, BlockMask.full(64), 64)
+    assert lookahead == 64
     assert_close(kept, k, 1e-12)
 
 
 def test_taps_beyond_the_mask_stay_on_both_sides():
     k = torch.randn(2, 150)
-    kept, ahead = band_limit(k, BlockMask.low_pass(64, 0.25), 70)
-    assert ahead == 70 and kept.shape == k.shape
+    kept, lookahead = band_limit(k, BlockMask.low_pass(64, 0.25), 70)
+    assert lookahead == 70 and kept.shape == k.shape
     for outside in (slice(0, 6), slice(70 + 64, None)):
         assert torch.equal(kept[:, outside], k[:, outside].double())

@@ -140,7 +140,7 @@ def tensors(held):
     [
         ({"k": torch.zeros(8)}, r"expected torch.float32 \(channels, taps\)"),
         ({"k": torch.zeros(2, 8).double()}, r"filter k is torch.float64 \(2, 8\)"),
-        ({"k": torch.zeros(2, 8), "ahead": 3}, r"reads 3 samples ahead.*cut\(\)"),
+        ({"k": Filter(torch.zeros(2, 8), 3)}, r"reads 3 samples ahead.*past\(\)"),
         ({"k": torch.zeros(2, 8), "batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
@@ -183,7 +183,7 @@ def some_ids(length, batch=2):
 
 
 def install(sites, policy, causal=False):
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     if policy is None:
         swap.install(sites, dict.fromkeys(filters))
     else:

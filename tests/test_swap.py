@@ -23,7 +23,7 @@ def model():
 def test_reference_in_every_site_gives_the_same_logits(model):
     model, sites, ids = model
     own = model(ids)
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     swap.install(sites, {name: reference_conv(k) for name, k in filters.items()})
     assert_close(model(ids), own, 1e-5)
 
@@ -32,7 +32,7 @@ def test_reference_in_every_site_gives_the_same_logits(model):
 def test_dense_plan_is_the_model(model):
     model, sites, ids = model
     own = model(ids)
-    swap.apply_(sites, policies.make_plan(sites, swap.materialize(sites), policies.dense()))
+    swap.apply_(sites, policies.make_plan(sites, swap.Filters(sites), policies.dense()))
     assert_close(model(ids), own, 1e-5)
 
 
@@ -40,7 +40,7 @@ def test_dense_plan_is_the_model(model):
 def test_undo_brings_back_identical_weights_and_outputs(model):
     model, sites, ids = model
     before, own = {n: p.clone() for n, p in model.state_dict().items()}, model(ids)
-    undo = swap.apply_(sites, policies.make_plan(sites, swap.materialize(sites), policies.taps(3)))
+    undo = swap.apply_(sites, policies.make_plan(sites, swap.Filters(sites), policies.taps(3)))
     assert relative(model(ids), own) > 1e-3  # the swap did something
     undo()
     assert torch.equal(model(ids), own)
@@ -51,7 +51,7 @@ def test_undo_brings_back_identical_weights_and_outputs(model):
 @torch.no_grad()
 def test_undo_brings_back_an_earlier_plan(model):
     model, sites, ids = model
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     swap.apply_(sites, policies.make_plan(sites, filters, policies.taps(9)))
     nine = model(ids)
     undo = swap.apply_(sites, policies.make_plan(sites, filters, policies.taps(3)))
@@ -64,13 +64,13 @@ def test_damaged_filters_are_refused(model):
     _, sites, _ = model
     broken = replace(sites[0], materialize=lambda: torch.full((12, 66), torch.nan))
     with pytest.raises(ValueError, match=r"filter of backbone.layers.0.mixer has infinite or undefined taps"):
-        swap.materialize([broken, *sites[1:]])
+        swap.Filters([broken, *sites[1:]])
 
 
 @torch.no_grad()
 def test_variants_of_one_model_do_not_disturb_each_other(model):
     model, sites, ids = model
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     plans = [policies.make_plan(sites, filters, p) for p in (policies.dense(), policies.taps(3))]
     dense, short = (swap.variant(model, sites, swap.operators(filters, plan)) for plan in plans)
     first = dense(ids)
@@ -81,7 +81,7 @@ def test_variants_of_one_model_do_not_disturb_each_other(model):
 @torch.no_grad()
 def test_cut_takes_the_future_away(model):
     model, sites, ids = model
-    filters = swap.materialize(sites)
+    filters = swap.Filters(sites)
     plan = policies.make_plan(sites, filters, policies.low_pass(0.25))
     changed = ids.clone()
     changed[:, 40:] = 17 - changed[:, 40:]
@@ -92,6 +92,6 @@ def test_cut_takes_the_future_away(model):
 
 def test_a_plan_for_another_model_is_refused(model):
     _, sites, _ = model
-    plan = policies.make_plan(sites[:1], swap.materialize(sites[:1]), policies.dense())
+    plan = policies.make_plan(sites[:1], swap.Filters(sites[:1]), policies.dense())
     with pytest.raises(ValueError, match="does not fit the model"):
         swap.apply_(sites, plan)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from sparsify.cli.main import main
 from sparsify.cpu import cost_model
-from sparsify.cpu.backend import Structure
+from sparsify.filters.filter import Filter, Structure
 from sparsify.evals.speed import autotune, gpu_convolution, gpu_machine
 from sparsify.evals.speed.gpu_convolution import Case
 from sparsify.filters.monarch import BlockMask
@@ -25,13 +25,13 @@ CARD = CARDS["sm_90"]
 PLAIN = tuning_cache.Case.plain("float16", 4096, 4, 64, 4096)
 FEW = tuning_cache.Case.plain("float16", 4096, 4, 64, 64)
 STRUCTURE = Structure(BlockMask.comb(4096, 1 / 8, (32, 128)), None)
-HEADED = Structure(STRUCTURE.mask, torch.zeros(64, 40))
-SHORT = Structure(BlockMask.low_pass(256, 1 / 8), torch.zeros(64, 40))
+HEADED = Structure(STRUCTURE.mask, Filter(torch.zeros(64, 40)))
+SHORT = Structure(BlockMask.low_pass(256, 1 / 8), Filter(torch.zeros(64, 40)))
 MASKED = tuning_cache.Case.masked("float16", 4096, 4, 64, STRUCTURE)
 KERNEL = Choice("plain", Tiling((16, 16, 16), 1, 4), 2)
 HISTORY = Choice("plain", Tiling((16, 16), 4, 1, "history"))
 LONG = tuning_cache.Case.plain("float16", 65536, 4, 64, 65536)
-LONG_STRUCTURE = Structure(BlockMask.comb(65536, 1 / 8, (32, 2048)), torch.zeros(64, 40))
+LONG_STRUCTURE = Structure(BlockMask.comb(65536, 1 / 8, (32, 2048)), Filter(torch.zeros(64, 40)))
 LONG_MASKED = tuning_cache.Case.masked("float16", 65536, 4, 64, LONG_STRUCTURE)
 TWO_LEVEL = Choice("plain", TwoLevel(16, Tiling((16, 16, 16), 1, 4, "complex")))
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsify.filters.filter import Filter
 from sparsify.freshness import COARSE, weights_of
 from sparsify.hooks import is_hooked
 
@@ -82,7 +83,8 @@ class Modulation(nn.Module):
 class ImplicitFilter(nn.Module):
     """The filter of every channel, and the skip coefficient `bias` (H) that goes with it.
 
-    forward: seqlen -> k (H, seqlen), tap j at lag j; two-sided (H, 2 seqlen), tap j at lag j - seqlen.
+    forward: seqlen -> k (H, seqlen), tap j at lag j; two-sided (H, 2 seqlen), tap j at lag j - seqlen.  `materialize`
+    and `trace` give the same as a `Filter`.
     """
 
     def __init__(
@@ -127,22 +129,30 @@ class ImplicitFilter(nn.Module):
         with torch.autocast(self.pos_emb.z.device.type, enabled=False):
             return both_sides([self.taps(side, 0, seqlen, dtype) for side in self.sides()])
 
-    def trace(self, seqlen: int) -> Tensor:
-        """The same, as what a convolution follows is asked for it."""
-        return self(seqlen)
+    @property
+    def length(self) -> int:
+        """Taps on each side that the filter was trained with."""
+        return self.pos_emb.t.shape[1]
+
+    def trace(self, seqlen: int | None = None) -> Filter:
+        """What `seqlen` samples feel of the filter, or the whole, with its gradients."""
+        return self.as_filter(self(self.length if seqlen is None else min(seqlen, self.length)))
 
     @torch.no_grad()
-    def materialize(self) -> Tensor:
-        """The whole filter, computed in float64: (H, K), two-sided (H, 2 K), float32, on the CPU."""
-        seqlen, device = self.pos_emb.t.shape[1], self.pos_emb.t.device
+    def materialize(self, seqlen: int | None = None) -> Filter:
+        """The same computed in float64, in float32 on the CPU."""
+        length, device = self.length, self.pos_emb.t.device
+        length = length if seqlen is None else min(seqlen, length)
         device = device if has_float64(device) else torch.device("cpu")
-        pieces = [(i, min(i + FILTER_ROWS, seqlen)) for i in range(0, seqlen, FILTER_ROWS)]
-        return both_sides(
-            [
-                torch.cat([self.taps(side, *piece, torch.float64, device).float().cpu() for piece in pieces], dim=-1)
-                for side in self.sides()
-            ]
-        )
+        pieces = [(i, min(i + FILTER_ROWS, length)) for i in range(0, length, FILTER_ROWS)]
+        sides = [
+            torch.cat([self.taps(side, *piece, torch.float64, device).float().cpu() for piece in pieces], dim=-1)
+            for side in self.sides()
+        ]
+        return self.as_filter(both_sides(sides))
+
+    def as_filter(self, k: Tensor) -> Filter:
+        return Filter(k, k.shape[-1] // 2 if self.implicit_filter_rev is not None else 0)
 
     def weights(self) -> list[Tensor]:
         """The tensors that the taps are made of, as they are now; the skip coefficients are none of them."""

@@ -36,7 +36,7 @@ class Price(Protocol):
 
     def seconds(
         self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None,
-        ahead: int = 0,
+        lookahead: int = 0,
     ) -> float: ...  # fmt: skip
 
 
@@ -48,10 +48,10 @@ class Kept:
 
     def seconds(
         self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None,
-        ahead: int = 0,
+        lookahead: int = 0,
     ) -> float:  # fmt: skip
-        before = min(ahead, seqlen - 1)  # of taps that windows feel
-        felt = before + min(taps - ahead, seqlen)
+        before = min(lookahead, seqlen - 1)  # of taps that windows feel
+        felt = before + min(taps - lookahead, seqlen)
         return channels * felt * plan.density(felt, before)
 
 
@@ -94,10 +94,10 @@ def bounded(runs: Runs, task: Task) -> bool:
 
 def candidates_of(runs: Runs, task: Task) -> dict[str, list[Candidate]]:
     """What could be kept of every site, by the moments."""
-    found, ahead = {}, most_ahead(runs, task)
+    found, future = {}, most_ahead(runs, task)
     for site in runs.sites:
         k, moments = runs.filters[site.name], runs.moments[site.name]
-        found[site.name] = sensitivity.candidates(k, site, moments, partial(seconds, runs, task, site), ahead**2)
+        found[site.name] = sensitivity.candidates(k, site, moments, partial(seconds, runs, task, site), future**2)
         runs.say(f"{site.name}: {len(found[site.name]) - 1} candidates")
     if all(len(some) == 1 for some in found.values()):
         raise RuntimeError(
@@ -109,9 +109,9 @@ def candidates_of(runs: Runs, task: Task) -> dict[str, list[Candidate]]:
 
 def seconds(runs: Runs, task: Task, site: ConvSite, plan: FilterPlan) -> float:
     """Predicted price of one site under a plan."""
-    taps, room = runs.filters[site.name].shape[-1], swap.SPECTRA_BYTES // len(runs.sites)
+    k, each = runs.filters[site.name], swap.SPECTRA_BYTES // len(runs.sites)
     context = task.calibration.context
-    return task.target.seconds(plan, site.channels, taps, context, spectra_bytes=room, ahead=site.ahead)
+    return task.target.seconds(plan, site.channels, k.taps, context, spectra_bytes=each, lookahead=k.lookahead)
 
 
 def most_ahead(runs: Runs, task: Task) -> float:
@@ -156,10 +156,10 @@ def alike(some: Candidates) -> list[Candidate]:
     return [one for one in first if one.plan in plans]
 
 
-def options(some: Candidates, kl: Measured, ahead: Mapping[str, float]) -> dict[str, list[Option]]:
+def options(some: Candidates, kl: Measured, future: Mapping[str, float]) -> dict[str, list[Option]]:
     """What `budget.cheapest` chooses among.
 
-    ahead: site -> the most that its output may have from negative lags, as a norm relative to the whole.
+    future: site -> the most that its output may have from negative lags, as a norm relative to the whole.
     """
     found = {}
     for name, few in some.items():
@@ -167,14 +167,14 @@ def options(some: Candidates, kl: Measured, ahead: Mapping[str, float]) -> dict[
         found[name] = [
             Option(loss, one.seconds, one.plan)
             for one, loss in zip(few, losses, strict=True)
-            if one.errors.ahead <= ahead[name] ** 2
+            if one.errors.future <= future[name] ** 2
         ]
     return found
 
 
-def quickest(some: Candidates, kl: Measured, ahead: Mapping[str, float], limit: float) -> Assignment:
+def quickest(some: Candidates, kl: Measured, future: Mapping[str, float], limit: float) -> Assignment:
     """The quickest choice whose losses fit a limit: the knapsack's, or one that was run on all sites alike."""
-    offered = options(some, kl, ahead)
+    offered = options(some, kl, future)
     best = cheapest(offered, limit)
     for plan, loss in kl.get(ALL, {}).items():
         same = {name: next((o for o in few if o.plan == plan), None) for name, few in offered.items()}

@@ -151,6 +151,5 @@ class Journal:
 
 def about(tensors: Mapping[str, Tensor], device: torch.device) -> str:
     """A digest of all that numbers depend on, but for plans and windows: weights and filters, and what computes."""
-    weights = fingerprint({name: tensor.detach().cpu() for name, tensor in tensors.items()})
     computed = f"{FORMAT} {SCHEMA} {__version__} {torch.__version__} {device.type}"
-    return hashlib.sha256(f"{computed} {weights}".encode()).hexdigest()
+    return hashlib.sha256(f"{computed} {fingerprint(tensors)}".encode()).hexdigest()

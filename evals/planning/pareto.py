@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify import swap
 from sparsify.evals.texts import Run, Text
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import band, points
@@ -117,7 +118,7 @@ def nearest(
 def compared(
     model: nn.Module,
     sites: Sequence[ConvSite],
-    filters: Mapping[str, Tensor],
+    filters: Mapping[str, Filter],
     calibration: Text,
     held_out: Text,
     target: Price,

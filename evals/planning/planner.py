@@ -28,10 +28,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify import swap
 from sparsify.evals.texts import Run, Text
+from sparsify.filters.filter import Filter
 from sparsify.plan import FilterPlan, Plan
 from sparsify.search.knapsack import Assignment, Option, front
 from sparsify.search.refit import refitted
@@ -168,7 +169,7 @@ def parse_budget(text: str) -> float:
 def plan_within(
     model: nn.Module,
     sites: Sequence[ConvSite],
-    filters: Mapping[str, Tensor],
+    filters: Mapping[str, Filter],
     calibration: Text,
     held_out: Text,
     budget: float,
@@ -199,14 +200,14 @@ def plan_within(
 def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned:
     """The last stages: choose, prove, and again with another limit on the predicted losses."""
     dense, causal = Remembered(runs.under({})), bounded(runs, task)
-    ahead = dict.fromkeys(some, most_ahead(runs, task))
+    future = dict.fromkeys(some, most_ahead(runs, task))
     limit, fitting, failing = math.log1p(task.budget), 0.0, math.inf
     most = min(1.0, KL_TIMES * limit)
     steps: list[Step] = []
     best: Found | None = None
     tried: dict[Any, Found] = {}
     for _ in range(4 * STEPS):  # a limit that leads to a plan already measured, or to dense, is no step
-        assignment = quickest(some, kl, ahead, limit)
+        assignment = quickest(some, kl, future, limit)
         picks = {name: option.plan for name, option in assignment.picks.items()}
         fits, room = True, STRIDES
         if any(plan != DENSE for plan in picks.values()):
@@ -222,7 +223,7 @@ def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned
                 runs.say(told(len(steps), step, sum(few[0].seconds for few in some.values())))
             step = found.step
             if causal and step.leak > LEAK_GOAL:
-                ahead = tightened(ahead, some, picks, step.leak)
+                future = tightened(future, some, picks, step.leak)
                 continue
             fits, room = step.fits, task.budget / max(step.increase + step.stderr, task.budget / STRIDES)
             if fits and (best is None or step.cost < best.step.cost):
@@ -234,11 +235,11 @@ def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned
         if limit <= 1e-4 * task.budget:
             break
     if best is None:
-        raise RuntimeError(nothing_fits(task, steps, options(some, kl, ahead)))
+        raise RuntimeError(nothing_fits(task, steps, options(some, kl, future)))
     if task.refit and (better := mended(runs, task, dense, best)):
         steps.append(better.step)
         best = better
-    return summary(runs, task, some, kl, best, tuple(steps), ahead)
+    return summary(runs, task, some, kl, best, tuple(steps), future)
 
 
 def mended(runs: Runs, task: Promise, dense: Run, best: Found) -> Found | None:
@@ -261,12 +262,12 @@ def mended(runs: Runs, task: Promise, dense: Run, best: Found) -> Found | None:
     return Found(step, plan, best.assignment) if step.fits and step.kl < best.step.kl else None
 
 
-def tightened(ahead: Mapping[str, float], some: Candidates, picks: Picks, leak: float) -> dict[str, float]:
+def tightened(future: Mapping[str, float], some: Candidates, picks: Picks, leak: float) -> dict[str, float]:
     """Less is allowed to the sites that leak most, of a choice that leaks too much as a whole."""
-    own = {name: next(one.errors.ahead for one in some[name] if one.plan == plan) for name, plan in picks.items()}
+    own = {name: next(one.errors.future for one in some[name] if one.plan == plan) for name, plan in picks.items()}
     most, less = max(own.values()), max(0.5, min(0.9, LEAK_GOAL / leak))
     blamed = {name: less * math.sqrt(power) for name, power in own.items() if power > most / 2}
-    return {**ahead, **blamed}
+    return {**future, **blamed}
 
 
 def next_limit(limit: float, fitting: float, failing: float, room: float) -> float:
@@ -332,7 +333,7 @@ def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Seq
 
 def summary(
     runs: Runs, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
-    ahead: Mapping[str, float],
+    future: Mapping[str, float],
 ) -> Planned:  # fmt: skip
     """What was found, with what stands behind it."""
     dense = sum(few[0].seconds for few in some.values())
@@ -344,7 +345,7 @@ def summary(
                 "name": name,
                 "plan": str(best.plan.filters[name]),
                 "error": one.errors.error,
-                "ahead": one.errors.ahead,
+                "ahead": one.errors.future,
                 "loss": option.loss,
                 "probed": option.plan in kl[name],
                 "cost": option.seconds,
@@ -352,7 +353,7 @@ def summary(
                 "candidates": len(some[name]) - 1,
             }
         )
-    points = tuple((dense / found.seconds, math.expm1(found.loss)) for found in front(options(some, kl, ahead)))
+    points = tuple((dense / found.seconds, math.expm1(found.loss)) for found in front(options(some, kl, future)))
     return Planned(
         plan=best.plan, budget=task.budget, figure=task.held_out.figure, target=task.target.name, chosen=best.step,
         dense_cost=dense, bound=best.assignment.bound, steps=steps, sites=tuple(rows), points=points,

@@ -16,6 +16,7 @@ from sparsify.evals.causality import Leak
 from sparsify.evals.data import Windows
 from sparsify.evals.quality import Versus
 from sparsify.evals.texts import Run, Text, compare, saying
+from sparsify.filters.filter import Filter
 from sparsify.plan import FilterPlan, Plan
 from sparsify.search import sensitivity
 from sparsify.search.sensitivity import Moments
@@ -56,7 +57,7 @@ class Runs:
 
     model: nn.Module
     sites: Sequence[ConvSite]
-    filters: Mapping[str, Tensor]
+    filters: Mapping[str, Filter]
     journal: Journal | None = None
     say: Say = nothing
     bar: Bar = no_bar
@@ -64,13 +65,12 @@ class Runs:
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ahead = swap.ahead_of(self.sites)
-        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters), ahead=self.ahead)
+        self.dense_convs: dict[str, Conv] = swap.operators(self.filters, Plan.dense(self.filters))
         self.device = next(self.model.parameters()).device
         self.advance: Callable[[int], Any] = nothing
         self.names: dict[Text, str] = {}
         if self.journal is not None:
-            self.journal.open(about({**self.model.state_dict(), **self.filters}, self.device))
+            self.journal.open(about(swap.Tensors(self.filters, self.model.state_dict()), self.device))
             if self.journal:
                 self.say(f"going on from {self.journal}")
             elif self.journal.others:
@@ -94,7 +94,7 @@ class Runs:
         """
         changed = {name: plan for name, plan in picks.items() if plan.kind != "dense"}
         own = {name: self.filters[name] for name in changed}
-        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut, self.ahead) if own else {})
+        convs = self.dense_convs | (swap.operators(own, Plan(changed, "some"), cut) if own else {})
         run = swap.variant(self.model, self.sites, convs, saying(self.model))
 
         def logits(*inputs: Tensor) -> Tensor:
@@ -106,7 +106,8 @@ class Runs:
 
     def density(self, name: str, plan: FilterPlan) -> float:
         """What a site keeps under a plan, as a share of its filter."""
-        return plan.density(self.filters[name].shape[-1], self.ahead.get(name, 0))
+        k = self.filters[name]
+        return plan.density(k.taps, k.lookahead)
 
     def versus(self, dense: Run, picks: Picks, windows: Text) -> Versus:
         """A choice against the dense model, with negative lags of causal sites cut."""

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from sparsify.cpu.backend import Prepared, Structure
+from sparsify.cpu.backend import Prepared
+from sparsify.filters.filter import Filter, Structure
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner, tuning_cache
 from sparsify.gpu.devices import Card
 from sparsify.gpu.launch_spec import Build, SlowWay, Way
-from sparsify.plan import Filter, FilterPlan
+from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD
 from sparsify.storage.files import first_line
 
@@ -37,7 +38,6 @@ from .gpu_convolution import (
     ours,
     plans,
     reason,
-    structure_of,
     timed,
 )
 from .gpu_machine import Machine
@@ -51,12 +51,12 @@ TOGETHER = 12  # cases whose kernels are compiled at once
 
 def variants(on: Machine, case: Case, kept: Filter) -> list[tuning_cache.Choice]:
     """What may be quickest for a filter; what the planner takes comes first."""
-    layer, structure = case.layer(on.card), structure_of(kept)
-    taps, ahead = dispatch.felt(kept.k, kept.ahead, layer.seqlen)
-    found = plain_variants(layer, taps) if structure is None else masked_variants(layer, taps, ahead, structure)
+    layer, structure = case.layer(on.card), kept.structure
+    felt = kept.felt(layer.seqlen)
+    found = plain_variants(layer, felt.taps) if structure is None else masked_variants(layer, felt, structure)
     made = [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
     more = [replace(c, resident=n) for c in made if c.tiling for n in RESIDENT if n != c.resident]
-    name = layer.case(taps, structure)
+    name = layer.case(felt.taps, structure)
     return [choice for choice in (*made, *more) if tuning_cache.fits(choice, on.card, name, structure)]
 
 
@@ -81,9 +81,9 @@ def plain_variants(layer: dispatch.Layer, taps: int) -> Ranked:
     return direct + ranked("plain", found)
 
 
-def masked_variants(layer: dispatch.Layer, taps: int, ahead: int, structure: Structure) -> Ranked:
+def masked_variants(layer: dispatch.Layer, felt: Filter, structure: Structure) -> Ranked:
     """Of a filter with a mask; the ways that leave it aside, or go slowly, are cases of their own."""
-    ways = dispatch.ways(layer, taps, ahead, structure)
+    ways = dispatch.ways(layer, felt.taps, felt.lookahead, structure)
     found = dispatch.masked_candidates(layer, structure)[:CANDIDATES]
     head = ways["masked"][0] - found[0].seconds if found else 0.0
     others = [(ways[how][0], tuning_cache.Choice(how)) for how in ("plain", "slow") if how in ways]
@@ -92,19 +92,18 @@ def masked_variants(layer: dispatch.Layer, taps: int, ahead: int, structure: Str
 
 def way_for(on: Machine, case: Case, kept: Filter, choice: tuning_cache.Choice) -> Way | SlowWay:
     """This kernel, for a filter."""
-    layer, structure = case.layer(on.card), structure_of(kept)
-    taps, ahead = dispatch.felt(kept.k, kept.ahead, layer.seqlen)
+    layer, structure = case.layer(on.card), kept.structure
+    felt = kept.felt(layer.seqlen)
     if structure is None:
-        return dispatch.tuned_way(choice, layer, taps, ahead)
+        return dispatch.tuned_way(choice, layer, felt.taps, felt.lookahead)
     if choice.tiling is None:
-        return dispatch.ways(layer, taps, ahead, structure)[choice.how][1]
-    return dispatch.masked_of(choice.tiling, choice.resident, layer, dispatch.head_taps(kept.head))
+        return dispatch.ways(layer, felt.taps, felt.lookahead, structure)[choice.how][1]
+    return dispatch.masked_of(choice.tiling, choice.resident, layer, dispatch.head_taps(structure.head))
 
 
 def tables_of(on: Machine, case: Case, kept: Filter, choice: tuning_cache.Choice) -> Prepared:
     """Our tables for a filter, of this kernel."""
-    way, k = way_for(on, case, kept, choice), kept.k.to(on.device)
-    return dispatch.tables(way, k, kept.ahead, case.shape[-1], structure_of(kept))
+    return dispatch.tables(way_for(on, case, kept, choice), kept.to(on.device), case.shape[-1])
 
 
 @torch.no_grad()
@@ -138,8 +137,7 @@ def tune(on: Machine, case: Case, plan: FilterPlan, rounds: int = 7) -> dict[str
     final = {i: statistics.median(taken.seconds[str(i)]) for i in finalists}
     winner = min(final, key=lambda i: final[i])
     choice = replace(choices[winner], seconds=final[winner])
-    taps, _ = dispatch.felt(kept.k, kept.ahead, case.shape[-1])
-    name = case.layer(on.card).case(taps, structure_of(kept))
+    name = case.layer(on.card).case(kept.felt(case.shape[-1]).taps, kept.structure)
     path = tuning_cache.keep(on.card.name, on.arch, {name: choice})
     return {
         "case": case.name,
@@ -200,7 +198,7 @@ def needed(card: Card, some: Iterable[Case]) -> list[Build]:
         for plan in plans(layer.seqlen).values():
             taps, structure = plan.taps or layer.seqlen, None
             if plan.mask is not None:
-                taps, head = layer.seqlen, None if plan.taps is None else torch.empty(0, plan.taps)
+                taps, head = layer.seqlen, None if plan.taps is None else Filter(torch.empty(0, plan.taps))
                 structure = Structure(plan.mask, head)
             for _, way in dispatch.ways(layer, taps, 0, structure).values():
                 found |= dict.fromkeys(builds_of(way, layer.seqlen))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsify.cpu.backend import good_size
+from sparsify.filters.filter import Filter
 
 from .cpu_convolution import reference
 
@@ -65,7 +66,7 @@ def half_fft(sets: Sequence[Set], k: Tensor, skip: Tensor | None) -> Run:
 
 def own_code(sets: Sequence[Set], k: Tensor, skip: Tensor | None) -> Run:
     """As the published models do it: everything in float32, the filter's spectrum made anew in every call."""
-    return around(lambda u: reference(u.float(), k), sets, skip)
+    return around(lambda u: reference(u.float(), Filter(k)), sets, skip)
 
 
 def flash(sets: Sequence[Set], k: Tensor, skip: Tensor | None) -> Run:

@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from sparsify.cpu import backend as cpu
 from sparsify.evals.causality import relative
 from sparsify.fftconv import LongConv, fftconv_ref
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask
-from sparsify.plan import Filter, FilterPlan
+from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
 from sparsify.sites import Conv
 
@@ -61,25 +62,25 @@ class Way:
     faster_than: Mapping[str, Ratio]  # baseline -> paired ratio
 
 
-def reference(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
+def reference(u: Tensor, k: Filter) -> Tensor:
     """The convolution as the published models compute it in every call: u (B, H, L) -> y (B, H, L).
 
-    k: (H, L), or of a filter that looks both ways (H, up to 2 L), tap j at lag j - ahead.
+    k: L taps, or up to 2 L of a filter that looks both ways.
     """
     n = 2 * u.shape[-1]
-    k_f = torch.view_as_complex(cpu.spectrum(k, n, ahead))
+    k_f = torch.view_as_complex(cpu.spectrum(k, n))
     return torch.fft.irfft(torch.fft.rfft(u, n) * k_f, n)[..., : u.shape[-1]]
 
 
-def best_torch(u: Tensor, k: Tensor, ahead: int = 0) -> Conv:
+def best_torch(u: Tensor, k: Filter) -> Conv:
     """The best that torch.fft does here: spectrum prepared, a size without large primes, rows in blocks or all at once.
 
-    u: a signal like those to come; k: on its device, tap j at lag j - ahead.  Blocks stay in cache but are many calls,
+    u: a signal like those to come; k: on its device.  Blocks stay in cache but are many calls,
     which a busy machine makes wait: the quicker of the two is taken.
     """
-    k, ahead = cpu.crop(k, ahead, u.shape[-1])
-    n, hop = cpu.choose_size(u.shape[-1], k.shape[-1], ahead)
-    k_f = cpu.spectrum(k, n, ahead)
+    k = k.felt(u.shape[-1])
+    n, hop = cpu.choose_size(u.shape[-1], k.taps, k.lookahead)
+    k_f = cpu.spectrum(k, n)
     ways = {way.__name__: way for way in (cpu.torch_fftconv, cpu.convolve)}
     calls = {name: partial(way, u, k_f, n, hop) for name, way in ways.items()}
     timings = in_rounds(calls, rounds=3, warmup=1).against("convolve")
@@ -93,10 +94,10 @@ def best_torch(u: Tensor, k: Tensor, ahead: int = 0) -> Conv:
     return conv
 
 
-def apart(u: Tensor, k: Tensor, ahead: int) -> Callable[[], Tensor]:
+def apart(u: Tensor, k: Filter) -> Callable[[], Tensor]:
     """The two directions of a filter one after the other, each as `best_torch` does it."""
-    past, future = k[:, ahead:], pad(k[:, :ahead], (0, 1))
-    sides = best_torch(u, past), best_torch(u, future, ahead)
+    future = Filter(pad(k.k[:, : k.lookahead], (0, 1)), k.lookahead)
+    sides = best_torch(u, k.past()), best_torch(u, future)
     return lambda: sides[0](u) + sides[1](u)
 
 
@@ -111,17 +112,14 @@ def sparse_plans(seqlen: int) -> dict[str, FilterPlan]:
     return plans
 
 
-def kept_of(k: Tensor, plan: FilterPlan, ahead: int = 0) -> Filter:
-    """`plan.apply(k, ahead)`, a few channels at a time."""
-    first = plan.apply(k[:1], ahead)
-    kept = k.new_empty(len(k), first.k.shape[-1])
-    head = None if first.head is None else k.new_empty(len(k), first.head.shape[-1])
-    for h in range(0, len(k), ROWS):
-        part = plan.apply(k[h : h + ROWS], ahead)
-        kept[h : h + ROWS] = part.k
-        if head is not None and part.head is not None:
-            head[h : h + ROWS] = part.head
-    return Filter(kept, first.ahead, first.mask, head, first.head_ahead)
+def kept_of(k: Filter, plan: FilterPlan) -> Filter:
+    """`plan.apply(k)`, a few channels at a time."""
+    parts = [plan.apply(k.rows(slice(h, h + ROWS))) for h in range(0, k.channels, ROWS)]
+    known = parts[0].structure
+    if known is not None and known.head is not None:
+        heads = [part.structure.head.k for part in parts if part.structure and part.structure.head]
+        known = Structure(known.mask, Filter(torch.cat(heads), known.head.lookahead))
+    return Filter(torch.cat([part.k for part in parts]), parts[0].lookahead, known)
 
 
 @torch.no_grad()
@@ -139,21 +137,19 @@ def compare(
     _, channels, seqlen = shape
     draw = torch.Generator().manual_seed(0)
     u = torch.randn(shape, generator=draw)
-    ahead = seqlen - 1 if both_ways else 0
-    k = torch.randn(channels, seqlen + ahead, generator=draw) / seqlen**0.5
-    dense = Filter(k, ahead)
+    lookahead = seqlen - 1 if both_ways else 0
+    k = Filter(torch.randn(channels, seqlen + lookahead, generator=draw) / seqlen**0.5, lookahead)
     whole = FilterPlan("dense")
     progress("finding the best torch.fft")
-    calls: dict[str, Callable[[], Tensor]] = {REFERENCE: partial(reference, u, k, ahead)}
-    calls |= {APART: apart(u, k, ahead)} if ahead else {}
-    calls |= {TORCH: partial(best_torch(u, k, ahead), u), EXACT: partial(LongConv(k, ahead), u)}
-    kept = dict.fromkeys(calls, (whole, dense))
+    calls: dict[str, Callable[[], Tensor]] = {REFERENCE: partial(reference, u, k)}
+    calls |= {APART: apart(u, k)} if lookahead else {}
+    calls |= {TORCH: partial(best_torch(u, k), u), EXACT: partial(LongConv(k), u)}
+    kept = dict.fromkeys(calls, (whole, k))
     for name, plan in sparse_plans(seqlen).items():
         progress(f"preparing {name}")
-        found = kept_of(k, plan, ahead)
+        found = kept_of(k, plan)
         kept[name] = plan, found
-        conv = LongConv(found.k, found.ahead, mask=found.mask, head=found.head, head_ahead=found.head_ahead)
-        calls[name] = partial(conv, u)
+        calls[name] = partial(LongConv(found), u)
     errors = {}
     for name, call in calls.items():
         progress(f"checking {name}")
@@ -172,8 +168,7 @@ def compare(
 def check(name: str, y: Tensor, u: Tensor, kept: Filter, bar: float = BAR) -> float:
     """Relative L2 error of y on a few channels against float64; refuses more than `bar`."""
     some = sorted({0, u.shape[1] // 2, u.shape[1] - 1})
-    k = kept.k[[*some]].to(u.device)
-    error = relative(y[:, some].double(), fftconv_ref(u[:, some], k, kept.ahead))
+    error = relative(y[:, some].double(), fftconv_ref(u[:, some], kept.rows(some).to(u.device)))
     if not error < bar:
         raise RuntimeError(f"{name}: the convolution is off by {error:.1e} of its norm, so timing it means nothing")
     return error

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.cpu.backend import KERNEL, Prepared, Structure, good_size
+from sparsify.cpu.backend import KERNEL, Prepared, good_size
 from sparsify.evals.results import conditions
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, tiling
 from sparsify.gpu.devices import Card
 from sparsify.gpu.launch_spec import Build, SlowWay, Way, way_from
 from sparsify.gpu.tiling import type_name
-from sparsify.plan import Filter, FilterPlan
+from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
 from sparsify.storage.files import first_line, write_whole
 
@@ -167,14 +168,9 @@ class Inputs:
         return cls(sets, k, random(channels) if case.gated else None)
 
 
-def structure_of(kept: Filter) -> Structure | None:
-    """What is known of a filter besides its taps."""
-    return None if kept.mask is None else Structure(kept.mask, kept.head)
-
-
 def kept_by(plan: FilterPlan, k: Tensor) -> Filter:
     """`plan.apply(k)`; a few channels at a time where that takes room."""
-    return plan.apply(k) if plan.mask is None else kept_of(k, plan)
+    return plan.apply(k) if plan.mask is None else kept_of(Filter(k), plan)
 
 
 # --- contenders ------------------------------------------------------------------------------------------------------
@@ -185,8 +181,7 @@ Run = Callable[[int], Tensor]  # number of an input set -> y
 def prepare(on: Machine, case: Case, kept: Filter) -> Prepared:
     """Our tables for a filter."""
     batch, _, seqlen = case.shape
-    k, structure = kept.k.to(on.device), structure_of(kept)
-    made = dispatch.prepare(k, kept.ahead, seqlen, case.torch_dtype, batch, structure, on.card)
+    made = dispatch.prepare(kept.to(on.device), seqlen, case.torch_dtype, batch, on.card)
     if made.layout[0] != KERNEL:
         raise RuntimeError(f"no kernel takes {seqlen} samples of {case.dtype} on {on.card.name}")
     return made
@@ -202,15 +197,15 @@ def ours(on: Machine, inputs: Inputs, prepared: Prepared) -> Run:
     return run
 
 
-def exact(u: Tensor, k: Tensor, ahead: int) -> Tensor:
+def exact(u: Tensor, k: Filter) -> Tensor:
     """`fftconv_ref` in good sizes, some channels at a time: (H, L) float64."""
-    n = good_size(u.shape[-1] + k.shape[-1] - 1)
+    n = good_size(u.shape[-1] + k.taps - 1)
     y = torch.empty(u.shape, dtype=torch.float64, device=u.device)
     step = max(1, AT_ONCE // n)
     for h in range(0, len(u), step):
         some = slice(h, h + step)
-        product = torch.fft.rfft(u[some].double(), n) * torch.fft.rfft(k[some].double(), n)
-        y[some] = torch.fft.irfft(product, n)[..., ahead : ahead + u.shape[-1]]
+        product = torch.fft.rfft(u[some].double(), n) * torch.fft.rfft(k.k[some].double(), n)
+        y[some] = torch.fft.irfft(product, n)[..., k.lookahead : k.lookahead + u.shape[-1]]
     return y
 
 
@@ -227,10 +222,10 @@ def error_of(run: Run, inputs: Inputs, kept: Filter, bar: float) -> float:
     if not y.isfinite().all():
         raise RuntimeError("not all of the result is a finite number")
     missed = norm = 0.0
-    k, skip = kept.k.to(u.device), inputs.skip
+    k, skip = kept.to(u.device), inputs.skip
     for b in sorted({i * (len(u) - 1) // (SEQUENCES - 1) for i in range(SEQUENCES)}):  # float64 takes room
         g = u[b] if pregate is None else u[b].double() * pregate[b].double()
-        expected = exact(g, k, kept.ahead)
+        expected = exact(g, k)
         if skip is not None and gate is not None:
             expected = gate[b].double() * (expected + skip.double()[:, None] * g)
         missed += float((y[b].double() - expected).square().sum())
@@ -395,9 +390,9 @@ def built(on: Machine, build: Build) -> dict[str, Any]:
 
 def predicted(on: Machine, case: Case, kept: Filter, way: Way | SlowWay) -> float:
     """Seconds that the planner reckons for ways of this kind, without gates."""
-    taps, ahead = dispatch.felt(kept.k, kept.ahead, case.shape[-1])
+    felt = kept.felt(case.shape[-1])
     how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
-    return dispatch.ways(case.layer(on.card), taps, ahead, structure_of(kept))[how][0]
+    return dispatch.ways(case.layer(on.card), felt.taps, felt.lookahead, kept.structure)[how][0]
 
 
 # --- a file of cases -------------------------------------------------------------------------------------------------

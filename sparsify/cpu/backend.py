@@ -8,7 +8,7 @@ filters, it is torch.fft: real FFTs of good sizes, cached spectra, rows in block
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsify.filters import decimation, spectra
-from sparsify.filters.monarch import BlockMask
+from sparsify.filters.filter import Filter, Structure
 
 from . import native
 from .cost_model import costs
@@ -57,37 +57,22 @@ def good_size(n: int) -> int:
     return best
 
 
-def one_block(seqlen: int, taps: int, ahead: int = 0) -> int:
+def one_block(seqlen: int, taps: int, lookahead: int = 0) -> int:
     """FFT size for the whole signal at once: no lag that matters wraps onto another."""
-    return good_size(max(seqlen + max(taps - 1 - ahead, ahead), taps))
+    return good_size(max(seqlen + max(taps - 1 - lookahead, lookahead), taps))
 
 
-def choose_size(seqlen: int, taps: int, ahead: int = 0) -> tuple[int, int]:
+def choose_size(seqlen: int, taps: int, lookahead: int = 0) -> tuple[int, int]:
     """FFT size n and hop, the outputs that one block yields: the whole signal, or overlap-save when that is cheaper."""
-    whole = one_block(seqlen, taps, ahead)
+    whole = one_block(seqlen, taps, lookahead)
     best = (whole * whole.bit_length(), whole, seqlen)
-    if ahead == 0:
+    if lookahead == 0:
         for n in OVERLAP_BLOCKS:
             hop = n - taps + 1
             if 0 < hop < seqlen:
                 blocks = -(-seqlen // hop)
                 best = min(best, (blocks * n * n.bit_length(), n, hop))
     return best[1], best[2]
-
-
-def crop(k: Tensor, ahead: int, seqlen: int) -> tuple[Tensor, int]:
-    """The part of a filter that a signal of `seqlen` samples can feel: lags -(seqlen-1) .. seqlen-1."""
-    first = max(0, ahead - (seqlen - 1))
-    return k[:, first : ahead + seqlen], ahead - first
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What is known of a filter besides its taps: it is head + a rest whose spectrum is zero off the mask."""
-
-    mask: BlockMask
-    head: Tensor | None = None  # (H, taps), tap j at lag j - head_ahead
-    head_ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,28 +92,28 @@ def room(seqlen: int) -> int:
     return -(-seqlen // step) * step
 
 
-def prepare(
-    k: Tensor, ahead: int, seqlen: int, structure: Structure | None = None, spectra_bytes: int | None = None
-) -> Prepared:
+def prepare(k: Filter, seqlen: int, spectra_bytes: int | None = None) -> Prepared:
     """The quickest way there is here to convolve signals of up to `seqlen` samples with k.
 
-    k: (H, K), tap j at lag j - ahead.  spectra_bytes: more than these are not kept for whole rows; the spectrum is then
-    made anew in every call, which takes half as long again.
+    spectra_bytes: more than these are not kept for whole rows; the spectrum is then made anew in every call, which
+    takes half as long again.
     """
-    felt, felt_ahead = crop(k, ahead, seqlen)
-    if not native.takes(k):
-        n, hop = choose_size(seqlen, felt.shape[-1], felt_ahead)
-        return Prepared((spectrum(felt, n, felt_ahead),), (TORCH, n, hop))
-    felt = felt if felt.stride(-1) == 1 else felt.contiguous()
+    felt = k.felt(seqlen)
+    if not native.takes(k.k):
+        n, hop = choose_size(seqlen, felt.taps, felt.lookahead)
+        return Prepared((spectrum(felt, n),), (TORCH, n, hop))
     n = native.good_size(seqlen)
-    way = min(ways(seqlen, felt.shape[-1], structure))[1]
+    way = min(ways(seqlen, felt.taps, k.structure))[1]
     if way == "few taps":
-        return prepare_few(felt, felt_ahead, seqlen)
-    if structure is not None and way != "whole":
-        return prepare_comb(k, ahead, structure) if way == "comb" else prepare_slow(k, ahead, seqlen, structure)
-    if keeps_spectra(n, k.shape[0], spectra_bytes):
-        return Prepared((native.spectra(felt, n, felt_ahead),), (WHOLE, n, felt_ahead, 1))
-    return Prepared((felt,), (WHOLE, n, felt_ahead, 0))
+        return prepare_few(felt, seqlen)
+    if way == "comb":
+        return prepare_comb(k)
+    if way == "slow":
+        return prepare_slow(k, seqlen)
+    taps = felt.k if felt.k.stride(-1) == 1 else felt.k.contiguous()
+    if keeps_spectra(n, k.channels, spectra_bytes):
+        return Prepared((native.spectra(taps, n, felt.lookahead),), (WHOLE, n, felt.lookahead, 1))
+    return Prepared((taps,), (WHOLE, n, felt.lookahead, 0))
 
 
 def keeps_spectra(n: int, channels: int, spectra_bytes: int | None) -> bool:
@@ -139,7 +124,7 @@ def keeps_spectra(n: int, channels: int, spectra_bytes: int | None) -> bool:
 def ways(seqlen: int, taps: int, structure: Structure | None = None) -> list[tuple[float, str]]:
     """The kernels' ways to convolve a row, each with its nanoseconds of one core; `prepare` takes the least.
 
-    taps: those that a signal of `seqlen` samples feels, see `crop`.  structure: only its sizes are looked at.
+    taps: those that a signal of `seqlen` samples feels, see `Filter.felt`.  structure: only its sizes are looked at.
     """
     found = [(costs().transform(native.good_size(seqlen)), "whole"), (few_taps(seqlen, taps)[0], "few taps")]
     if structure is not None and seqlen <= structure.mask.n:  # a longer signal feels taps that the mask did not touch
@@ -177,7 +162,7 @@ def structured(seqlen: int, structure: Structure) -> list[tuple[float, str]]:
     ways = []
     if (rate := decimation.rate(mask)) > 1:
         cost = costs().slow(seqlen, native.good_size(slow_length(seqlen, rate)))
-        ways.append((cost + (few_taps(seqlen, head.shape[-1])[0] if head is not None else 0.0), "slow"))
+        ways.append((cost + (few_taps(seqlen, head.taps)[0] if head is not None else 0.0), "slow"))
     folded = mask.n // mask.factors[0]
     if head is None and native.good_size(folded) == folded:
         ways.append((costs().comb(seqlen, folded, len(decimation.residues(mask))), "comb"))
@@ -189,18 +174,19 @@ def slow_length(seqlen: int, rate: int) -> int:
     return -(-seqlen // rate) + decimation.WIDTH
 
 
-def prepare_few(k: Tensor, ahead: int, seqlen: int) -> Prepared:
-    n = few_taps(seqlen, k.shape[-1])[1]
+def prepare_few(k: Filter, seqlen: int) -> Prepared:
+    n = few_taps(seqlen, k.taps)[1]
     if n == 0:
-        return Prepared((k.contiguous(),), (DIRECT, ahead))
-    return Prepared((native.spectra(k, n, 0, 0.0),), (HEAD, n, k.shape[-1], ahead))
+        return Prepared((k.k.contiguous(),), (DIRECT, k.lookahead))
+    return Prepared((native.spectra(k.k, n, 0, 0.0),), (HEAD, n, k.taps, k.lookahead))
 
 
-def masked_spectrum(k: Tensor, ahead: int, structure: Structure) -> Tensor:
-    """Spectrum of what the mask left of a filter, without its head: (H, n) complex128."""
-    n, head = structure.mask.n, structure.head
-    k_f = spectra.spectrum(k, n, ahead)
-    return k_f if head is None else k_f - spectra.spectrum(head, n, structure.head_ahead)
+def masked_spectrum(k: Filter) -> Tensor:
+    """Spectrum of what a mask left of a filter, without its head: (H, n) complex128."""
+    assert k.structure is not None
+    n, head = k.structure.mask.n, k.structure.head
+    k_f = spectra.spectrum(k, n)
+    return k_f if head is None else k_f - spectra.spectrum(head, n)
 
 
 SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
@@ -208,30 +194,36 @@ NEARLY = 1.02  # times the best cost, which no reckoning tells from the best
 ROWS = 16  # channels prepared at a time: float64 spectra of all would be large
 
 
-def prepare_slow(k: Tensor, ahead: int, seqlen: int, structure: Structure) -> Prepared:
-    mask, head = structure.mask, structure.head
+def prepare_slow(k: Filter, seqlen: int) -> Prepared:
+    assert k.structure is not None
+    mask, head = k.structure.mask, k.structure.head
     rate = decimation.rate(mask)
     reach = slow_length(seqlen, rate)
     n = native.good_size(reach)
-    low = torch.empty(k.shape[0], 2 * n)
-    for h in range(0, k.shape[0], ROWS):
-        part = Structure(mask, None if head is None else head[h : h + ROWS], structure.head_ahead)
-        taps = decimation.slow_taps(masked_spectrum(k[h : h + ROWS], ahead, part), mask, rate, reach)
-        low[h : h + ROWS] = native.spectra(taps, n, reach - 1)
-    first = Prepared((), ()) if head is None else prepare_few(head.to(k.dtype), structure.head_ahead, seqlen)
+    low = torch.empty(k.channels, 2 * n)
+    for rows in blocks_of(k):
+        taps = decimation.slow_taps(masked_spectrum(k.rows(rows)), mask, rate, reach)
+        low[rows] = native.spectra(taps, n, reach - 1)
+    first = Prepared((), ()) if head is None else prepare_few(head.to(k.k.dtype), seqlen)
     return Prepared((*first.tables, decimation.window(rate), low), (*first.layout, SLOW, rate, n))
 
 
-def prepare_comb(k: Tensor, ahead: int, structure: Structure) -> Prepared:
-    mask = structure.mask
+def prepare_comb(k: Filter) -> Prepared:
+    assert k.structure is not None
+    mask = k.structure.mask
     teeth, kept = mask.factors[0], decimation.residues(mask)
     n = mask.n // teeth
-    tables = tuple(torch.empty(k.shape[0], 2 * n) for _ in kept)
-    for h in range(0, k.shape[0], ROWS):
-        k_f = masked_spectrum(k[h : h + ROWS], ahead, structure)
+    tables = tuple(torch.empty(k.channels, 2 * n) for _ in kept)
+    for rows in blocks_of(k):
+        k_f = masked_spectrum(k.rows(rows))
         for table, residue in zip(tables, kept, strict=True):
-            table[h : h + ROWS] = native.in_order(k_f[:, residue::teeth], 1 / mask.n)
+            table[rows] = native.in_order(k_f[:, residue::teeth], 1 / mask.n)
     return Prepared(tables, (COMB, teeth, n, len(kept), *kept))
+
+
+def blocks_of(k: Filter) -> Iterator[slice]:
+    """Channels that are prepared together."""
+    return (slice(h, h + ROWS) for h in range(0, k.channels, ROWS))
 
 
 def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Part]:
@@ -240,8 +232,8 @@ def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Par
     table, number = iter(tables), iter(layout)
     for kind in number:
         if kind == WHOLE:
-            n, ahead, made = next(number), next(number), next(number)
-            parts.append(native.Whole(n, next(table)) if made else native.Whole(n, None, next(table), ahead))
+            n, lookahead, made = next(number), next(number), next(number)
+            parts.append(native.Whole(n, next(table)) if made else native.Whole(n, None, next(table), lookahead))
         elif kind == DIRECT:
             parts.append(native.Direct(next(table), next(number)))
         elif kind == HEAD:
@@ -327,15 +319,16 @@ def convolve(
     return y if gate is None else y * gate
 
 
-def spectrum(k: Tensor, n: int, ahead: int = 0) -> Tensor:
-    """n-point spectrum of a filter, lag 0 at sample 0 and negative lags wrapped to the end.
+def spectrum(k: Filter, n: int) -> Tensor:
+    """n-point spectrum of a filter of at most n taps, lag 0 at sample 0 and negative lags wrapped to the end.
 
-    k: (H, K), K <= n.  Returns k_f: (H, n // 2 + 1, 2), real and imaginary part, dtype of k.
+    Returns k_f: (H, n // 2 + 1, 2), real and imaginary part, dtype of the taps.
     """
-    if ahead:
-        gap = k.new_zeros(k.shape[0], n - k.shape[-1])
-        k = torch.cat([k[:, ahead:], gap, k[:, :ahead]], dim=-1)
-    return torch.view_as_real(torch.fft.rfft(k, n))
+    taps = k.k
+    if k.lookahead:
+        gap = taps.new_zeros(k.channels, n - k.taps)
+        taps = torch.cat([taps[:, k.lookahead :], gap, taps[:, : k.lookahead]], dim=-1)
+    return torch.view_as_real(torch.fft.rfft(taps, n))
 
 
 def whole(u: Tensor, k_f: Tensor, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparsify.cpu.native import MARGIN
 
+from .filter import Filter
 from .monarch import BlockMask
 from .spectra import spectrum, taps_at
 
@@ -66,7 +67,7 @@ def slow_taps(k_f: Tensor, mask: BlockMask, rate: int, reach: int) -> Tensor:
     k_f: (H, n) complex128, spectrum of a filter that the mask has been applied to.
     """
     low, cut = mask.n // rate, band(mask)
-    seen = spectrum(kaiser_bessel(rate)[None], mask.n, WIDTH * rate // 2)[0].real
+    seen = spectrum(Filter(kaiser_bessel(rate)[None], WIDTH * rate // 2), mask.n)[0].real
     kept = k_f.new_zeros(k_f.shape[0], low)
     for side in (slice(cut), slice(-cut, None)):  # the same frequencies, on fewer points
         kept[:, side] = k_f[:, side] * rate / seen[side] ** 2

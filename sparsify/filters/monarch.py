@@ -233,12 +233,12 @@ def check_share(share: float) -> None:
         raise ValueError(f"share must lie in (0, 1], got {share:g}; 0.25 keeps a quarter")
 
 
-def wrap(k: Tensor, n: int, ahead: int = 0) -> Tensor:
+def wrap(k: Tensor, n: int, lookahead: int = 0) -> Tensor:
     """A filter on n points: lag d at sample d, where it is negative at sample n + d times i.  (H, n) complex128.
 
-    k: (H, K), tap j at lag j - ahead.  Lags below -n or from n on have no place there and are left out.
+    k: (H, K), tap j at lag j - lookahead.  Lags below -n or from n on have no place there and are left out.
     """
-    past, now = k[:, max(0, ahead - n) : ahead].double(), k[:, ahead : ahead + n].double()
+    past, now = k[:, max(0, lookahead - n) : lookahead].double(), k[:, lookahead : lookahead + n].double()
     return torch.complex(pad(now, (0, n - now.shape[-1])), pad(past, (n - past.shape[-1], 0)))
 
 
@@ -295,21 +295,21 @@ def monarch_ifft(y_f: Tensor, mask: BlockMask, seqlen: int) -> Tensor:
     return blocks[0].squeeze(-2)[..., :seqlen]
 
 
-def block_spectrum(k: Tensor, mask: BlockMask, ahead: int = 0) -> Tensor:
+def block_spectrum(k: Tensor, mask: BlockMask, lookahead: int = 0) -> Tensor:
     """Spectrum of a filter at the kept blocks, (H, T, V) complex128, block order.  k: (H, K), as `wrap` takes it."""
-    return monarch_fft(wrap(k, mask.n, ahead), mask)
+    return monarch_fft(wrap(k, mask.n, lookahead), mask)
 
 
-def monarch_conv(u: Tensor, k: Tensor, mask: BlockMask | None = None, ahead: int = 0) -> Tensor:
+def monarch_conv(u: Tensor, k: Tensor, mask: BlockMask | None = None, lookahead: int = 0) -> Tensor:
     """Convolution of `u` with the part of `k` that `mask` lets through: (..., H, L), dtype of u.
 
-    u: (..., H, L) float32 or float64, L <= M.  k: (H, K), tap j at lag j - ahead; the lags -M .. M - 1 count, more than
-    the signal can feel.  What it is convolved with is `split.band_limit`'s k'; all blocks, or no mask, leave k itself.
+    u: (..., H, L) float32 or float64, L <= M.  k: (H, K), tap j at lag j - lookahead; the lags -M .. M - 1 count, more
+    than the signal can feel.  It is convolved with what `split.band_limit` makes; all blocks, or no mask, leave k.
     """
-    if k.dim() != 2 or u.dim() < 2 or u.shape[-2] != k.shape[0] or not 0 <= ahead < k.shape[-1]:
+    if k.dim() != 2 or u.dim() < 2 or u.shape[-2] != k.shape[0] or not 0 <= lookahead < k.shape[-1]:
         raise ValueError(
-            f"expected u (..., channels, seqlen), k (channels, taps) and ahead < taps, "
-            f"got u {tuple(u.shape)}, k {tuple(k.shape)}, ahead {ahead}"
+            f"expected u (..., channels, seqlen), k (channels, taps) and lookahead < taps, "
+            f"got u {tuple(u.shape)}, k {tuple(k.shape)}, lookahead {lookahead}"
         )
     if u.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"signal u is {u.dtype}, expected float32 or float64; pass u.float()")
@@ -317,7 +317,7 @@ def monarch_conv(u: Tensor, k: Tensor, mask: BlockMask | None = None, ahead: int
         factors = factor(1 << max(1, (u.shape[-1] - 1).bit_length()))
         mask = BlockMask.full(math.prod(factors), factors, block=factors)
     u_f = monarch_fft(u, mask)
-    return monarch_ifft(u_f * block_spectrum(k, mask, ahead).to(u_f), mask, u.shape[-1])
+    return monarch_ifft(u_f * block_spectrum(k, mask, lookahead).to(u_f), mask, u.shape[-1])
 
 
 def work(mask: BlockMask, seqlen: int | None = None) -> tuple[int, ...]:

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .filter import Taps, as_filter
 from .monarch import check_share, roots, wrap
 
 SHARES = (0.9, 0.99, 0.999)
 
 
-def spectrum(k: Tensor, n: int, ahead: int = 0) -> Tensor:
-    """Spectrum at the frequencies (f + 1/4) / n of the lags -n .. n - 1: (H, n) complex128, f from 0 on.
+def spectrum(k: Taps, n: int) -> Tensor:
+    """Spectrum of a filter at the frequencies (f + 1/4) / n: (H, n) complex128, f from 0 on.
 
-    k: (H, K), tap j at lag j - ahead.
+    Of its taps those at the lags -n .. n - 1 count.
     """
-    return torch.fft.fft(wrap(k, n, ahead) * roots(4 * n, torch.arange(n, device=k.device)))
+    k = as_filter(k)
+    return torch.fft.fft(wrap(k.k, n, k.lookahead) * roots(4 * n, torch.arange(n, device=k.k.device)))
 
 
 def taps_at(k_f: Tensor, lags: Tensor) -> Tensor:
@@ -41,25 +43,19 @@ def rising(n: int) -> Tensor:
     return torch.where(j % 2 == 0, j // 2, n - (j + 1) // 2)
 
 
-def energy_by_tap(k: Tensor, ahead: int = 0) -> Tensor:
-    """Sum over channels of |k|^2, of the lags d and -d together: (K,) float64, or (max(K - ahead, ahead + 1),).
-
-    k: (H, K), tap j at lag j - ahead.
-    """
-    energy = k.double().square().sum(0)
-    if not ahead:
+def energy_by_tap(k: Taps) -> Tensor:
+    """Sum over channels of |k|^2, of the lags d and -d together: (`Filter.reach`,) float64."""
+    k = as_filter(k)
+    energy = k.k.double().square().sum(0)
+    if not k.lookahead:
         return energy
-    past, future = energy[ahead:], energy[:ahead].flip(0)
-    length = max(len(past), ahead + 1)
-    return pad(past, (0, length - len(past))) + pad(future, (1, length - 1 - ahead))
+    past, future = energy[k.lookahead :], energy[: k.lookahead].flip(0)
+    return pad(past, (0, k.reach - len(past))) + pad(future, (1, k.reach - 1 - k.lookahead))
 
 
-def energy_by_bin(k: Tensor, n: int, ahead: int = 0) -> Tensor:
-    """Sum over channels of |k_f|^2 / n, lowest frequency first: (n,) float64.
-
-    k: (H, K), tap j at lag j - ahead, of which the lags -n .. n - 1 count.
-    """
-    return (spectrum(k, n, ahead).abs().square().sum(0) / n)[rising(n)]
+def energy_by_bin(k: Taps, n: int) -> Tensor:
+    """Sum over channels of |k_f|^2 / n, lowest frequency first: (n,) float64.  The lags -n .. n - 1 count."""
+    return (spectrum(k, n).abs().square().sum(0) / n)[rising(n)]
 
 
 def first_holding(energy: Tensor, share: float) -> int:
@@ -85,9 +81,9 @@ class Spectra:
     by_bin: Tensor  # (n,) energy
 
 
-def analyze(k: Tensor, n: int, ahead: int = 0, shares: Sequence[float] = SHARES) -> Spectra:
-    """How few taps and bins hold the energy of k: (H, K), tap j at lag j - ahead, all within -n .. n - 1."""
-    by_tap, by_bin = energy_by_tap(k, ahead), energy_by_bin(k, n, ahead)
+def analyze(k: Taps, n: int, shares: Sequence[float] = SHARES) -> Spectra:
+    """How few taps and bins hold the energy of a filter, whose taps all lie within the lags -n .. n - 1."""
+    by_tap, by_bin = energy_by_tap(k), energy_by_bin(k, n)
     return Spectra(
         taps=tuple(first_holding(by_tap, share) for share in shares),
         bins=tuple(fewest_holding(by_bin, share) for share in shares),

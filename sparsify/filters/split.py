@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from .filter import Filter, Taps, as_filter
 from .monarch import BlockMask
 from .spectra import spectrum, taps_at
 
@@ -31,28 +32,30 @@ def ramp(taps: int) -> Tensor:
     return t - torch.sin(2 * math.pi * t) / (2 * math.pi)
 
 
-def near(taps: int, length: int, ahead: int = 0) -> slice:
-    """The lags |d| < taps of a filter of `length` taps, tap j at lag j - ahead."""
-    return slice(max(0, ahead - taps + 1), min(length, ahead + taps))
+def near(taps: int, length: int, lookahead: int = 0) -> slice:
+    """The taps at the lags |d| < taps of a filter of `length` taps, `lookahead` of which are at negative lags."""
+    return slice(max(0, lookahead - taps + 1), min(length, lookahead + taps))
 
 
-def split(k: Tensor, taps: int, mask: BlockMask | None = None, ahead: int = 0) -> tuple[Tensor, Tensor]:
-    """Head and tail (H, K) that add up to k: (H, K), tap j at lag j - ahead, in float64.
+def split(k: Taps, taps: int, mask: BlockMask | None = None) -> tuple[Filter, Filter]:
+    """Head and tail of a filter, which add up to it, in float64.
 
-    The head is (H, taps), or (H, 2 taps - 1) where k looks both ways; fewer where k ends before.
+    The head has `taps` taps, or 2 taps - 1 where the filter looks both ways; fewer where it ends before.  The tail has
+    as many as the filter.
     mask: what the tail will be cut to; the head then takes what would be lost of the tail, as far as its taps reach.
     """
-    length = k.shape[-1]
-    own = near(taps, length, ahead)
-    k, lags = k.double(), torch.arange(own.start - ahead, own.stop - ahead)
-    rising = k[:, own] * ramp(min(taps, int(lags.abs().max()) + 1))[lags.abs()].to(k.device)
-    head, tail = k[:, own] - rising, torch.cat([k[:, : own.start], rising, k[:, own.stop :]], dim=-1)
+    whole = as_filter(k)
+    own = near(taps, whole.taps, whole.lookahead)
+    d, lags = whole.k.double(), whole.lags[own].abs().cpu()
+    rising = d[:, own] * ramp(min(taps, int(lags.max()) + 1))[lags].to(d.device)
+    head = Filter(d[:, own] - rising, whole.lookahead - own.start)
+    tail = Filter(torch.cat([d[:, : own.start], rising, d[:, own.stop :]], dim=-1), whole.lookahead)
     if mask is not None:
-        fitted = near(min(taps, mask.n, REACH), length, ahead)
-        lost = spectrum(tail, mask.n, ahead) * ~mask.bins().to(k.device)
-        moved = moves(taps_at(lost, torch.arange(fitted.start - ahead, fitted.stop - ahead, device=k.device)), mask)
-        head[:, fitted.start - own.start : fitted.stop - own.start] += moved
-        tail[:, fitted] -= moved
+        fitted = near(min(taps, mask.n, REACH), whole.taps, whole.lookahead)
+        lost = spectrum(tail, mask.n) * ~mask.bins().to(d.device)
+        moved = moves(taps_at(lost, whole.lags[fitted]), mask)
+        head.k[:, fitted.start - own.start : fitted.stop - own.start] += moved
+        tail.k[:, fitted] -= moved
     return head, tail
 
 
@@ -71,12 +74,13 @@ def moves(lost: Tensor, mask: BlockMask) -> Tensor:
     return torch.linalg.solve(toeplitz, lost.double().mT).mT
 
 
-def kept_bins(k: Tensor, mask: BlockMask, ahead: int = 0) -> Tensor:
+def kept_bins(k: Taps, mask: BlockMask) -> Tensor:
     """Spectrum of a filter where a mask of n points keeps it, in the mask's order: (H, count) complex128.
 
-    k: (H, K), tap j at lag j - ahead, of which the lags -n .. n - 1 count.
+    Of the filter the lags -n .. n - 1 count.
     """
-    return spectrum(k, mask.n, ahead)[:, mask.frequencies().flatten().to(k.device)]
+    k_f = spectrum(k, mask.n)
+    return k_f[:, mask.frequencies().flatten().to(k_f.device)]
 
 
 def from_bins(bins: Tensor, mask: BlockMask) -> Tensor:
@@ -91,19 +95,18 @@ def from_bins(bins: Tensor, mask: BlockMask) -> Tensor:
     return taps_at(k_f, torch.arange(-mask.n, mask.n, device=bins.device))
 
 
-def masked(k: Tensor, bins: Tensor, mask: BlockMask, ahead: int = 0) -> tuple[Tensor, int]:
-    """A filter that has these bins at the lags that a mask of n points reaches, and how many of its taps lie ahead.
+def masked(k: Taps, bins: Tensor, mask: BlockMask) -> Filter:
+    """The filter with these bins at the lags that a mask of n points reaches, in float64.
 
-    k: (H, K), tap j at lag j - ahead; of it the lags beyond -n .. n - 1 stay as they are, if there are any.  Zeroed
-    bins make a filter ring, so half of these lags are negative, whatever k does.  Lag -n, which no signal of n samples
-    feels, is there to make the result say all of its own spectrum.
-    Returns k': (H, ahead' + max(K - ahead, n)) float64, and ahead' = max(ahead, n), its taps at negative lags.
+    Of `k` the lags beyond -n .. n - 1 stay as they are, if there are any.  Zeroed bins make a filter ring, so half of
+    the lags within are negative, whatever `k` does: the result has max(lookahead, n) of them.  Lag -n, which no signal
+    of n samples feels, is there to make the result say all of its own spectrum.
     """
-    n = mask.n
-    before, behind = k[:, : max(0, ahead - n)].double(), k[:, ahead + n :].double()
-    return torch.cat([before, from_bins(bins, mask), behind], dim=-1), max(ahead, n)
+    k, n = as_filter(k), mask.n
+    before, behind = k.k[:, : max(0, k.lookahead - n)].double(), k.k[:, k.lookahead + n :].double()
+    return Filter(torch.cat([before, from_bins(bins, mask), behind], dim=-1), max(k.lookahead, n))
 
 
-def band_limit(k: Tensor, mask: BlockMask, ahead: int = 0) -> tuple[Tensor, int]:
-    """Filter that a masked spectrum really applies, and how many of its taps lie ahead: `masked` with its own bins."""
-    return masked(k, kept_bins(k, mask, ahead), mask, ahead)
+def band_limit(k: Taps, mask: BlockMask) -> Filter:
+    """The filter that a masked spectrum really applies: `masked` with the bins of `k` itself."""
+    return masked(k, kept_bins(k, mask), mask)

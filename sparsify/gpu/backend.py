@@ -23,8 +23,9 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from sparsify.cpu.backend import Prepared, Structure
-from sparsify.filters import decimation as multirate
+from sparsify.cpu.backend import Prepared
+from sparsify.filters import decimation
+from sparsify.filters.filter import Filter
 from sparsify.filters.spectra import spectrum
 
 from . import jit, mma_operands
@@ -78,15 +79,14 @@ def slots(bins: Tensor, factors: Sequence[int]) -> tuple[tuple[tuple[int, ...], 
     return orders, kept
 
 
-def make(
-    way: Way, k: Tensor, ahead: int, device: torch.device, bins: Tensor | None = None, head: Tensor | None = None
-) -> Prepared:
-    """Tables of one way for one filter.
+def make(way: Way, k: Filter, bins: Tensor | None = None, head: Filter | None = None) -> Prepared:
+    """Tables of one way for one filter, on its device.
 
-    k: (H, K), tap j at lag j - ahead, without its head.  bins: (M,) bool, the bins that a mask keeps.
+    k: the filter without its head.  bins: (M,) bool, the bins that a mask keeps.
     """
+    device = k.k.device
     if way.source == "direct":
-        return make_direct(way, padded_head(k), device)
+        return make_direct(way, padded_head(k.k), device)
     factors = way.factors if way.source != "complex" else (way.radix, *way.factors)
     orders, kept = (Stages.natural(factors).orders, None) if bins is None else slots(bins, factors)
     live: list[Tensor] = []
@@ -103,20 +103,21 @@ def make(
         if kept is not None:
             live = inside.live(kept)
     digits = torch.tensor(orders[0][: way.outer]) if way.source == "complex" else torch.zeros(1, dtype=torch.int64)
-    head = None if head is None else padded_head(head)
+    first = None if head is None else padded_head(head.k)
     scales, spectra = [], []
     step = max(1, SPECTRA_AT_ONCE // way.points)
-    for h in range(0, len(k), step):
-        k_f = spectrum(k[h : h + step].double(), way.points, 0 if way.source == "history" else ahead)
+    k = Filter(k.k) if way.source == "history" else k  # such a kernel reads early instead
+    for h in range(0, k.channels, step):
+        k_f = spectrum(k.rows(slice(h, h + step)), way.points)
         if bins is not None:
-            k_f = k_f * bins.to(k.device)
-        scales.append(largest(k_f, None if head is None else head[h : h + step]))
+            k_f = k_f * bins.to(device)
+        scales.append(largest(k_f, None if first is None else first[h : h + step]))
         rows = (k_f / scales[-1][:, None]).unflatten(-1, (-1, way.radix))[..., digits]  # (h, M / R, outer)
         spectra.append(inside.spectra(rows.transpose(1, 2).flatten(0, 1), way.dtype))
     scale = torch.cat(scales)
     own = [scale.float(), torch.cat(spectra), *live]
-    if head is not None:
-        own.append(mma_operands.toeplitz(head / scale[:, None], way.dtype))
+    if first is not None:
+        own.append(mma_operands.toeplitz(first / scale[:, None], way.dtype))
     return Prepared((*shared, *(t.to(device) for t in own)), way.to_ints())
 
 
@@ -152,41 +153,45 @@ def make_direct(way: Way, taps: Tensor, device: torch.device) -> Prepared:
     return Prepared(tuple(t.to(device) for t in tables), way.to_ints())
 
 
-def make_slow(way: SlowWay, k: Tensor, ahead: int, structure: Structure) -> Prepared:
-    """Tables of a slow way; the slow filter is that of `multirate.slow_taps`."""
-    mask, rate, dtype = structure.mask, way.rate, way.dtype
-    head, rest = apart(k, ahead, structure)
+def make_slow(way: SlowWay, k: Filter) -> Prepared:
+    """Tables of a slow way; the slow filter is that of `decimation.slow_taps`."""
+    assert k.structure is not None
+    mask, rate, dtype, device = k.structure.mask, way.rate, way.dtype, k.k.device
+    head, rest = apart(k)
     reach = way.inner.seqlen
-    k_f = spectrum(rest, mask.n, ahead) * mask.bins().to(k.device)
-    inner = make(way.inner, multirate.slow_taps(k_f, mask, rate, reach), reach - 1, k.device)
-    window = multirate.kaiser_bessel(rate)
+    k_f = spectrum(rest, mask.n) * mask.bins().to(device)
+    inner = make(way.inner, Filter(decimation.slow_taps(k_f, mask, rate, reach), reach - 1))
+    window = decimation.kaiser_bessel(rate)
     own = [mma_operands.decimation(window, rate, dtype), mma_operands.interpolation(window, rate, dtype)]
-    own.append(torch.ones(len(k)))
+    own.append(torch.ones(k.channels))
     if head is None:
         own.append(own[-1])
     else:
-        head = padded_head(head)
-        own += [largest(head).float(), mma_operands.toeplitz(head / largest(head)[:, None], dtype)]
+        taps = padded_head(head.k)
+        own += [largest(taps).float(), mma_operands.toeplitz(taps / largest(taps)[:, None], dtype)]
     return Prepared(
-        (*(t.to(k.device) for t in own), *inner.tables), replace(way, inner=Way.from_ints(inner.layout)).to_ints()
+        (*(t.to(device) for t in own), *inner.tables), replace(way, inner=Way.from_ints(inner.layout)).to_ints()
     )
 
 
-def make_apart(way: Way | SlowWay, k: Tensor, ahead: int, structure: Structure) -> Prepared:
+def make_apart(way: Way | SlowWay, k: Filter) -> Prepared:
     """Tables of a way that skips: the head apart, the rest on the mask's bins."""
+    assert k.structure is not None
     if isinstance(way, SlowWay):
-        return make_slow(way, k, ahead, structure)
-    head, rest = apart(k, ahead, structure)
-    return make(way, rest, ahead, k.device, structure.mask.bins(), head)
+        return make_slow(way, k)
+    head, rest = apart(k)
+    return make(way, rest, k.structure.mask.bins(), head)
 
 
-def apart(k: Tensor, ahead: int, structure: Structure) -> tuple[Tensor | None, Tensor]:
+def apart(k: Filter) -> tuple[Filter | None, Filter]:
     """Head and rest of a filter, float64."""
-    head, rest = structure.head, k.double()
-    if head is None:
+    rest = Filter(k.k.double(), k.lookahead)
+    if k.structure is None or k.structure.head is None:
         return None, rest
-    head, rest = head.to(rest), rest.clone()
-    rest[:, ahead : ahead + head.shape[-1]] -= head
+    head = k.structure.head.to(rest.k)
+    first = k.lookahead - head.lookahead
+    rest = Filter(rest.k.clone(), k.lookahead)
+    rest.k[:, first : first + head.taps] -= head.k
     return head, rest
 
 
@@ -280,7 +285,7 @@ def fftconv(
         return slow_fftconv(way, (*keep, y), tables, skip, launch)
     call, held = filled(way, (*keep, y), skip)
     rows = u.shape[0] * u.shape[1]
-    for build in way.builds(min(piece(t, way.ahead) for t in (*keep, y) if t is not None)):
+    for build in way.builds(min(piece(t, way.lookahead) for t in (*keep, y) if t is not None)):
         stage_pointers(call, way, build, tables)
         call.rows = way.rows_of(build, rows, u.shape[-1])
         launch(build, way.grid(build, rows, u.shape[-1]), call)
@@ -311,7 +316,7 @@ def slow_fftconv(
     slow = fftconv(slow, inner, way.inner.to_ints(), launch=launch)
     call, held = filled(way.inner, signals, skip)
     call.slow, call.window, call.scale = Signal.of(slow), interpolation.data_ptr(), scale.data_ptr()
-    call.ahead, call.outer = 0, 1
+    call.lookahead, call.outer = 0, 1
     if way.head:
         call.head = tables[4].data_ptr()
     run("interpolate", call, *signals, slow)
@@ -336,7 +341,7 @@ def filled(way: Way, signals: Sequence[Tensor | None], skip: Tensor | None) -> t
     if skip is not None:
         held.append(skip.to(torch.float32).contiguous())
         call.skip = held[-1].data_ptr()
-    call.batch, call.ahead, call.blocks, call.outer = batch, way.ahead, way.blocks(seqlen), way.outer
+    call.batch, call.lookahead, call.blocks, call.outer = batch, way.lookahead, way.blocks(seqlen), way.outer
     if way.source == "complex":
         words = batch * channels * way.outer * (way.points // way.radix)
         held.append(torch.empty(mma_operands.planes(way.dtype) * words, dtype=torch.int32, device=y.device))
@@ -344,7 +349,7 @@ def filled(way: Way, signals: Sequence[Tensor | None], skip: Tensor | None) -> t
     return call, held
 
 
-def piece(t: Tensor, ahead: int = 0) -> int:
+def piece(t: Tensor, lookahead: int = 0) -> int:
     """Neighbouring samples that are read at once: 8 or, of 16 bits, 2 where no place or size forbids it, else 1.
 
     ahead: samples by which they are read early.
@@ -357,7 +362,7 @@ def piece(t: Tensor, ahead: int = 0) -> int:
             t.stride(0) % step,
             t.stride(1) % step,
             t.shape[-1] % samples,
-            ahead % samples,
+            lookahead % samples,
         )
         if not any(odd):
             return samples

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparsify.cpu import backend as cpu
-from sparsify.cpu.backend import Prepared, Structure, crop
+from sparsify.cpu.backend import Prepared
 from sparsify.filters import decimation
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask
 
 from . import backend as gpu
@@ -58,60 +59,48 @@ class Layer:
         return tuning_cache.choice(self.card, self.case(taps, structure), structure)
 
 
-def prepare(
-    k: Tensor,
-    ahead: int,
-    seqlen: int,
-    dtype: torch.dtype,
-    batch: int = 1,
-    structure: Structure | None = None,
-    card: Card | None = None,
-) -> Prepared:
-    """The way that should be the quickest for signals of up to `seqlen` samples, and its tables on k's device.
+def prepare(k: Filter, seqlen: int, dtype: torch.dtype, batch: int = 1, card: Card | None = None) -> Prepared:
+    """The way that should be the quickest for signals of up to `seqlen` samples, and its tables on the filter's device.
 
-    k: (H, K), tap j at lag j - ahead.  batch: what to expect; any other works, too.  Signals longer than any kernel
-    takes go through torch.fft, and a warning says so, once.
+    batch: what to expect; any other works, too.  Signals longer than any kernel takes go through torch.fft, and a
+    warning says so, once.
     """
-    if structure is not None and (seqlen > structure.mask.n or structure.head_ahead):
-        structure = None  # such a signal feels taps that the mask did not touch; no kernel has a head on both sides
-    layer = Layer(card or Card.of(k.device), dtype, seqlen, batch, k.shape[0])
-    taps, own_ahead = felt(k, ahead, seqlen)
-    found = ways(layer, taps, own_ahead, structure)
+    known = k.structure
+    if known is not None and (seqlen > known.mask.n or (known.head is not None and known.head.lookahead)):
+        # such a signal feels taps that the mask did not touch; no kernel has a head on both sides
+        k, known = replace(k, structure=None), None
+    layer = Layer(card or Card.of(k.k.device), dtype, seqlen, batch, k.channels)
+    felt = k.felt(seqlen)
+    found = ways(layer, felt.taps, felt.lookahead, known)
     if not found:
         gpu.warn(planner.facts(layer.card, seqlen, dtype=dtype, rows_total=layer.rows, batch=batch)["advice"])
-        return cpu.prepare(k, ahead, seqlen)
-    chosen = None if structure is None else layer.chosen(taps, structure)  # `plain_way` asks by itself
+        return cpu.prepare(k, seqlen)
+    chosen = None if known is None else layer.chosen(felt.taps, known)  # `plain_way` asks by itself
     how = chosen.how if chosen and chosen.how in found else min(found, key=lambda how: found[how][0])
-    return tables(found[how][1], k, ahead, seqlen, structure)
+    return tables(found[how][1], k, seqlen)
 
 
-def felt(k: Tensor, ahead: int, seqlen: int) -> tuple[int, int]:
-    """Taps of a filter that a signal of `seqlen` samples can feel, and how many of them lie ahead."""
-    cut, ahead = crop(k, ahead, seqlen)
-    return cut.shape[-1], ahead
-
-
-def tables(way: Way | SlowWay, k: Tensor, ahead: int, seqlen: int, structure: Structure | None) -> Prepared:
-    """Tables of a way, on k's device."""
-    if structure is not None and (isinstance(way, SlowWay) or way.masked):
-        return gpu.make_apart(way, k, ahead, structure)
+def tables(way: Way | SlowWay, k: Filter, seqlen: int) -> Prepared:
+    """Tables of a way, on the filter's device."""
+    if k.structure is not None and (isinstance(way, SlowWay) or way.masked):
+        return gpu.make_apart(way, k)
     assert isinstance(way, Way)  # a slow one needs a mask
-    return gpu.make(way, *crop(k, ahead, seqlen), k.device)
+    return gpu.make(way, k.felt(seqlen))
 
 
 Found = tuple[float, Way | SlowWay]  # predicted seconds, and what they are of
 
 
-def ways(layer: Layer, taps: int, ahead: int, structure: Structure | None = None) -> dict[str, Found]:
+def ways(layer: Layer, taps: int, lookahead: int, structure: Structure | None = None) -> dict[str, Found]:
     """The quickest way of each name, "masked", "slow" and "plain", for those that fit."""
     found: dict[str, Found | None] = {}
     if structure is not None:
         found = {"masked": masked_way(layer, structure), "slow": slow_way(layer, structure)}
-    found["plain"] = plain_way(layer, taps, ahead)
+    found["plain"] = plain_way(layer, taps, lookahead)
     return {how: way for how, way in found.items() if way is not None}
 
 
-def plain_way(layer: Layer, taps: int, ahead: int) -> tuple[float, Way] | None:
+def plain_way(layer: Layer, taps: int, lookahead: int) -> tuple[float, Way] | None:
     """The quickest way for a filter of which nothing is known but its taps, and its predicted seconds."""
     cut = taps if taps < layer.seqlen else None
     try:
@@ -121,26 +110,29 @@ def plain_way(layer: Layer, taps: int, ahead: int) -> tuple[float, Way] | None:
     seconds, choice = best.seconds, tuning_cache.Choice("plain", best.tiling, best.occupancy)
     if taps <= DIRECT_TAPS and (direct := direct_seconds(layer, taps)) < seconds:
         seconds, choice = direct, tuning_cache.Choice("direct")
-    return seconds, tuned_way(layer.chosen(taps) or choice, layer, taps, ahead)
+    return seconds, tuned_way(layer.chosen(taps) or choice, layer, taps, lookahead)
 
 
-def tuned_way(choice: tuning_cache.Choice, layer: Layer, taps: int, ahead: int) -> Way:
+def tuned_way(choice: tuning_cache.Choice, layer: Layer, taps: int, lookahead: int) -> Way:
     """A "plain" or "direct" choice, for a filter of these taps."""
     if choice.tiling is None:
-        return direct_way(layer.dtype, layer.seqlen, taps, ahead)
-    return way_of(choice.tiling, choice.resident, layer.dtype, layer.seqlen, ahead)
+        return direct_way(layer.dtype, layer.seqlen, taps, lookahead)
+    return way_of(choice.tiling, choice.resident, layer.dtype, layer.seqlen, lookahead)
 
 
-def way_of(found: Tiling | TwoLevel, resident: int, dtype: torch.dtype, seqlen: int, ahead: int = 0) -> Way:
-    """A planner's kernel.  ahead: samples by which a filter of few taps reads early; a whole one's spectrum has it."""
+def way_of(found: Tiling | TwoLevel, resident: int, dtype: torch.dtype, seqlen: int, lookahead: int = 0) -> Way:
+    """A planner's kernel.
+
+    lookahead: samples by which a filter of few taps reads early; a whole one's spectrum has it.
+    """
     inner, radix = found.inner, found.radix
-    own_ahead = ahead if inner.source == "history" else 0
-    shape = inner.factors, inner.rows, inner.warps, False, 0, own_ahead, radix, radix, resident
+    own_lookahead = lookahead if inner.source == "history" else 0
+    shape = inner.factors, inner.rows, inner.warps, False, 0, own_lookahead, radix, radix, resident
     return Way(inner.source, dtype, seqlen, *shape)
 
 
-def direct_way(dtype: torch.dtype, seqlen: int, taps: int, ahead: int) -> Way:
-    return Way("direct", dtype, seqlen, head=whole_steps(taps), ahead=ahead)
+def direct_way(dtype: torch.dtype, seqlen: int, taps: int, lookahead: int) -> Way:
+    return Way("direct", dtype, seqlen, head=whole_steps(taps), lookahead=lookahead)
 
 
 def direct_seconds(layer: Layer, taps: int) -> float:
@@ -221,9 +213,9 @@ def slow_way(layer: Layer, structure: Structure) -> tuple[float, SlowWay] | None
     return seconds + streamed(layer, moved, products) + 2 * planner.LAUNCH, SlowWay(rate, taps, inner)
 
 
-def head_taps(head: Tensor | None) -> int:
+def head_taps(head: Filter | None) -> int:
     """Taps of a head as the kernels count them."""
-    return 0 if head is None else whole_steps(head.shape[-1])
+    return 0 if head is None else whole_steps(head.taps)
 
 
 def whole_steps(taps: int) -> int:

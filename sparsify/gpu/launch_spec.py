@@ -47,7 +47,7 @@ class Call(ctypes.Structure):
         ("scratch", ctypes.c_void_p),
         ("scratch_plane", ctypes.c_longlong),
         *((name, ctypes.c_uint) for name in "rows batch blocks outer".split()),
-        ("ahead", ctypes.c_int),
+        ("lookahead", ctypes.c_int),
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ class Way:
     warps: int = 4
     masked: bool = False
     head: int = 0
-    ahead: int = 0
+    lookahead: int = 0
     radix: int = 1
     outer: int = 1
     resident: int = 1
@@ -131,14 +131,14 @@ class Way:
 
     def to_ints(self) -> tuple[int, ...]:
         """As an operator takes it."""
-        flags = (int(self.masked), self.head, self.ahead, self.radix, self.outer, self.resident)
+        flags = (int(self.masked), self.head, self.lookahead, self.radix, self.outer, self.resident)
         kinds = (self.WAYS.index(self.source), TYPES.index(self.dtype))
         return (KERNEL, *kinds, self.seqlen, self.rows, self.warps, *flags, *self.factors)
 
     @classmethod
     def from_ints(cls, numbers: Sequence[int]) -> Way:
-        _, source, dtype, seqlen, rows, warps, masked, head, ahead, radix, outer, resident, *factors = numbers
-        shape = tuple(factors), rows, warps, bool(masked), head, ahead, radix, outer, resident
+        _, source, dtype, seqlen, rows, warps, masked, head, lookahead, radix, outer, resident, *factors = numbers
+        shape = tuple(factors), rows, warps, bool(masked), head, lookahead, radix, outer, resident
         return cls(cls.WAYS[source], TYPES[dtype], seqlen, *shape)
 
     def builds(self, piece: int = 8) -> tuple[Build, ...]:

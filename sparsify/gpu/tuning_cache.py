@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsify.cpu.backend import Structure, room
+from sparsify.cpu.backend import room
 from sparsify.cpu.cost_model import stored as costs_file
+from sparsify.filters.filter import Structure
 from sparsify.storage.files import write_whole
 
 from . import jit, planner
@@ -49,7 +50,7 @@ class Case:
     @classmethod
     def masked(cls, dtype: str, seqlen: int, batch: int, channels: int, structure: Structure) -> Case:
         """For a filter that is a head and what a mask leaves of the rest."""
-        head = 0 if structure.head is None else structure.head.shape[-1]
+        head = 0 if structure.head is None else structure.head.taps
         told = json.dumps([structure.mask.to_dict(), head])
         kept = f"mask {hashlib.sha256(told.encode()).hexdigest()[:16]}"
         return cls(dtype, room(seqlen), kept, *buckets(batch, channels))

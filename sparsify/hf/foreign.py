@@ -20,6 +20,7 @@ from sparsify import swap
 from sparsify.converters.load import build
 from sparsify.converters.save import copy_beside
 from sparsify.fftconv import LongConv
+from sparsify.filters.filter import Filter
 from sparsify.freshness import weights_of
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
@@ -37,7 +38,7 @@ class PlannedFilter(nn.Module):
 
     def filter(self, L: int, *args: Any, **kwargs: Any) -> Tensor:
         """Taps that nobody reads, at no cost: (1, L, H), as its forward takes them."""
-        return torch.zeros((), device=next(self.parameters()).device).expand(1, L, len(self.conv.k))
+        return torch.zeros((), device=next(self.parameters()).device).expand(1, L, self.conv.filter.channels)
 
     def forward(self, x: Tensor, L: int, k: Any = None, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         skip = torch.as_tensor(self.bias if bias is None else bias)
@@ -47,11 +48,11 @@ class PlannedFilter(nn.Module):
         """What the taps are made of; the skip coefficients are none of it."""
         return [weight for weight in weights_of(self) if weight is not self.bias]
 
-    def materialize(self) -> Tensor:
-        """The filter that the weights make in our code now: (H, K) float32."""
-        return next(site for site in sites_of(self.home[0]) if site.name == self.site).materialize()
+    def materialize(self, seqlen: int | None = None) -> Filter:
+        """The filter that the weights make in our code now."""
+        return next(site for site in sites_of(self.home[0]) if site.name == self.site).materialize(seqlen)
 
-    def trace(self, seqlen: int) -> Tensor:
+    def trace(self, seqlen: int | None = None) -> Filter:
         """Refused: this code was not made to learn around a planned filter."""
         raise ValueError(
             f"a weight of the planned filter {self.site} requires a gradient, which modelling code of others does not "
@@ -77,7 +78,7 @@ def install(model: Any, plan: Plan, folder: Path | None = None) -> None:
     folder: what lies there beside the weights goes along when the model is saved.
     """
     sites = sites_of(model)
-    operators = swap.operators(swap.materialize(sites), plan, ahead=swap.ahead_of(sites))
+    operators = swap.operators(swap.Filters(sites), plan)
     modules, known, followed = dict(model.named_modules()), {site.name: site for site in sites}, []
     for name, conv in operators.items():
         found = [path for path in modules if f".{path}".endswith(f".{name}.{FILTER}")]

@@ -78,7 +78,7 @@ def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dic
     from sparsify import swap
     from sparsify.plan import Plan
 
-    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
+    return swap.operators(p.filters, plan or Plan.dense(p.filters), cut)
 
 
 def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Run:

@@ -15,8 +15,7 @@ from .result import Result
 from .timing import timed_parts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from sparsify.filters.filter import Filter
     from sparsify.sites import ConvSite
 
 
@@ -108,18 +107,17 @@ def analyze(
         )
 
 
-def analyzed(k: Tensor, site: ConvSite, length: int) -> dict[str, Any]:
-    """Where the energy of one filter lies.  k: (channels, taps)."""
-    from sparsify.cpu.backend import crop
+def analyzed(k: Filter, site: ConvSite, length: int) -> dict[str, Any]:
+    """Where the energy of one filter lies."""
     from sparsify.filters import spectra
     from sparsify.filters.split import split
     from sparsify.plan import policies
     from sparsify.report.curves import sparkline
 
     n = policies.points(length)
-    k, ahead = crop(k, site.ahead, length)
-    s = spectra.analyze(k, n, ahead)
-    tail = spectra.analyze(split(k, policies.HEAD, ahead=ahead)[1], n, ahead)
+    k = k.felt(length)
+    s = spectra.analyze(k, n)
+    tail = spectra.analyze(split(k, policies.HEAD)[1], n)
     lines = {"taps": s.by_tap, "bins": s.by_bin, "tail": tail.by_bin}
     return {
         "name": site.name,

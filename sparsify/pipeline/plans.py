@@ -77,9 +77,10 @@ def planned_within(
 def made_for(p: Pretrained) -> dict[str, str | None]:
     """What a plan says of the checkpoint that it is for, and of its filters, which another head may share."""
     from sparsify.storage.tensors import fingerprint
+    from sparsify.swap import Tensors
 
     named = {"name": p.source.label, "revision": p.source.revision, "sha256": p.sha256}
-    return {**named, "filters": fingerprint(p.filters)}
+    return {**named, "filters": fingerprint(Tensors(p.filters))}
 
 
 def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
@@ -104,11 +105,12 @@ def strangeness(plan: Plan, p: Pretrained, path: str) -> str:
     Raises ValueError where the filters are another model's.
     """
     from sparsify.storage.tensors import fingerprint
+    from sparsify.swap import Tensors
 
     source, name = plan.source, plan.source.get("name") or "another checkpoint"
     if source.get("sha256") in (None, p.sha256):
         return ""
-    if source.get("filters") == fingerprint(p.filters):
+    if source.get("filters") == fingerprint(Tensors(p.filters)):
         return (
             f"{path} was made for {name}, whose filters are these; what was measured there does not hold for this head"
         )
@@ -145,7 +147,7 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     for site in p.sites:
         k, kept = p.filters[site.name], plan.filters[site.name]
         leak = kept.apply(k).leak() if site.causal else 0.0
-        figures = {"density": kept.density(k.shape[-1], site.ahead), "leak": leak}
-        drawn = {"curves": curves(k, kept, policies.points(site.context), site.ahead)}
+        figures = {"density": kept.density(k.taps, k.lookahead), "leak": leak}
+        drawn = {"curves": curves(k, kept, policies.points(site.context))}
         rows.append({"name": site.name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
     return rows

@@ -80,9 +80,9 @@ def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
     from sparsify.evals.speed import cpu_convolution
 
     say("finding the best torch.fft")
-    filters = {name: k.to(p.device) for name, k in p.filters.items()}
     return {
-        s.name: cpu_convolution.best_torch(some_signal(p, s, batch, length), filters[s.name], s.ahead) for s in p.sites
+        s.name: cpu_convolution.best_torch(some_signal(p, s, batch, length), p.filters[s.name].to(p.device))
+        for s in p.sites
     }
 
 
@@ -101,19 +101,17 @@ def ways_alone(
 
     convs: under the plan, dense, and through torch.fft.
     """
-    from sparsify.cpu.backend import crop
     from sparsify.evals.speed import cpu_convolution
 
     k, kept = p.filters[site.name], p.plan.filters[site.name]
     u = some_signal(p, site, batch, length)
     sparse, dense, through_torch = convs
-    cpu_convolution.check(site.name, sparse(u[:1]), u[:1], kept.apply(k, site.ahead), SITE_BAR)
-    felt, ahead = crop(k.to(p.device), site.ahead, length)
+    cpu_convolution.check(site.name, sparse(u[:1]), u[:1], kept.apply(k), SITE_BAR)
     return {
         "sparse": partial(sparse, u),
         "dense": partial(dense, u),
         "torch": partial(through_torch, u),
-        "upstream": partial(cpu_convolution.reference, u, felt, ahead),
+        "upstream": partial(cpu_convolution.reference, u, k.to(p.device).felt(length)),
     }
 
 

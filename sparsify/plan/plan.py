@@ -23,10 +23,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from sparsify.filters.filter import Filter, Structure, Taps, as_filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.split import kept_bins, masked, near, split
 from sparsify.storage.files import parse_json, read_json
@@ -44,34 +44,6 @@ KINDS = {  # kind: (has taps, has a mask)
     "frequency-sparse": (False, True),
     "split": (True, True),
 }
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A filter as it is applied: k (H, K) float32 with tap j at lag j - ahead.
-
-    Where a mask of n points is given, the lags -n .. n - 1 are `head` (H, taps), tap j at lag j - head_ahead, plus a
-    rest whose spectrum is zero off the mask.
-    """
-
-    k: Tensor
-    ahead: int = 0
-    mask: BlockMask | None = None
-    head: Tensor | None = None
-    head_ahead: int = 0
-
-    def leaks(self) -> Tensor:
-        """Norm of the taps that read the future over the norm of all taps, by channel: (H,) float64."""
-        norm = self.k.double().norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
-        return self.k[:, : self.ahead].double().norm(dim=-1) / norm
-
-    def leak(self) -> float:
-        """The same of the worst channel."""
-        return self.leaks().max().item()
-
-    def cut(self) -> Filter:
-        """The same filter without its negative lags: what a causal model computes when it really generates."""
-        return Filter(self.k[:, self.ahead :])
 
 
 @dataclass(frozen=True)
@@ -111,66 +83,66 @@ class FilterPlan:
         """Whether a causal filter under this plan reads the future at all."""
         return self.mask is not None
 
-    def density(self, length: int, ahead: int = 0) -> float:
-        """Kept taps plus bins, as a share of a filter of `length` taps, `ahead` of them at negative lags.
+    def density(self, length: int, lookahead: int = 0) -> float:
+        """Kept taps plus bins, as a share of a filter of `length` taps, `lookahead` of them at negative lags.
 
         More than 1 costs more than dense.
         """
         if self.kind == "dense":
             return 1.0
-        taps = self.near(length, ahead)
+        taps = self.near(length, lookahead)
         if self.mask is None:
             return (taps.stop - taps.start) / length
         # taps that the mask does not reach stay
-        beyond = max(0, length - ahead - self.mask.n) + max(0, ahead - self.mask.n)
+        beyond = max(0, length - lookahead - self.mask.n) + max(0, lookahead - self.mask.n)
         return (taps.stop - taps.start + beyond) / length + self.mask.density
 
-    def near(self, length: int, ahead: int = 0) -> slice:
+    def near(self, length: int, lookahead: int = 0) -> slice:
         """The taps of a filter of `length` that are kept one by one; all where the plan names no number of them."""
         if self.taps is None:
             return slice(0, length if self.mask is None else 0)
-        return near(self.taps, length, ahead)
+        return near(self.taps, length, lookahead)
 
-    def own(self, k: Tensor, ahead: int = 0) -> tuple[Tensor | None, Tensor | None]:
-        """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both.
-
-        k: (H, K), tap j at lag j - ahead.
-        """
+    def own(self, k: Taps) -> tuple[Tensor | None, Tensor | None]:
+        """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both."""
+        k = as_filter(k)
         if self.mask is None:
-            return k[:, self.near(k.shape[-1], ahead)], None
-        head, tail = split(k, self.taps, self.mask, ahead) if self.taps else (None, k)
-        return head, kept_bins(tail, self.mask, ahead)
+            return k.k[:, self.near(k.taps, k.lookahead)], None
+        head, tail = split(k, self.taps, self.mask) if self.taps else (None, k)
+        return None if head is None else head.k, kept_bins(tail, self.mask)
 
-    def kept(self, k: Tensor, ahead: int = 0) -> tuple[Tensor | None, Tensor | None]:
+    def kept(self, k: Taps) -> tuple[Tensor | None, Tensor | None]:
         """The taps and bins that are convolved with in place of k: the plan's, else k's own."""
+        k = as_filter(k)
         if self.values is None:
-            return self.own(k, ahead)
+            return self.own(k)
         channels, width, _ = self.values.sizes
-        own = self.near(k.shape[-1], ahead)
-        if channels != len(k) or (width is not None and width != own.stop - own.start):
+        own = self.near(k.taps, k.lookahead)
+        if channels != k.channels or (width is not None and width != own.stop - own.start):
             raise ValueError(
                 f"the plan's coefficients are for {channels} channels and {width or 'no'} taps, the filter has "
-                f"{len(k)} channels and {k.shape[-1]} taps; plan for this checkpoint again"
+                f"{k.channels} channels and {k.taps} taps; plan for this checkpoint again"
             )
         taps, bins = self.values.taps, self.values.bins
-        return None if taps is None else taps.to(k.device), None if bins is None else bins.to(k.device)
+        return None if taps is None else taps.to(k.k.device), None if bins is None else bins.to(k.k.device)
 
-    def apply(self, k: Tensor, ahead: int = 0) -> Filter:
-        """The filter that is convolved with under this plan.  k: (H, K) float32, tap j at lag j - ahead."""
-        if self.mask is not None and self.mask.n > COARSEST * max(k.shape[-1], 1 << 10):
-            raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.shape[-1]} taps")
-        own = self.near(k.shape[-1], ahead)
-        head, bins = self.kept(k, ahead)
+    def apply(self, k: Taps) -> Filter:
+        """The filter that is convolved with under this plan, in the dtype of `k`, and what is known of it."""
+        k = as_filter(k)
+        if self.mask is not None and self.mask.n > COARSEST * max(k.taps, 1 << 10):
+            raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.taps} taps")
+        own = self.near(k.taps, k.lookahead)
+        taps, bins = self.kept(k)
         if self.mask is None or bins is None:
-            return Filter(k if head is None else head, ahead - own.start)
+            return Filter(k.k if taps is None else taps, k.lookahead - own.start)
         reached = self.taps is None or self.taps <= self.mask.n  # else the head fades taps beyond the mask's lags
-        rest = k if reached else split(k, self.taps or 0, ahead=ahead)[1]
-        whole, reach = masked(rest, bins, self.mask, ahead)
-        if head is None:
-            return Filter(whole.to(k.dtype), reach, self.mask)
-        first = reach - (ahead - own.start)
-        whole[:, first : first + head.shape[-1]] += head
-        return Filter(whole.to(k.dtype), reach, self.mask, head.to(k.dtype), ahead - own.start)
+        whole = masked(k if reached else split(k, self.taps or 0)[1], bins, self.mask)
+        if taps is None:
+            return Filter(whole.k.to(k.k.dtype), whole.lookahead, Structure(self.mask))
+        head = Filter(taps.to(k.k.dtype), k.lookahead - own.start)
+        first = whole.lookahead - head.lookahead
+        whole.k[:, first : first + head.taps] += taps
+        return Filter(whole.k.to(k.k.dtype), whole.lookahead, Structure(self.mask, head))
 
     def of(self, rows: slice) -> FilterPlan:
         """The plan for some of a filter's channels."""

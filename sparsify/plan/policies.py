@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask, check_share
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap, first_holding, rising
 from sparsify.filters.split import split as split_filter
@@ -25,10 +24,10 @@ MASK_SHARES = tuple(2.0**-i for i in range(1, 11))  # bands worth a mask, 1/2 to
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule and its name, e.g. "taps 256".  choose: k (H, K) float32 and its site -> what is kept."""
+    """A rule and its name, e.g. "taps 256".  choose: a filter and its site -> what is kept."""
 
     name: str
-    choose: Callable[[Tensor, ConvSite], FilterPlan]
+    choose: Callable[[Filter, ConvSite], FilterPlan]
 
 
 def points(context: int) -> int:
@@ -51,8 +50,8 @@ def taps(count: int) -> Policy:
     if count < 1:
         raise ValueError(f"a partial convolution keeps at least 1 tap, got {count}")
 
-    def choose(k: Tensor, site: ConvSite) -> FilterPlan:
-        return FilterPlan("partial", count) if count < k.shape[-1] - site.ahead else FilterPlan("dense")
+    def choose(k: Filter, site: ConvSite) -> FilterPlan:
+        return FilterPlan("partial", count) if count < k.taps - k.lookahead else FilterPlan("dense")
 
     return Policy(f"taps {count}", choose)
 
@@ -73,12 +72,12 @@ def energy(share: float) -> Policy:
     """Keep `share` of every filter's energy, by taps or by split, whichever keeps less; dense if neither saves."""
     check_share(share)
 
-    def choose(k: Tensor, site: ConvSite) -> FilterPlan:
-        by_tap = energy_by_tap(k, site.ahead)
+    def choose(k: Filter, site: ConvSite) -> FilterPlan:
+        by_tap = energy_by_tap(k)
         candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(by_tap, share))]
         n = points(site.context)
         head, tail = (HEAD, split_filter(k, HEAD)[1]) if site.causal else (None, k)
-        by_bin, order = energy_by_bin(tail, n, site.ahead), rising(n)
+        by_bin, order = energy_by_bin(tail, n), rising(n)
         lost = (1 - share) * by_tap.sum()
         for kept in MASK_SHARES:
             mask = band(site, kept)
@@ -88,7 +87,7 @@ def energy(share: float) -> Policy:
             if site.causal and plan.apply(k).leak() > AHEAD_GOAL:
                 break
             candidates.append(plan)
-        return min(candidates, key=lambda plan: plan.density(k.shape[-1], site.ahead))
+        return min(candidates, key=lambda plan: plan.density(k.taps, k.lookahead))
 
     return Policy(f"energy {share:g}", choose)
 
@@ -104,9 +103,9 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
 
 def make_plan(
     sites: Sequence[ConvSite],
-    filters: Mapping[str, Tensor],
+    filters: Mapping[str, Filter],
     policy: Policy,
     source: Mapping[str, str | None] | None = None,
 ) -> Plan:
-    """A plan for every site.  filters: site name -> k (H, K) float32."""
+    """A plan for every site.  filters: site name -> its filter."""
     return Plan({site.name: policy.choose(filters[site.name], site) for site in sites}, policy.name, source or {})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.filters.filter import Taps
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap, rising
 from sparsify.filters.split import split
 from sparsify.plan import FilterPlan
@@ -20,10 +21,10 @@ BARS = "▁▂▃▄▅▆▇█"
 LOWEST_DB = -60.0  # what a sparkline shows as its lowest bar
 
 
-def curves(k: Tensor, kept: FilterPlan, n: int, ahead: int = 0) -> dict[str, Any]:
+def curves(k: Taps, kept: FilterPlan, n: int) -> dict[str, Any]:
     """Energy by tap and by bin, and what is kept of both.
 
-    k: (H, K), tap j at lag j - ahead.  n: points of the spectrum where the plan has no mask.  Returns
+    n: points of the spectrum where the plan has no mask.  Returns
     taps, bins, tail      as from `curve`; tail is the spectrum of the smooth rest, None without one
     kept_taps             the first taps that are kept, None: all
     kept_band             [[start, stop], ...] as shares of the band, None: all of it
@@ -31,8 +32,8 @@ def curves(k: Tensor, kept: FilterPlan, n: int, ahead: int = 0) -> dict[str, Any
     cells                 {taps, bins}: as from `cells` for what is cut in time and in frequency, None for what is not
     """
     n = kept.mask.n if kept.mask else n
-    by_tap, by_bin = energy_by_tap(k, ahead), energy_by_bin(k, n, ahead)
-    tail = energy_by_bin(split(k, kept.taps, kept.mask, ahead)[1], n, ahead) if kept.taps and kept.mask else None
+    by_tap, by_bin = energy_by_tap(k), energy_by_bin(k, n)
+    tail = energy_by_bin(split(k, kept.taps, kept.mask)[1], n) if kept.taps and kept.mask else None
     mask = kept.mask.bins()[rising(n)] if kept.mask else None
     in_time = None if mask is not None and not kept.taps else torch.arange(len(by_tap)) < (kept.taps or len(by_tap))
     return {

@@ -18,6 +18,7 @@ import torch
 from sparsify.cpu import backend as cpu
 from sparsify.cpu import native
 from sparsify.cpu.cost_model import processor
+from sparsify.filters.filter import Filter, Structure
 from sparsify.gpu import devices, dispatch, planner
 from sparsify.gpu.devices import CARDS, Card
 from sparsify.plan import FilterPlan
@@ -59,11 +60,11 @@ class Target:
         batch: int = 1,
         dtype: torch.dtype | None = None,
         spectra_bytes: int | None = None,
-        ahead: int = 0,
+        lookahead: int = 0,
     ) -> float:
         """Predicted seconds of one convolution of (batch, channels, seqlen) with what `plan` leaves of the filters.
 
-        taps, ahead: of every filter before, and how many of them at negative lags.  dtype: of the signal, on a card
+        taps, lookahead: of every filter before, and how many of them at negative lags.  dtype: of the signal, on a card
         float16 unless given; the CPU computes in float32 whatever it is.  spectra_bytes: as for `cpu.prepare`.  Gates
         and skips are not counted.
         Raises ValueError for sizes below 1, and where no kernel of the card takes such a signal or type.
@@ -72,49 +73,48 @@ class Target:
             raise ValueError(f"sizes are at least 1, got {channels=}, {taps=}, {seqlen=}, {batch=}")
         if self.card is not None:
             layer = dispatch.Layer(self.card, dtype or torch.float16, seqlen, batch, channels)
-            return on_card(layer, plan, taps, ahead)
-        k, before, structure = outline(plan, taps, seqlen, ahead)
-        ns, way = cpu_way(k.shape[-1], before, seqlen, structure)
+            return on_card(layer, plan, taps, lookahead)
+        felt = outline(plan, taps, seqlen, lookahead)
+        ns, way = cpu_way(felt, seqlen)
         if way == "whole" and not cpu.keeps_spectra(native.good_size(seqlen), channels, spectra_bytes):
             ns *= 1 + MAKING / batch
         return 1e-9 * -(-batch * channels // self.threads) * ns
 
 
-def outline(plan: FilterPlan, taps: int, seqlen: int, ahead: int = 0) -> tuple[torch.Tensor, int, cpu.Structure | None]:
-    """`plan.apply` and `cpu.crop` of a filter of `taps` taps, tap j at lag j - ahead, in tensors of sizes, no values.
+def outline(plan: FilterPlan, taps: int, seqlen: int, lookahead: int = 0) -> Filter:
+    """What a signal of `seqlen` samples feels of a planned filter, in tensors of sizes, no values: `plan.apply`, cut.
 
-    Returns k (1, K) as a signal of `seqlen` samples feels it, how many of its taps lie ahead, and its structure if such
-    a signal can make use of it.
+    taps, lookahead: of the filter before.  A structure is there if such a signal can make use of it.
     """
 
-    def empty(count: int) -> torch.Tensor:
-        return torch.empty(1, count, device="meta")
+    def empty(taps: int, lookahead: int) -> Filter:
+        return Filter(torch.empty(1, taps, device="meta"), lookahead)
 
-    own = plan.near(taps, ahead)
-    few, before = empty(own.stop - own.start), ahead - own.start
+    own = plan.near(taps, lookahead)
+    before = lookahead - own.start
     if plan.mask is None:
-        return *cpu.crop(few, before, seqlen), None
+        return empty(own.stop - own.start, before).felt(seqlen)
     n = plan.mask.n
-    reach = max(ahead, n)
-    felt = cpu.crop(empty(reach + max(taps - ahead, n)), reach, seqlen)
-    structure = cpu.Structure(plan.mask, few, before) if plan.taps else cpu.Structure(plan.mask)
-    return *felt, structure if seqlen <= n else None
+    reach = max(lookahead, n)
+    whole = empty(reach + max(taps - lookahead, n), reach).felt(seqlen)
+    head = empty(own.stop - own.start, before) if plan.taps else None
+    return replace(whole, structure=Structure(plan.mask, head)) if seqlen <= n else whole
 
 
-def cpu_way(taps: int, ahead: int, seqlen: int, structure: cpu.Structure | None) -> tuple[float, str]:
-    """Nanoseconds of one core for a row, and the way that `cpu.prepare` takes.  taps, ahead: as felt."""
+def cpu_way(felt: Filter, seqlen: int) -> tuple[float, str]:
+    """Nanoseconds of one core for a row, and the way that `cpu.prepare` takes.  felt: as of `outline`."""
     if native.available():
-        ns, way = min(cpu.ways(seqlen, taps, structure))
+        ns, way = min(cpu.ways(seqlen, felt.taps, felt.structure))
         return ns + MOVED * seqlen, way
-    n, hop = cpu.choose_size(seqlen, taps, ahead)
+    n, hop = cpu.choose_size(seqlen, felt.taps, felt.lookahead)
     return FFT_POINT * -(-seqlen // hop) * n * n.bit_length(), "torch.fft"
 
 
 @lru_cache(maxsize=4096)  # a search among kernels takes tens of milliseconds, and a model's layers are much alike
-def on_card(layer: dispatch.Layer, plan: FilterPlan, taps: int, ahead: int) -> float:
+def on_card(layer: dispatch.Layer, plan: FilterPlan, taps: int, lookahead: int) -> float:
     """Seconds of the quickest way, as the planner of the kernels predicts."""
-    k, before, structure = outline(plan, taps, layer.seqlen, ahead)
-    found = dispatch.ways(layer, k.shape[-1], before, structure)
+    felt = outline(plan, taps, layer.seqlen, lookahead)
+    found = dispatch.ways(layer, felt.taps, felt.lookahead, felt.structure)
     if not found:
         sizes: dict[str, Any] = {"dtype": layer.dtype, "rows_total": layer.rows, "batch": layer.batch}
         advice = planner.facts(layer.card, layer.seqlen, **sizes)["advice"]

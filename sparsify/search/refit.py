@@ -25,6 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sparsify.filters.filter import Filter, Taps, as_filter
 from sparsify.filters.monarch import roots, wrap
 from sparsify.plan import FilterPlan, Plan
 from sparsify.plan.coefficients import Coefficients
@@ -52,7 +53,7 @@ class Equations:
     power: Tensor  # (H, n) of the input, float64, mean 1
     felt: Tensor  # (n,) complex128: real part for the lags from 0 on, imaginary part for the negative ones
     taps: int
-    ahead: int  # of these taps at negative lags
+    lookahead: int  # of these taps at negative lags
     bins: Tensor | None  # (count,) int64, where the kept bins are
     weight: Tensor | None  # (H, 1) of negative lags; None for sites that look both ways
 
@@ -67,11 +68,11 @@ class Equations:
         if self.bins is not None:
             z[:, self.bins] = as_complex(v[:, self.taps :])
             z = torch.fft.ifft(z, norm="ortho") * self.turn.conj()
-        return z + wrap(v[:, : self.taps], z.shape[1], self.ahead)
+        return z + wrap(v[:, : self.taps], z.shape[1], self.lookahead)
 
     def coefficients(self, z: Tensor) -> Tensor:
         """A' z."""
-        parts = [z.imag[:, z.shape[1] - self.ahead :], z.real[:, : self.taps - self.ahead]]
+        parts = [z.imag[:, z.shape[1] - self.lookahead :], z.real[:, : self.taps - self.lookahead]]
         if self.bins is not None:
             parts.append(as_real(torch.fft.fft(z * self.turn, norm="ortho")[:, self.bins]))
         return torch.cat(parts, dim=1)
@@ -129,19 +130,18 @@ def felt(n: int, seqlen: int) -> Tensor:
 class Fit:
     """Coefficients of one filter on their way to better ones."""
 
-    k: Tensor  # (H, K)
+    k: Filter
     plan: FilterPlan
     moments: Moments
     causal: bool
-    ahead: int  # taps of k at negative lags
     taps: Tensor | None  # those so far: (H, taps) float32
     bins: Tensor | None  # (H, count) complex64
 
     @classmethod
-    def start(cls, k: Tensor, plan: FilterPlan, moments: Moments, causal: bool, ahead: int = 0) -> Fit:
+    def start(cls, k: Filter, plan: FilterPlan, moments: Moments, causal: bool) -> Fit:
         """From the filter's own."""
-        taps, bins = plan.own(k, ahead)
-        return cls(k, plan, moments, causal, ahead, None if taps is None else taps.float().clone(),
+        taps, bins = plan.own(k)
+        return cls(k, plan, moments, causal, None if taps is None else taps.float().clone(),
                    None if bins is None else bins.to(torch.complex64))  # fmt: skip
 
     @property
@@ -152,9 +152,9 @@ class Fit:
     def excess(self, future: float, leak: float) -> Tensor:
         """Power of negative lags, by channel, over what is asked: (H,) float64."""
         if not self.causal or not self.plan.leaks:
-            return torch.zeros(len(self.k), dtype=torch.float64)
+            return torch.zeros(self.k.channels, dtype=torch.float64)
         # where the site as a whole leaks too much, one more weight for all channels costs least
-        whole = sensitivity.errors(self.k, self.found, self.moments, self.causal).ahead
+        whole = sensitivity.errors(self.k, self.found, self.moments, self.causal).future
         own = self.found.apply(self.k).leaks()
         return (own / max(leak, ROUND_OFF)).square().clamp_min(whole / max(future, ROUND_OFF**2))
 
@@ -164,7 +164,7 @@ class Fit:
         self.bins[rows] = 0
         if self.taps is not None:
             alone = replace(self, plan=FilterPlan("partial", self.plan.taps), bins=None)  # the same tensor of taps
-            alone.improve(rows, torch.ones(len(self.k)))
+            alone.improve(rows, torch.ones(self.k.channels))
 
     def improve(self, rows: Tensor, weight: Tensor) -> None:
         """Solve the equations of some channels, from where they are.  rows: (some,) int64.  weight: (H,)."""
@@ -179,7 +179,7 @@ class Fit:
             equations = Equations(power, felt(n, self.moments.seqlen), count, before, where, heavy)
             parts = [] if self.taps is None else [self.taps[some, own].double()]
             parts += [] if self.bins is None else [as_real(self.bins[some].to(torch.complex128) / n**0.5)]
-            v = equations.solve(torch.cat(parts, dim=1), wrap(self.k[some], n, self.ahead))
+            v = equations.solve(torch.cat(parts, dim=1), wrap(self.k.k[some], n, self.k.lookahead))
             if self.taps is not None:
                 self.taps[some, own] = v[:, :count].float()
             if self.bins is not None:
@@ -189,35 +189,33 @@ class Fit:
         """Those of the kept taps that lie within -n .. n - 1, and how many of them at negative lags."""
         if self.taps is None:
             return slice(0, 0), 0
-        before = self.ahead - self.plan.near(self.k.shape[1], self.ahead).start
+        before = self.k.lookahead - self.plan.near(self.k.taps, self.k.lookahead).start
         return slice(max(0, before - n), min(self.taps.shape[1], before + n)), min(before, n)
 
 
 def refit(
-    k: Tensor,
+    k: Taps,
     plan: FilterPlan,
     moments: Moments,
     causal: bool,
-    ahead: int = 0,
     future: float | None = None,
     leak: float | None = None,
 ) -> FilterPlan:
     """The plan with the coefficients that make the least output error; as it is where it keeps everything.
 
-    k: (H, K) float32, tap j at lag j - ahead.  future, leak: the most that a causal site may have of `Errors.ahead`,
-    and of `Filter.leak`; what the plan has with the filter's own coefficients unless given.  Both are kept to, whatever
-    that does to the error.
+    future, leak: the most that a causal site may have of `Errors.future` and of `Filter.leak`; what the plan has with
+    the filter's own coefficients unless given.  Both are kept to, whatever that does to the error.
     """
     if plan.kind == "dense":
         return plan
     n = moments.power.shape[1]
     if plan.mask is not None and plan.mask.n != n:
         raise ValueError(f"the plan's mask is on {plan.mask.n} points and the moments on {n}; make both on as many")
-    plan = replace(plan, values=None)
-    future = sensitivity.errors(k, plan, moments, causal, ahead).ahead if future is None else future
-    leak = plan.apply(k, ahead).leak() if leak is None else leak
-    fit, weight = Fit.start(k, plan, moments, causal, ahead), torch.ones(len(k), dtype=torch.float64)
-    rows = torch.arange(len(k))
+    k, plan = as_filter(k), replace(plan, values=None)
+    future = sensitivity.errors(k, plan, moments, causal).future if future is None else future
+    leak = plan.apply(k).leak() if leak is None else leak
+    fit, weight = Fit.start(k, plan, moments, causal), torch.ones(k.channels, dtype=torch.float64)
+    rows = torch.arange(k.channels)
     for _ in range(WEIGHTS):
         fit.improve(rows, weight)
         excess = fit.excess(future, leak)
@@ -231,7 +229,7 @@ def refit(
 
 def refitted(
     plan: Plan,
-    filters: Mapping[str, Tensor],
+    filters: Mapping[str, Filter],
     moments: Mapping[str, Moments],
     sites: Sequence[ConvSite],
     future: float | Mapping[str, float] | None = None,
@@ -241,7 +239,7 @@ def refitted(
 ) -> Plan:
     """The plan with its sites re-fitted, one after the other.
 
-    filters: site -> k (H, K) float32.  moments: of the sites that do not keep everything.  future, leak: see `refit`;
+    filters: of every site.  moments: of the sites that do not keep everything.  future, leak: see `refit`;
     future one for all sites, or one a site.  judge: what a plan loses, measured; a site is re-fitted only if the whole
     plan then loses less.  Moments know neither what errors of several channels do together nor the rare sample on which
     all hangs, so a smaller output error is no proof.
@@ -253,10 +251,8 @@ def refitted(
         if kept.kind == "dense":
             continue
         own = future.get(site.name) if isinstance(future, Mapping) else future
-        better = refit(k, kept, moments[site.name], site.causal, site.ahead, own, leak)
-        was, now = (
-            sensitivity.errors(k, some, moments[site.name], site.causal, site.ahead).error for some in (kept, better)
-        )
+        better = refit(k, kept, moments[site.name], site.causal, own, leak)
+        was, now = (sensitivity.errors(k, some, moments[site.name], site.causal).error for some in (kept, better))
         told = f"{site.name}: {kept}, output error {was:.1e} with its own coefficients, {now:.1e} re-fitted"
         trial = replace(plan, filters={**plan.filters, site.name: better})
         if judge is not None:

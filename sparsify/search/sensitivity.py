@@ -21,10 +21,11 @@ from torch.nn.functional import pad
 
 from sparsify import swap
 from sparsify.fftconv import LongConv, Source
+from sparsify.filters.filter import Filter, Taps, as_filter
 from sparsify.filters.monarch import BlockMask, roots, wrap
 from sparsify.filters.spectra import spectrum
 from sparsify.filters.split import REACH, moves, near, split
-from sparsify.plan import Filter, FilterPlan
+from sparsify.plan import FilterPlan
 from sparsify.plan.policies import AHEAD_LIMIT, band, points
 from sparsify.sites import ConvSite
 
@@ -68,13 +69,14 @@ class Moments:
 class Recorder(LongConv):
     """The convolution as it is, which takes note of what it is given, on top of what was noted before."""
 
-    def __init__(self, k: Tensor, n: int, before: Moments | None = None, ahead: int = 0) -> None:
-        super().__init__(k, ahead)
-        self.power, self.gated = torch.zeros(k.shape[0], n), torch.zeros(k.shape[0])
+    def __init__(self, k: Taps, n: int, before: Moments | None = None) -> None:
+        super().__init__(k)
+        channels = self.filter.channels
+        self.power, self.gated = torch.zeros(channels, n), torch.zeros(channels)
         self.windows = self.seqlen = 0
         if before is not None:
             if before.power.shape != self.power.shape:
-                raise ValueError(f"moments {tuple(before.power.shape)} do not fit a site of {k.shape[0]} x {n} bins")
+                raise ValueError(f"moments {tuple(before.power.shape)} do not fit a site of {channels} x {n} bins")
             self.power, self.gated, self.seqlen, self.windows = before.power, before.gate, before.seqlen, before.windows
 
     def forward(
@@ -108,7 +110,7 @@ class Recorder(LongConv):
 
 @contextmanager
 def recording(
-    sites: Sequence[ConvSite], filters: Mapping[str, Tensor], before: Mapping[str, Moments] | None = None
+    sites: Sequence[ConvSite], filters: Mapping[str, Filter], before: Mapping[str, Moments] | None = None
 ) -> Iterator[Callable[[], dict[str, Moments]]]:
     """While it lasts, every site takes note of what arrives; yields a function that says what that was so far.
 
@@ -116,10 +118,7 @@ def recording(
     the convolutions that they came with back afterwards.  before: what other windows left, to go on from.
     """
     known = before or {}
-    recorders = {
-        site.name: Recorder(filters[site.name], points(site.context), known.get(site.name), site.ahead)
-        for site in sites
-    }
+    recorders = {site.name: Recorder(filters[site.name], points(site.context), known.get(site.name)) for site in sites}
 
     def so_far() -> dict[str, Moments]:
         if idle := [name for name, recorder in recorders.items() if not recorder.windows]:
@@ -135,32 +134,36 @@ class Errors:
     """Power of a site's output error over the power of its output, both as gated."""
 
     error: float  # a causal site's with its negative lags cut, as it computes when it really generates
-    ahead: float  # power that comes from negative lags of a causal site, over the same; 0 for one that looks both ways
+    future: float  # power that comes from negative lags of a causal site, over the same; 0 for one that looks both ways
 
 
-def output_error(k: Tensor, kept: Filter, moments: Moments, ahead: int = 0) -> float:
-    """E |gate ((k - k') * g)|^2 over E |gate (k * g)|^2, by Parseval, with k' as `kept` has it.
-
-    k: (H, K), tap j at lag j - ahead.
-    """
-    return power(*difference(k, kept, ahead), moments) / max(power(k, ahead, moments), TINY)
+def output_error(k: Taps, kept: Filter, moments: Moments) -> float:
+    """E |gate ((k - k') * g)|^2 over E |gate (k * g)|^2, by Parseval, with k' as `kept` has it."""
+    return power(difference(as_filter(k), kept), moments) / max(power(as_filter(k), moments), TINY)
 
 
-def errors(k: Tensor, plan: FilterPlan, moments: Moments, causal: bool, ahead: int = 0) -> Errors:
-    """What a plan does to the output of a site with the filter k: (H, K), tap j at lag j - ahead."""
-    lost = future = 0.0
+def errors(k: Taps, plan: FilterPlan, moments: Moments, causal: bool) -> Errors:
+    """What a plan does to the output of a site with the filter k."""
+    k, lost, future = as_filter(k), 0.0, 0.0
     for rows in chunks(*moments.power.shape):
-        kept, part = plan.of(rows).apply(k[rows], ahead), moments.of(rows)
-        lost += power(*difference(k[rows], kept.cut() if causal else kept, ahead), part)
-        if causal and kept.ahead:
-            future += power(kept.k[:, : kept.ahead], kept.ahead, part)
-    whole = total(k, moments, ahead)
+        own = k.rows(rows)
+        kept, part = plan.of(rows).apply(own), moments.of(rows)
+        lost += power(difference(own, kept.past() if causal else kept), part)
+        if causal and kept.lookahead:
+            future += power(negative(kept), part)
+    whole = total(k, moments)
     return Errors(lost / whole, future / whole)
 
 
-def total(k: Tensor, moments: Moments, ahead: int = 0) -> float:
-    """Power of the whole output of a site, on the scale of `power`; above zero.  k: (H, K), tap j at lag j - ahead."""
-    return max(TINY, sum(power(k[rows], ahead, moments.of(rows)) for rows in chunks(*moments.power.shape)))
+def negative(k: Filter) -> Filter:
+    """The taps at negative lags alone, with a zero at lag 0."""
+    return Filter(pad(k.k[:, : k.lookahead], (0, 1)), k.lookahead)
+
+
+def total(k: Taps, moments: Moments) -> float:
+    """Power of the whole output of a site, on the scale of `power`; above zero."""
+    k = as_filter(k)
+    return max(TINY, sum(power(k.rows(rows), moments.of(rows)) for rows in chunks(*moments.power.shape)))
 
 
 def chunks(channels: int, n: int) -> Iterator[slice]:
@@ -169,24 +172,22 @@ def chunks(channels: int, n: int) -> Iterator[slice]:
     yield from (slice(h, h + step) for h in range(0, channels, step))
 
 
-def difference(k: Tensor, kept: Filter, ahead: int = 0) -> tuple[Tensor, int]:
-    """k - k', and how many of its taps lie ahead.  k: (H, K), tap j at lag j - ahead."""
-    most = max(ahead, kept.ahead)
-    length = most + max(k.shape[-1] - ahead, kept.k.shape[-1] - kept.ahead)
-    lost = torch.zeros(len(k), length, dtype=torch.float64)
-    lost[:, most - ahead :][:, : k.shape[-1]] += k
-    lost[:, most - kept.ahead :][:, : kept.k.shape[-1]] -= kept.k
-    return lost, most
+def difference(k: Filter, kept: Filter) -> Filter:
+    """k - k', float64, over the lags of both."""
+    before = max(k.lookahead, kept.lookahead)
+    lost = torch.zeros(k.channels, before + max(one.taps - one.lookahead for one in (k, kept)), dtype=torch.float64)
+    lost[:, before - k.lookahead :][:, : k.taps] += k.k
+    lost[:, before - kept.lookahead :][:, : kept.taps] -= kept.k
+    return Filter(lost, before)
 
 
-def power(k: Tensor, ahead: int, moments: Moments) -> float:
-    """Power of gate (k * g), up to a factor that is the same for all filters of a site.  k: (H, any), lags from -ahead.
+def power(k: Filter, moments: Moments) -> float:
+    """Power of gate (k * g), up to a factor that is the same for all filters of a site.
 
     Lag d acts at seqlen - |d| positions of a window, so its tap counts by the root of that share.
     """
-    lags = torch.arange(-ahead, k.shape[-1] - ahead)
-    felt = (1 - lags.abs() / moments.seqlen).clamp_min(0).sqrt()
-    k_f = spectrum(k.double() * felt, moments.power.shape[1], ahead)
+    share = (1 - k.lags.abs() / moments.seqlen).clamp_min(0).sqrt()
+    k_f = spectrum(Filter(k.k.double() * share, k.lookahead), moments.power.shape[1])
     by_channel = (k_f.abs().square() * moments.power).sum(-1)
     return float(by_channel @ moments.gate.double())
 
@@ -201,48 +202,48 @@ class Rung:
     plan: FilterPlan
     missing: Tensor | None  # (n,) bool, bins that its mask drops
     lost: float = 0.0
-    ahead: float = 0.0
+    future: float = 0.0  # power from negative lags
     leak: float = 0.0  # `Filter.leak`
 
 
 def walked(
-    k: Tensor,
+    k: Taps,
     ladder: Sequence[FilterPlan],
     moments: Moments,
     causal: bool,
-    ahead: int = 0,
     future: float = math.inf,
     whole: float | None = None,
 ) -> list[tuple[FilterPlan, Errors]]:
     """`errors` of the rungs of one ladder, the most careful first, down to where more than LARGEST_ERROR is lost.
 
     Left out is also what leaks too much: more than `future` of the output's power from negative lags, or AHEAD_LIMIT
-    of the filter's norm where `future` has a limit.  whole: `total(k, moments, ahead)`, if known.
+    of the filter's norm where `future` has a limit.  whole: `total(k, moments)`, if known.
     A rung takes two or three transforms a channel, in float32, while the channels lie in a cache; what only grows from
     channel to channel is not followed beyond its limit.
     """
-    whole = total(k, moments, ahead) if whole is None else whole
+    k = as_filter(k)
+    whole = total(k, moments) if whole is None else whole
     channels, n = moments.power.shape
     turn, felt = turns(n, moments.seqlen)
     alive = [Rung(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
     for rows in chunks(channels, n):
         part = moments.of(rows)
-        for rung, lost in zip(alive, taken(k[rows], alive, turn, ahead), strict=True):
+        for rung, lost in zip(alive, taken(k.rows(rows), alive, turn), strict=True):
             now, past = lost.real * felt[0], lost.imag * felt[1]
             if not causal:
                 rung.lost += transformed(torch.complex(now, past), turn, part)
                 continue
             rung.lost += transformed(now, turn, part)
             if rung.plan.leaks:
-                rung.ahead += transformed(past, turn, part)
-                rung.leak = max(rung.leak, leak(lost, k[rows]))
+                rung.future += transformed(past, turn, part)
+                rung.leak = max(rung.leak, leak(lost, k.k[rows]))
         low = next((i for i, rung in enumerate(alive) if rung.lost > LARGEST_ERROR * whole), len(alive))
         alive = [rung for rung in alive[:low] if math.isinf(future) or allowed(rung, future * whole)]
-    return [(rung.plan, Errors(rung.lost / whole, rung.ahead / whole)) for rung in alive]
+    return [(rung.plan, Errors(rung.lost / whole, rung.future / whole)) for rung in alive]
 
 
 def allowed(rung: Rung, future: float) -> bool:
-    return rung.ahead <= future and rung.leak <= AHEAD_LIMIT
+    return rung.future <= future and rung.leak <= AHEAD_LIMIT
 
 
 def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
@@ -252,11 +253,10 @@ def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
     return roots(4 * n, j).to(torch.complex64), felt
 
 
-def taken(k: Tensor, rungs: Sequence[Rung], turn: Tensor, ahead: int = 0) -> Iterator[Tensor]:
+def taken(k: Filter, rungs: Sequence[Rung], turn: Tensor) -> Iterator[Tensor]:
     """What each plan takes away from the filters: (H, n) complex64, lag j in the real part, lag j - n in the other.
 
-    k: (H, K), tap j at lag j - ahead.  rungs: their masks have n points; those that share their taps are best next to
-    each other.
+    rungs: their masks have n points; those that share their taps are best next to each other.
     """
     n = len(turn)
     lags = torch.arange(n)
@@ -264,18 +264,18 @@ def taken(k: Tensor, rungs: Sequence[Rung], turn: Tensor, ahead: int = 0) -> Ite
     for rung in rungs:
         if rung.missing is None:
             few = rung.plan.taps or n
-            whole = wrap(k, n, ahead).to(turn.dtype)
+            whole = wrap(k.k, n, k.lookahead).to(turn.dtype)
             yield torch.complex(whole.real * (lags >= few), whole.imag * (lags <= n - few))
             continue
         if tail_f is None or taps != rung.plan.taps:
             taps = rung.plan.taps  # transformed in float64: what is lost may be little of a lot
-            tail_f = spectrum(split(k, taps, ahead=ahead)[1] if taps else k, n, ahead).to(turn.dtype)
+            tail_f = spectrum(split(k, taps)[1] if taps else k, n).to(turn.dtype)
         lost = torch.fft.ifft(tail_f * rung.missing) * turn.conj()
         if taps:  # as `split` does it with a mask, from there on
             assert rung.plan.mask is not None
-            own = near(min(taps, n, REACH), k.shape[-1], ahead)
-            before = ahead - own.start
-            seen = torch.cat([lost.imag[:, n - before :], lost.real[:, : own.stop - ahead]], dim=-1)
+            own = near(min(taps, n, REACH), k.taps, k.lookahead)
+            before = k.lookahead - own.start
+            seen = torch.cat([lost.imag[:, n - before :], lost.real[:, : own.stop - k.lookahead]], dim=-1)
             moved = wrap(moves(seen, rung.plan.mask), n, before).to(turn.dtype)
             lost -= torch.fft.ifft(torch.fft.fft(moved * turn) * rung.missing) * turn.conj()
         yield lost
@@ -309,7 +309,7 @@ class Candidate:
 
 
 def candidates(
-    k: Tensor,
+    k: Taps,
     site: ConvSite,
     moments: Moments,
     seconds: Callable[[FilterPlan], float],
@@ -321,30 +321,31 @@ def candidates(
     another beats clearly: no slower, and an error `CLEARLY` times smaller.  seconds: predicted time of a plan.
     future: share of a causal site's output power that may come from negative lags; infinite if it may leak.
     """
-    if moments.power.shape != (len(k), points(site.context)):
+    k = as_filter(k)
+    if moments.power.shape != (k.channels, points(site.context)):
         raise ValueError(
-            f"moments {tuple(moments.power.shape)} are not those of {site.name}, which has {len(k)} channels and "
+            f"moments {tuple(moments.power.shape)} are not those of {site.name}, which has {k.channels} channels and "
             f"{points(site.context)} bins; record them at this site"
         )
     found = [Candidate(FilterPlan("dense"), Errors(0.0, 0.0), seconds(FilterPlan("dense")))]
-    dense, whole = found[0].seconds, total(k, moments, site.ahead)
+    dense, whole = found[0].seconds, total(k, moments)
     future = future if site.causal else math.inf
     for ladder in ladders(k, site, math.isinf(future)):
-        costs = {plan: seconds(plan) for plan in ladder if plan.density(k.shape[-1], site.ahead) < 1}
+        costs = {plan: seconds(plan) for plan in ladder if plan.density(k.taps, k.lookahead) < 1}
         quicker = [plan for plan, cost in costs.items() if cost < dense]
-        kept = walked(k, quicker, moments, site.causal, site.ahead, future, whole)
+        kept = walked(k, quicker, moments, site.causal, future, whole)
         found += [Candidate(plan, error, costs[plan]) for plan, error in kept]
     return [one for one in found if not any(beats(other, one) for other in found)]
 
 
 def beats(one: Candidate, other: Candidate) -> bool:
-    better = CLEARLY * one.errors.error < other.errors.error and one.errors.ahead <= other.errors.ahead
+    better = CLEARLY * one.errors.error < other.errors.error and one.errors.future <= other.errors.future
     return better and one.seconds <= other.seconds
 
 
-def ladders(k: Tensor, site: ConvSite, masks_alone: bool) -> list[list[FilterPlan]]:
+def ladders(k: Filter, site: ConvSite, masks_alone: bool) -> list[list[FilterPlan]]:
     """Plans of one kind each, the most careful first."""
-    reach, n = max(k.shape[-1] - site.ahead, site.ahead + 1), points(site.context)
+    reach, n = k.reach, points(site.context)
     heads, shares = (HEADS, SHARES) if site.causal else ((*SHORT_HEADS, *HEADS), (*WIDE, *SHARES))
     made = [[FilterPlan("partial", taps) for taps in reversed(TAPS) if taps < reach]]
     bands = list(dict.fromkeys(band(site, share) for share in shares))

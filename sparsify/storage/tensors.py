@@ -25,7 +25,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes in order of name: the same for the same tensors in any file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -46,16 +46,16 @@ class CSignal(ctypes.Structure):
 class CWhole(ctypes.Structure):
     _fields_ = (
         ("transform", Pointer), ("spectra", Pointer), ("taps", Pointer), ("stride", Integer), ("count", Integer),
-        ("ahead", Integer),
+        ("lookahead", Integer),
     )  # fmt: skip
 
 
 class CDirect(ctypes.Structure):
-    _fields_ = (("taps", Pointer), ("count", Integer), ("ahead", Integer))
+    _fields_ = (("taps", Pointer), ("count", Integer), ("lookahead", Integer))
 
 
 class CBlocks(ctypes.Structure):
-    _fields_ = (("transform", Pointer), ("spectra", Pointer), ("count", Integer), ("ahead", Integer))
+    _fields_ = (("transform", Pointer), ("spectra", Pointer), ("count", Integer), ("lookahead", Integer))
 
 
 class CSlow(ctypes.Structure):
@@ -112,10 +112,10 @@ class Whole:
     n: int
     spectra: Tensor | None = None
     taps: Tensor | None = None
-    ahead: int = 0
+    lookahead: int = 0
 
     def write(self, c: CWhole) -> None:
-        c.transform, c.spectra, c.ahead = transform(self.n, 0.25), address(self.spectra), self.ahead
+        c.transform, c.spectra, c.lookahead = transform(self.n, 0.25), address(self.spectra), self.lookahead
         if self.taps is not None:
             if self.taps.stride(1) != 1 or self.taps.dtype != torch.float32 or self.taps.device.type != "cpu":
                 raise ValueError(f"expected float32 taps side by side on the CPU, got strides {self.taps.stride()}")
@@ -124,13 +124,13 @@ class Whole:
 
 @dataclass(frozen=True)
 class Direct:
-    """taps (H, K), tap j at lag j - ahead."""
+    """taps (H, K), tap j at lag j - lookahead."""
 
     taps: Tensor
-    ahead: int = 0
+    lookahead: int = 0
 
     def write(self, c: CDirect) -> None:
-        c.taps, c.count, c.ahead = address(self.taps), self.taps.shape[1], self.ahead
+        c.taps, c.count, c.lookahead = address(self.taps), self.taps.shape[1], self.lookahead
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class Blocks:
     n: int
     spectra: Tensor
     count: int
-    ahead: int = 0
+    lookahead: int = 0
 
     def write(self, c: CBlocks) -> None:
         c.transform, c.spectra = transform(self.n, 0.0), address(self.spectra)
-        c.count, c.ahead = self.count, self.ahead
+        c.count, c.lookahead = self.count, self.lookahead
 
 
 @dataclass(frozen=True)
@@ -304,14 +304,14 @@ def order(n: int) -> Tensor:
     return bins
 
 
-def spectra(k: Tensor, n: int, ahead: int = 0, shift: float = 0.25) -> Tensor:
+def spectra(k: Tensor, n: int, lookahead: int = 0, shift: float = 0.25) -> Tensor:
     """Spectra for n-point transforms, ready to multiply with: (H, 2 n).
 
-    k: (H, K), tap j at lag j - ahead.  Shift 1/4 takes lags beyond -n and n as zero; shift 0 takes K <= n, all at
+    k: (H, K), tap j at lag j - lookahead.  Shift 1/4 takes lags beyond -n and n as zero; shift 0 takes K <= n, all at
     lags >= 0 (`Blocks` moves its windows instead).
     """
     k = k.float().contiguous()
-    taps = CWhole(taps=address(k), stride=k.shape[1], count=k.shape[1], ahead=ahead)
+    taps = CWhole(taps=address(k), stride=k.shape[1], count=k.shape[1], lookahead=lookahead)
     k_f = torch.empty(k.shape[0], 2 * n)
     if kernels().sparsify_spectra(
         transform(n, shift), ctypes.addressof(taps), k.shape[0], k_f.data_ptr(), torch.get_num_threads()

@@ -43,21 +43,21 @@ struct Transform {
 struct Whole {
     const Transform* transform;  // null: this part is absent
     const float* spectra;
-    const float* taps;  // (channels, count), tap j at lag j - ahead; rows `stride` apart
-    int64_t stride, count, ahead;
+    const float* taps;  // (channels, count), tap j at lag j - lookahead; rows `stride` apart
+    int64_t stride, count, lookahead;
 };
 
 // Convolution with very few taps, sample by sample.
 struct Direct {
-    const float* taps;  // (channels, count), tap j at lag j - ahead; null: absent
-    int64_t count, ahead;
+    const float* taps;  // (channels, count), tap j at lag j - lookahead; null: absent
+    int64_t count, lookahead;
 };
 
 // Convolution with few taps: blocks of N samples that overlap (overlap-save), two of them as one complex signal.
 struct Blocks {
     const Transform* transform;  // shift 0; null: absent
     const float* spectra;        // (channels, 2 N)
-    int64_t count, ahead;        // taps, and how many of them lie ahead
+    int64_t count, lookahead;        // taps, and how many of them lie ahead
 };
 
 // Convolution with a band-limited filter: every `rate`th sample of a smoothed signal, convolved, smoothed again.

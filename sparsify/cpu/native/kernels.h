@@ -75,7 +75,7 @@ int spectra_all(const Transform* t, const Whole* taps, int64_t channels, float* 
     return share_out(channels, 4 * n + 3 * GAP, threads, parallel, [=](int64_t h, float* memory, int64_t) {
         Scratch s{};
         s.z = piece(memory, 2 * n), s.re = piece(memory, n), s.im = piece(memory, n);
-        taps_spectrum(t, taps->taps + h * taps->stride, taps->count, taps->ahead, s, k_f + 2 * n * h);
+        taps_spectrum(t, taps->taps + h * taps->stride, taps->count, taps->lookahead, s, k_f + 2 * n * h);
     });
 }
 
@@ -86,7 +86,7 @@ int convolve_all(const Call* c, int64_t threads, Parallel parallel) {
     if (room.making)
         return share_out(c->channels, floats, threads, parallel, [=](int64_t h, float* memory, int64_t) {
             const Scratch s = room.lay(memory);
-            taps_spectrum(whole.transform, whole.taps + h * whole.stride, whole.count, whole.ahead, s, s.k_f);
+            taps_spectrum(whole.transform, whole.taps + h * whole.stride, whole.count, whole.lookahead, s, s.k_f);
             for (int64_t b = 0; b < c->batch; b++) run_row(*c, s, b, h, s.k_f, Row{});
         });
     // Neighbouring channels in turn, for every sequence: their rows follow in memory, and their spectra stay in cache.

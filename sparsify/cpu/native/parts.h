@@ -13,21 +13,21 @@ constexpr int64_t LARGE = 1 << 22;  // samples of a result that no cache holds a
 constexpr int64_t LONG = 512;      // samples of a row from which on the processor foresees where it goes on
 constexpr int64_t STRETCH = 1024;  // samples worked on at a time where no transform says otherwise: they stay in L1
 
-// Taps at lags -ahead .. count - 1 - ahead, as the complex signal whose spectrum with shift 1/4 is theirs:
+// Taps at lags -lookahead .. count - 1 - lookahead, as the complex signal whose spectrum with shift 1/4 is theirs:
 // lag d wraps to d mod N, by a factor of i for every time round, theta^N being -i.
-void wrap_taps(const float* taps, int64_t count, int64_t ahead, int64_t n, float* re, float* im) {
+void wrap_taps(const float* taps, int64_t count, int64_t lookahead, int64_t n, float* re, float* im) {
     memset(re, 0, sizeof(float) * n);
     memset(im, 0, sizeof(float) * n);
     for (int64_t j = 0; j < count; j++) {
-        int64_t lag = j - ahead;
+        int64_t lag = j - lookahead;
         if (lag >= 0 && lag < n) re[lag] = taps[j];
         if (lag < 0 && lag + n >= 0) im[lag + n] = taps[j];
     }
 }
 
-void taps_spectrum(const Transform* t, const float* taps, int64_t count, int64_t ahead, const Scratch& s, float* k_f) {
+void taps_spectrum(const Transform* t, const float* taps, int64_t count, int64_t lookahead, const Scratch& s, float* k_f) {
     if (t->shift != 0) {
-        wrap_taps(taps, count, ahead, t->n, s.re, s.im);
+        wrap_taps(taps, count, lookahead, t->n, s.re, s.im);
         spectrum(t, s.re, s.im, s.z, k_f, 1.0f / (float)t->n);
     } else {
         memset(s.re, 0, sizeof(float) * t->n);
@@ -40,9 +40,9 @@ void taps_spectrum(const Transform* t, const float* taps, int64_t count, int64_t
 void direct_part(const Direct& p, const Input& in, int64_t h, int64_t start, int64_t count, float* seen, float* sum) {
     constexpr int many = 4;  // vectors at a time: enough to hide the latency of a multiply-add
     const float* k = p.taps + h * p.count;
-    const int64_t history = p.count - 1 - p.ahead;
-    const float* g = in.see(start - history, history + (count + many * V - 1) / (many * V) * many * V + p.ahead, seen);
-    g += history + p.ahead;
+    const int64_t history = p.count - 1 - p.lookahead;
+    const float* g = in.see(start - history, history + (count + many * V - 1) / (many * V) * many * V + p.lookahead, seen);
+    g += history + p.lookahead;
     for (int64_t t = 0; t < count; t += many * V) {
         vec y[many] = {};
         for (int64_t j = 0; j < p.count; j++)

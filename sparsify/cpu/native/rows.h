@@ -136,8 +136,8 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
         const bool two = second > 0;
         Rows<const float> from;
         Rows<float> to;
-        see_rows(t, in, start - (history - p.ahead), s.seen, from.re);
-        if (two) see_rows(t, in, after - (history - p.ahead), s.seen + n, from.im);
+        see_rows(t, in, start - (history - p.lookahead), s.seen, from.re);
+        if (two) see_rows(t, in, after - (history - p.lookahead), s.seen + n, from.im);
         put_rows(t, out, start, history, first, straight, s.re, to.re);
         if (two) put_rows(t, out, after, history, second, straight, s.im, to.im);
         const Span follows = left > 2 * hop ? soon(t, in.u, L, start + 2 * hop, 2 * hop) : soon(t, next, L, 0, 2 * hop);
