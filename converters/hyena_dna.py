@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from sparsify.stream import PIECE, Stream
 
+from .family import Shapes, number_option
 from .models.hyena import Hyena, HyenaConfig
-from .models.hyena import sites as sites  # which the registry asks every family for
+from .models.hyena import sites as sites  # which every family has
 from .models.hyena_keys import (
     EMBEDDING,
     HEAD,
@@ -27,14 +29,15 @@ from .models.hyena_keys import (
     embedding_rows,
     filters,
     flat,
-    rename,
     sizes_of,
 )
+from .models.hyena_keys import rename as rename  # as of every family
 from .models.implicit_filter import complete
 from .state_dict import assign, number, rename_all, shape_of, whole
 from .tokenizers.dna import PAD, VOCABULARY, DnaTokenizer
 
 SCORE = "score.weight"  # of a classifier
+OPTIONS: Mapping[str, str] = {"shift": "floor of the decay window: 0 as trained, 0.05 as in the hub's own code"}
 BUFFERS = ("pos_emb.z", "pos_emb.t", "modulation.deltas")  # never trained
 
 
@@ -97,21 +100,21 @@ def pool(x: Tensor, is_padding: Tensor | None) -> Tensor:
     return x[torch.arange(len(x), device=x.device), first_pad.to(x.device) - 1]
 
 
-def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def matches(shapes: Shapes) -> bool:
     """True if the names are HyenaDNA's, in either dialect.  shapes: stored name -> shape."""
     return embedding_rows(shapes) not in (None, LM_ROWS)
 
 
 def build(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    options: Mapping[str, Any] = MappingProxyType({}),
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[HyenaDNA, tuple[str, ...]]:
-    """The model these tensors make, float32, and what was decided on the way, a sentence each.
-
-    tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json.
-    shift: floor of the decay window; None takes the config's, or 0.0, with which the checkpoints were trained.
-    """
+    """The model these tensors make, and what was decided on the way, a sentence each: see `family.Family.build`."""
     found, config = rename_all(tensors, rename), flat(config)
     check_heads(found, (HEAD, SCORE), f"a language model's head, {HEAD}, or a classifier's, {SCORE}")
+    shift = number_option(options, "shift")
     sizes = configure(found, config, shift)
     notes = []
     if shift is None and "shift" not in config:
@@ -123,7 +126,7 @@ def build(
     notes += complete(found, filters(sizes.n_layer), BUFFERS, made)
     with torch.device("meta"):
         model = HyenaDNA(sizes)
-    assign(model, found)
+    assign(model, found, dtype)
     return model, tuple(notes)
 
 
@@ -145,6 +148,6 @@ def tokenizer(model: HyenaDNA, folder: Path) -> DnaTokenizer:
     return DnaTokenizer(model.config.max_seq_len)
 
 
-def choices(sizes: HyenaDNAConfig) -> dict[str, Any]:
+def config_overrides(sizes: HyenaDNAConfig) -> dict[str, Any]:
     """What the shapes do not tell and config.json must keep."""
     return {"shift": sizes.shift}

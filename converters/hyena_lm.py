@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from sparsify.stream import Stream
 
+from .family import Shapes
 from .models.hyena import Hyena, HyenaConfig
-from .models.hyena import sites as sites  # which the registry asks every family for
+from .models.hyena import sites as sites  # which every family has
 from .models.hyena_keys import (
     EMBEDDING,
     HEAD,
@@ -28,15 +30,16 @@ from .models.hyena_keys import (
     embedding_rows,
     filters,
     flat,
-    rename,
     sizes_of,
 )
+from .models.hyena_keys import rename as rename  # as of every family
 from .models.implicit_filter import complete
 from .state_dict import agree, assign, equal, rename_all
 from .tokenizers.bpe import BpeTokenizer
 
 TOKENS = 50257  # of the vocabulary; what the embedding has beyond is padding
 PIECE = 1 << 11  # tokens of a stream that are worked through at once: each has 50,264 logits, 400 MB together
+OPTIONS: Mapping[str, str] = {}
 BUFFERS = ("pos_emb.t", "modulation.deltas")  # never trained
 
 
@@ -70,21 +73,18 @@ class HyenaLM(Hyena):
         self.lm_head.weight = words.weight
 
 
-def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def matches(shapes: Shapes) -> bool:
     """True if the names are those of a Hyena model and the embedding is GPT-2's.  shapes: stored name -> shape."""
     return embedding_rows(shapes) == LM_ROWS
 
 
 def build(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    options: Mapping[str, Any] = MappingProxyType({}),
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[HyenaLM, tuple[str, ...]]:
-    """The model these tensors make, float32, and what was decided on the way, a sentence each.
-
-    tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json, {} where
-    there is none.  shift: refused; no Hyena LM has a floor below its filters' decay.
-    """
-    if shift is not None:
-        raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; filters of Hyena LM have none, so leave it out")
+    """The model these tensors make, and what was decided on the way, a sentence each: see `family.Family.build`."""
     found, config = rename_all(tensors, rename), flat(config)
     check_heads(found, (HEAD,), f"a language model's head, {HEAD}")
     sizes = configure(found, config)
@@ -98,7 +98,7 @@ def build(
     notes += complete(found, places, BUFFERS, made)
     with torch.device("meta"):
         model = HyenaLM(sizes)
-    assign(model, found)
+    assign(model, found, dtype)
     if tied:
         model.tie()
     return model, tuple(notes)
@@ -120,6 +120,6 @@ def tokenizer(model: HyenaLM, folder: Path) -> BpeTokenizer:
     return BpeTokenizer(folder, model.config.vocab_rows, TOKENS, model.config.max_seq_len)
 
 
-def choices(sizes: HyenaLMConfig) -> dict[str, Any]:
+def config_overrides(sizes: HyenaLMConfig) -> dict[str, Any]:
     """What the shapes do not tell and config.json must keep."""
     return {"modulate": sizes.modulate}

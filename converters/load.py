@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,12 +18,10 @@ from sparsify.storage.tensors import fingerprint
 from sparsify.swap import Filters
 
 from . import registry
+from .family import Family, check_options
 from .hub.download import PLAN_TENSORS, Source, resolve
 from .state_dict import listed
 from .tensors import read_config, read_tensors
-from .tokenizers.bpe import BpeTokenizer
-from .tokenizers.dna import DnaTokenizer
-from .tokenizers.wordpiece import TextTokenizer
 
 QUANT_METHOD = "sparsify"
 FORMAT = 1  # of quantization_config, see docs/format.md; what came before it has no number, and reads the same
@@ -34,22 +31,18 @@ FORMAT = 1  # of quantization_config, see docs/format.md; what came before it ha
 class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
-    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> what its head gives
+    model: nn.Module  # eval mode, frozen; ids (B, L) -> what its head gives
     sites: tuple[ConvSite, ...]
-    tokenizer: DnaTokenizer | TextTokenizer | BpeTokenizer
+    tokenizer: Any  # text <-> ids, a `family.Tokenizer`
     family: str
     head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
     context: int  # tokens of text that fit beside the special ones
     source: Source
     config: dict[str, Any]  # config.json as it lies in the source
-    choices: dict[str, Any]  # what config.json must say besides, so that a copy loads the same
+    config_overrides: dict[str, Any]  # what config.json must say besides, so that a copy loads the same
+    options: dict[str, Any]  # what of it the family lets its users choose, as it is now
     sha256: str  # fingerprint of the stored tensors
     notes: tuple[str, ...]  # decisions the checkpoint left open, a sentence each
-
-    @property
-    def shift(self) -> float | None:
-        """Floor of the decay window that the filters were made with; None for a family without one."""
-        return self.choices.get("shift")
 
     @property
     def device(self) -> torch.device:
@@ -106,11 +99,15 @@ def check_device(device: str | torch.device) -> None:
 
 
 def build(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
-) -> tuple[str, ModuleType, Any, tuple[str, ...]]:
-    """The model that stored tensors make, float32 and finite: name and module of its family, the model, its notes."""
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[str, Family, Any, tuple[str, ...]]:
+    """The model that stored tensors make, all of it finite: name and module of its family, the model, its notes."""
     name, family = registry.find({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    model, notes = family.build(tensors, config, shift)
+    check_options(name, family, options or {})
+    model, notes = family.build(tensors, config, options or {}, dtype)
     if broken := [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(
             f"{len(broken)} tensors hold infinite or undefined values: {listed(broken)}; the checkpoint is damaged, "
@@ -145,22 +142,35 @@ def strangers(entry: Mapping[str, Any] | None, sha256: str) -> list[str]:
 def load(
     src: str | Path,
     revision: str | None = None,
-    shift: float | None = None,
     device: str | torch.device = "cpu",
+    *,
+    options: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Pretrained:
-    """The model of `src`, a folder or a hub id "ORG/NAME", in float32 whatever it is stored in.
+    """Load a pretrained model, ready to run under the plan that it was saved with, or dense.
 
-    Its convolutions run under the plan it was saved with, or dense; either way their filters are prepared once.
+    Filters are prepared once, and again when the weights behind them change.
 
-    revision: branch, tag or commit on the hub.  shift: floor of HyenaDNA's decay window; None takes config.json's,
-    or 0.0 as in training (0.05 repeats the hub's modelling code).
+    Args:
+        src: A folder, or a hub id, ORG/NAME.
+        revision: Branch, tag or commit on the hub.
+        device: Where the model is to be, such as "cpu" or "cuda:1".
+        options: What the family lets its users choose (`family.OPTIONS`), such as {"shift": 0.05} for a HyenaDNA, whose
+            filters the hub's modelling code gives a floor that training had not.
+        dtype: What the weights are held in, whatever they are stored in; those of implicit filters stay float32.
+
+    Returns:
+        The model in eval mode, frozen, its convolutions, tokenizer, config and origin.
+
+    Raises:
+        ValueError, LookupError, OSError: In one sentence, what came, what fits and what to do.
     """
     check_device(device)
     source = resolve(src, revision)
     tensors, config = read_tensors(source.folder), read_config(source.folder)
-    name, family, model, notes = build(tensors, config, shift)
+    name, family, model, notes = build(tensors, config, options, dtype)
     model.requires_grad_(False).eval().to(device)
-    sha256 = fingerprint(tensors)
+    sha256, overrides = fingerprint(tensors), family.config_overrides(model.config)
     pretrained = Pretrained(
         model=model,
         sites=family.sites(model),
@@ -170,7 +180,8 @@ def load(
         context=model.context,
         source=source,
         config=config,
-        choices=family.choices(model.config),
+        config_overrides=overrides,
+        options={key: value for key, value in overrides.items() if key in family.OPTIONS},
         sha256=sha256,
         notes=(*notes, *strangers(ours(config), sha256)),
     )

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from sparsify.sites import ConvSite
 from sparsify.storage.folders import whole_folder
 
+from .family import Shapes
 from .models.implicit_filter import complete
-from .models.m2_bert import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig, rename
+from .models.m2_bert import DECODER, EMBEDDING, MODEL_TYPE, PAD, BiConv, M2Bert, M2BertConfig
+from .models.m2_bert import rename as rename  # as of every family
 from .state_dict import (
     agree,
     assign,
@@ -43,24 +46,22 @@ FIRST = "bert.encoder.layer.0"
 FILTER = f"{FIRST}.attention.filter_fn"
 SITE = re.compile(r"\.attention\.filter_fn2?\.bias$")
 ROWS_MULTIPLE = 128  # embeddings are padded to some multiple of rows, at most this
+OPTIONS: Mapping[str, str] = {}
 BUFFERS = ("pos_emb.t", "modulation.deltas")  # never trained
 
 
-def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def matches(shapes: Shapes) -> bool:
     """True if the names are M2-BERT's, with filters that look both ways.  shapes: stored name -> shape."""
     return any(TRUNK.match(strip_wrappers(name)) for name in shapes)
 
 
 def build(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], shift: float | None = None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    options: Mapping[str, Any] = MappingProxyType({}),
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[M2Bert, tuple[str, ...]]:
-    """The model these tensors make, float32, and what was decided on the way, a sentence each.
-
-    tensors: stored name -> tensor; on the meta device they are checked without memory.  config: config.json, {} where
-    there is none.  shift: refused; no M2-BERT has a floor below its filters' decay.
-    """
-    if shift is not None:
-        raise ValueError(f"got shift {shift:g}, which is HyenaDNA's; the filters of M2-BERT have none, so leave it out")
+    """The model these tensors make, and what was decided on the way, a sentence each: see `family.Family.build`."""
     found = rename_all(tensors, rename)
     refuse_other_heads(found, ("bert.", *HEADS), "M2-BERT", HEADS_IN_WORDS)
     notes = ["padding is data to this model: pad as in training for equal numbers, or run texts at their own length"]
@@ -79,7 +80,7 @@ def build(
     notes += complete(found, filters, BUFFERS, (3, sizes.max_position_embeddings, sizes.hidden_size))
     with torch.device("meta"):
         model = M2Bert(sizes)
-    assign(model, found)
+    assign(model, found, dtype)
     if tied:
         model.tie()
     return model, tuple(notes)
@@ -194,7 +195,7 @@ def tokenizer(model: M2Bert, folder: Path) -> TextTokenizer:
     return TextTokenizer(folder, model.config.vocab_size, model.config.max_position_embeddings)
 
 
-def choices(sizes: M2BertConfig) -> dict[str, Any]:
+def config_overrides(sizes: M2BertConfig) -> dict[str, Any]:
     """The family's own name: published ones say "bert", and transformers' BertModel would take such a folder."""
     return {"model_type": MODEL_TYPE}
 

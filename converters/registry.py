@@ -1,22 +1,15 @@
 """Which family a checkpoint belongs to, told by the names of its tensors: model_type is often missing or wrong.
 
-A family is one file with these functions:
-    matches(shapes) -> bool                              do these tensors look like mine?
-    build(tensors, config, shift) -> (model, notes)      the module, filled; what the user should know
-    sites(model, sizes=None) -> tuple[ConvSite, ...]     its long convolutions
-    tokenizer(model, folder) -> tokenizer                text <-> ids; folder: where the checkpoint lies
-    choices(sizes) -> dict                               what config.json must say so that it loads the same again
-    rename(name) -> str | None                           our name for a stored tensor, None for what no model needs
-and a model with the properties `context` (tokens of text it takes) and `head` ("lm", "mlm", "classifier", "encoder").
+What a family is, `family.Family` says.  `register` adds one of your own.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
-from types import ModuleType
+from typing import Any
 
+from .family import Family, Shapes
 from .state_dict import listed
 
 FAMILIES = {"hyenadna": "hyena_dna", "hyena_lm": "hyena_lm", "m2_bert": "m2_bert"}  # name -> module here
@@ -25,7 +18,7 @@ ADAPTER = re.compile(
     r"original_module\.)"
 )
 DEEPEST = 4  # modules around a model that are looked through
-Shapes = Mapping[str, tuple[int, ...]]
+ADDED: dict[str, Family] = {}  # by `register`
 
 RECOGNISED = {  # known long convolutions that have no file here yet; the first match counts
     "M2-BERT that looks one way only": r"attention\.filter_fn2?\.implicit_filter",
@@ -37,21 +30,47 @@ RECOGNISED = {  # known long convolutions that have no file here yet; the first 
 }
 
 
-def find(shapes: Shapes) -> tuple[str, ModuleType]:
+def register(name: str, family: Family) -> None:
+    """Let `load` and all that builds on it know a family of your own.
+
+    Args:
+        name: What its config.json calls it (`model_type`), and reports, too.
+        family: A module, or an object, with the functions of `Family`.
+
+    Raises:
+        ValueError: If the name is taken, or something of the contract is missing.
+    """
+    wanted = [part for part in vars(Family) if not part.startswith("_")] + ["OPTIONS"]
+    if missing := sorted(part for part in wanted if not hasattr(family, part)):
+        raise ValueError(f"the family {name} lacks {', '.join(missing)}; see sparsify.converters.family.Family")
+    if name in FAMILIES or ADDED.get(name, family) is not family:
+        raise ValueError(f"there is a family {name} already; choose another name")
+    ADDED[name] = family
+
+
+def families() -> dict[str, Family]:
+    """Every family by name, those of this package first."""
+    own: dict[str, Any] = {
+        name: importlib.import_module(f"{__package__}.{module}") for name, module in FAMILIES.items()
+    }
+    return own | ADDED
+
+
+def find(shapes: Shapes) -> tuple[str, Family]:
     """Name and module of the family whose tensors these are.  shapes: stored name -> shape."""
     refuse_adapters(shapes)
-    families = {name: importlib.import_module(f"{__package__}.{module}") for name, module in FAMILIES.items()}
-    for name, family in families.items():
+    known_families = families()
+    for name, family in known_families.items():
         if family.matches(shapes):
             return name, family
     for prefix in outer_names(shapes):
         inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        if name := next((name for name, family in families.items() if family.matches(inner)), ""):
+        if name := next((name for name, family in known_families.items() if family.matches(inner)), ""):
             raise LookupError(
                 f"the tensors of a {name} have {prefix!r} before their names, as inside another module; save the "
                 f"state_dict() of the module {prefix.removesuffix('.')!r} itself"
             )
-    known = f"known families: {', '.join(FAMILIES)}"
+    known = f"known families: {', '.join(known_families)}"
     for name, pattern in RECOGNISED.items():
         if any(re.search(pattern, key) for key in shapes):
             raise LookupError(f"this is a checkpoint of {name}, which is not supported yet; {known}")

@@ -48,7 +48,7 @@ def write_folder(
             "files": sorted({"config.json", *contents(new)}),  # what --force and a later push may replace
         }
         kind = {"model_type": pretrained.family}  # which raw checkpoints do not tell, and AutoModel needs
-        write_json(new / "config.json", {**kind, **config, **pretrained.choices, "quantization_config": entry})
+        write_json(new / "config.json", {**kind, **config, **pretrained.config_overrides, "quantization_config": entry})
         check_out(out, force)  # writing took a while
     return out
 

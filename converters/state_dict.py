@@ -60,10 +60,11 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
 
 
-def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make `tensors` the parameters and buffers of `model`, as float32; all names and shapes must agree.
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """Make `tensors` the parameters and buffers of `model`; all names and shapes must agree.
 
-    A model built on the meta device costs no memory until here.
+    A model built on the meta device costs no memory until here, and tensors of a mapped file are read one by one.
+    dtype: what they are held in; modules that are `exact` have float32 in any case.
     """
     wanted = model.state_dict()
     odd = [
@@ -79,8 +80,12 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if any(names for _, names in complaints):
         told = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
         raise ValueError(f"the checkpoint does not fit its family: {told}")
+    exact = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "exact", False))
     # copied, because safetensors maps its file into memory, and who overwrites the file would change the model
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    copies = {
+        name: tensor.to(torch.float32 if name.startswith(exact) else dtype, copy=True)
+        for name, tensor in tensors.items()
+    }
     model.load_state_dict(copies, strict=True, assign=True)
 
 

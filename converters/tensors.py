@@ -154,7 +154,7 @@ def read_pickle(path: Path) -> Any:
     unpickle.check_size(path)
     try:
         if not unpickle.has_long_texts(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises anything on what it does not know or what is damaged; ours says which it is
         pass
     return unpickle.load(path)

@@ -14,8 +14,8 @@ holds what waits for it until it comes, and the sample itself from then on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NoReturn, SupportsIndex
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, Protocol, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +189,27 @@ class ConvStream:
         if (n, delay) not in self.convs:
             self.convs[n, delay] = LongConv(Filter(self.k, delay))
         return self.convs[n, delay](u)
+
+
+class Streamed(Protocol):
+    """A layer that can be fed a sequence in pieces, whatever it mixes with: a convolution, attention, a recurrence."""
+
+    def begin(self, batch: int) -> Any:
+        """What the layer carries from piece to piece of `batch` sequences of which nothing has come yet.
+
+        It is the layer's own affair, handed back with every piece and updated by it.
+        """
+
+
+def begin(layers: Iterable[Any], batch: int) -> list[Any]:
+    """The state of every layer before the first piece; refuses layers that cannot be fed in pieces."""
+    layers = list(layers)
+    if strange := next((layer for layer in layers if not hasattr(layer, "begin")), None):
+        raise ValueError(
+            f"a stream needs layers that go on where they stopped, and {type(strange).__name__} has no `begin`; "
+            f"run the model on whole sequences"
+        )
+    return [layer.begin(batch) for layer in layers]
 
 
 def causal_filter(conv: Conv) -> Filter:

@@ -25,7 +25,7 @@ from sparsify.cpu.norm import LayerNorm, norm
 from sparsify.fftconv import LongConv
 from sparsify.hooks import are, is_hooked
 from sparsify.sites import Conv, ConvSite, Replaceable
-from sparsify.stream import PIECE, ConvStream, Stream, causal_filter
+from sparsify.stream import PIECE, ConvStream, Stream, begin, causal_filter
 
 from .hyena_keys import EMBEDDING, HEAD, rename
 from .implicit_filter import ImplicitFilter
@@ -188,6 +188,17 @@ class Block(nn.Module):
             tile += mlp(norm(self.norm2, tile, plus=mixed, dtype=dtype))
         return x
 
+    def begin(self, batch: int) -> State:
+        """What the layer carries from piece to piece of `batch` sequences of which nothing has come yet.
+
+        Its convolution and its weights are those of now, without the lags that read the future.
+        """
+        conv, source = self.mixer.long_conv, self.mixer.filter_fn
+        if isinstance(conv, LongConv):
+            conv.refresh(source)
+        k = source.materialize() if conv is None else causal_filter(conv)
+        return State(ConvStream(k.to(self.norm1.weight.device), batch), calls=self.prepare(math.inf))
+
     def prepare(self, rows: float) -> Calls:
         """The linear layers for `rows` rows in all; math.inf for as many as may come."""
         in_proj, out_proj = self.mixer.in_proj, self.mixer.out_proj
@@ -223,14 +234,15 @@ class Backbone(Layers):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        states: Sequence[State] | None = None,
+        states: Sequence[Any] | None = None,
         *,
         embedded: Tensor | None = None,
         every: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D), normalised.
 
-        states: one a layer; input_ids (B, L) go on where those stopped.  embedded: (B, L, D), in place of input_ids.
+        states: one a layer, as its `begin` made it; input_ids (B, L) go on where those stopped.
+        embedded: (B, L, D), in place of input_ids.
         every: a list to append the embedding and the states after each layer to, the last of them normalised.
         """
         embed = self.embeddings["word_embeddings"]
@@ -320,19 +332,12 @@ def stream(
 ) -> Stream:
     """A language model fed in pieces, for a sequence of any length: lags beyond the filters count as zero.
 
-    Convolutions and weights are those of now, but for lags that read the future.  piece: tokens worked through at once.
+    Each layer begins with its own state (`sparsify.stream.Streamed`).  piece: tokens worked through at once.
     """
     weight = next(lm_head.parameters())
     if weight.dtype != torch.float32:
         raise ValueError(f"this model is {weight.dtype}, and streams are float32; call model.float() first")
-    states = []
-    for layer in backbone.layers:
-        assert isinstance(layer, Block)
-        conv = layer.mixer.long_conv
-        if isinstance(conv, LongConv):
-            conv.refresh(layer.mixer.filter_fn)
-        k = layer.mixer.filter_fn.materialize() if conv is None else causal_filter(conv)
-        states.append(State(ConvStream(k.to(weight.device), batch), calls=layer.prepare(math.inf)))
+    states = begin(backbone.layers, batch)
 
     def step(ids: Tensor) -> Tensor:
         return lm_head(backbone(ids, states))

@@ -87,6 +87,8 @@ class ImplicitFilter(nn.Module):
     and `trace` give the same as a `Filter`.
     """
 
+    exact = True  # its weights stay float32 whatever the model's dtype: half precision cannot tell the taps apart
+
     def __init__(
         self,
         channels: int,
@@ -115,7 +117,7 @@ class ImplicitFilter(nn.Module):
         nn.init.normal_(self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImplicitFilter:
-        """Moves with the model, but keeps its dtype: half precision cannot tell the taps apart."""
+        """Moves with the model, but keeps its dtype; see `exact`."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -125,7 +127,7 @@ class ImplicitFilter(nn.Module):
 
     def forward(self, seqlen: int) -> Tensor:
         """The lags that `seqlen` samples feel, differentiable; float32, or float64 in a model of that."""
-        dtype = torch.promote_types(self.bias.dtype, torch.float32)  # half precision cannot tell the taps apart
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)
         with torch.autocast(self.pos_emb.z.device.type, enabled=False):
             return both_sides([self.taps(side, 0, seqlen, dtype) for side in self.sides()])
 

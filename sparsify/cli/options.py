@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 SOURCE = options(  # which checkpoint, and where it runs
     click.option("--revision", help="Branch, tag or commit on the hub."),
     click.option(
-        "--shift", type=float, help="Floor of HyenaDNA's decay window: 0 as trained, 0.05 as in the hub's own code."
+        "--option",
+        "options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=lambda context, param, given: pairs(given),
+        help="What the model's family leaves open, such as shift=0.05 for a HyenaDNA: the floor of its decay window, "
+        "0 as trained, 0.05 as in the hub's own code.",
     ),
     click.option("--device", help="Where to run: cpu, cuda, cuda:1.  [default: cuda if there is one]"),
 )
@@ -61,6 +67,13 @@ EXAMPLES = options(
                  "the hub as nyu-mll/glue."),
     PAD_TO,
 )  # fmt: skip
+
+
+def pairs(given: Sequence[str]) -> dict[str, str] | None:
+    """The options of a family by name; None where none was given."""
+    if wrong := [one for one in given if not one.partition("=")[0] or "=" not in one]:
+        raise click.BadParameter(f"got {wrong[0]!r}, expected NAME=VALUE, such as shift=0.05")
+    return dict(one.split("=", 1) for one in given) or None
 
 
 def emit(result: Result, as_json: bool, table: str) -> None:

@@ -28,8 +28,8 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
 
 def inspected(console: Console, result: Mapping[str, Any]) -> None:
     console.print(f"[bold]{result['source']}[/bold]  {result['family']}, {result['parameters']:,} parameters")
-    shift = "" if result["shift"] is None else f"filters with shift {result['shift']:g}, "
-    console.print(f"context {result['context']:,} tokens, {shift}plan: {result['plan']}")
+    chosen = "".join(f"{name} {value:g}, " for name, value in result["options"].items())
+    console.print(f"context {result['context']:,} tokens, {chosen}plan: {result['plan']}")
     sites = [(s["name"], s["channels"], f"{s['taps']:,}", "causal" if s["causal"] else "both ways", s["plan"])
              for s in result["sites"]]  # fmt: skip
     table(console, "Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsify import swap
+from sparsify.converters.family import Family
 from sparsify.converters.load import build, ours, saved_plan, strangers
 from sparsify.converters.models import implicit_filter
 from sparsify.converters.save import as_json, copy_beside
@@ -63,7 +63,7 @@ class FamilyModel(PreTrainedModel):
 
     config: FamilyConfig
     config_class: type[FamilyConfig]
-    family: ModuleType
+    family: Family
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     prefix = ""  # what the hub's code puts before the names that our own modules have
@@ -85,8 +85,8 @@ class FamilyModel(PreTrainedModel):
             return super().from_pretrained(name, *args, config=config, state_dict=state_dict, **kwargs)
         folder = fetch(str(name), {key: kwargs[key] for key in WHERE if kwargs.get(key) is not None})
         stored = read_config(folder)
-        shift = getattr(config, "shift", None) if isinstance(config, PretrainedConfig) else kwargs.get("shift")
-        asked = {} if shift is None else {"shift": shift}
+        said = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
+        asked = {option: said[option] for option in cls.family.OPTIONS if said.get(option) is not None}
         tensors = read_tensors(folder)
         found, family, net, notes = build(tensors, {**stored, **asked})
         if family is not cls.family:

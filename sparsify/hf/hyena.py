@@ -29,7 +29,7 @@ class HyenaPreTrainedModel(FamilyModel):
 
     def __init__(self, config: HyenaConfig, folder: Path | None = None, **head: Any) -> None:
         super().__init__(config, folder, **head)
-        config.update(self.family.choices(self.sizes))
+        config.update(self.family.config_overrides(self.sizes))
 
     @property
     def trunk(self) -> Backbone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from .progress import Progress, say, session
 from .result import Result, as_text
 from .timing import timed_model
 
-OF_A_MODEL = ("baseline", "length", "batch", "linears", "revision", "shift")
+OF_A_MODEL = ("baseline", "length", "batch", "linears", "revision", "options")
 OF_A_CONVOLUTION = ("shapes", "quick", "both_ways")
 FEWEST_ROUNDS = 3
 
@@ -24,7 +24,7 @@ def bench(
     model: str | None = None, *, baseline: str | None = None, length: int | None = None, batch: int = 1,
     shapes: Sequence[tuple[int, int, int]] = (), quick: bool = False, both_ways: bool = False, calibrate: bool = False,
     rounds: int = 11, save: str | Path | None = None, linears: str = FLOAT32, revision: str | None = None,
-    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """The time of a model against the dense one in the same rounds: end to end, by part, and every convolution.
 
@@ -45,7 +45,7 @@ def bench(
         save: Write the JSON to this file, too.
         linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -60,12 +60,12 @@ def bench(
     for shape in shapes:
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"--shape takes (batch, channels, length), each 1 or more, got {shape}")
-    own = {"baseline": baseline, "length": length, "linears": linears, "revision": revision, "shift": shift}
+    own = {"baseline": baseline, "length": length, "linears": linears, "revision": revision, "options": options}
     plain = {"linears": FLOAT32, "batch": 1}
     alone = {"shapes": shapes, "quick": quick, "both_ways": both_ways}
     given = {name for name, value in (own | {"batch": batch}).items() if value != plain.get(name)}
     refuse_given(model, given | {name for name, value in alone.items() if value})
-    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     kept = None if save is None else Path(save)
     with session(progress):
         if model is None:

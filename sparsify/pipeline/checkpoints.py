@@ -11,9 +11,9 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `spars
     from torch import Tensor, nn
 
     from sparsify.converters import Pretrained
-    from sparsify.evals.planning.candidates import Price
     from sparsify.evals.texts import Run
     from sparsify.plan import Plan
+    from sparsify.search.task import Price
     from sparsify.sites import Conv
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
@@ -33,23 +33,24 @@ def check_length(p: Pretrained, length: int | None) -> None:
         raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
 
 
-def open_checkpoint(src: str, revision: str | None, shift: float | None, device: str | None) -> Pretrained:
+def open_checkpoint(
+    src: str, revision: str | None, options: Mapping[str, Any] | None, device: str | None
+) -> Pretrained:
     """SRC, loaded, with the plan it was saved with or the dense one."""
     import torch
 
     from sparsify.converters import load
 
     say(f"loading {src}")
-    p = load(src, revision, shift, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    p = load(src, revision, device or ("cuda" if torch.cuda.is_available() else "cpu"), options=options)
     for note in p.notes:
         say(f"note: {note}")
     return p
 
 
 def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrained:
-    """The dense checkpoint that `p` is compared with, from its main branch, under the same shift unless told."""
-    shift = p.shift if where["shift"] is None else where["shift"]
-    base = open_checkpoint(src, **{**where, "revision": None, "shift": shift})
+    """The dense checkpoint that `p` is compared with, from its main branch, with the same options unless told."""
+    base = open_checkpoint(src, **{**where, "revision": None, "options": where["options"] or p.options})
     if not base.plan.is_dense:
         raise ValueError(f"the baseline {src} is under the plan {base.plan.policy} itself; pass a dense checkpoint")
     return base
@@ -68,7 +69,7 @@ def described(p: Pretrained) -> dict[str, Any]:
         "revision": p.source.revision,
         "sha256": p.sha256,
         "family": p.family,
-        "shift": p.shift,
+        "options": p.options,
         "plan": p.plan.policy,
     }
 
@@ -131,8 +132,8 @@ def check_linears(p: Pretrained, linears: str, length: int) -> None:
 
 def priced(target: str | None) -> Price:
     """What a plan is to be cheap on."""
-    from sparsify.evals.planning.candidates import Kept
     from sparsify.search import latency
+    from sparsify.search.task import Kept
 
     return Kept() if target == "kept" else latency.target(target)
 

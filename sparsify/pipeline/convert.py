@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from .result import Result, as_text
 from .texts import DEFAULT_WINDOWS, text_of
 
 if TYPE_CHECKING:
-    from sparsify.evals.planning.journal import Journal
-    from sparsify.evals.planning.planner import Planned
+    from sparsify.search.journal import Journal
+    from sparsify.search.planner import Planned
 
 
 def convert(
@@ -28,7 +29,7 @@ def convert(
     refit: bool = False, allow_leak: bool = False, data: str | Path | None = None, force: bool = False,
     benchmark: str | None = None, push: str | None = None, context: int | None = None, stride: int | None = None,
     limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32, revision: str | None = None,
-    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Choose what to keep of every convolution of a model and write the sparsified checkpoint to a folder.
 
@@ -60,7 +61,7 @@ def convert(
         upper: Read lower-case (soft-masked) bases as upper case.
         linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -91,7 +92,7 @@ def convert(
         offered = parse_benchmark(benchmark)
         if push:
             check_push(push)
-        p = open_checkpoint(src, revision, shift, device)
+        p = open_checkpoint(src, revision, options, device)
         windows = text_of(p, data, context, stride, limit, upper) if data else None
         planned: Planned | None = None
         journal: Journal | None = None
@@ -116,11 +117,11 @@ def convert(
             "origin": of_source(read_card(p.source.folder)),
             "repo": push,
         }
-        options = typed(context, stride, limit, upper, linears)
+        repeated = typed(context, stride, limit, upper, linears)
         again = None if measured_on is None or is_stream(measured_on) else measured_on
-        result["next"] = next_step(p, out, again, options)
+        result["next"] = next_step(p, out, again, repeated)
         named = Path(out.resolve().name)  # what is published does not tell where folders lie here
-        published = {**result, "out": str(named), "next": next_step(p, named, again and again.name, options)}
+        published = {**result, "out": str(named), "next": next_step(p, named, again and again.name, repeated)}
         write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
         if journal is not None:
             journal.remove()

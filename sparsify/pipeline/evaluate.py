@@ -83,7 +83,7 @@ def evaluate(model: str, kind: str = "ppl", *, progress: Progress | None = None,
 def evaluate_perplexity(
     model: str, data: str | Path, *, baseline: str | None = None, context: int | None = None,
     stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32,
-    revision: str | None = None, shift: float | None = None, device: str | None = None,
+    revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Perplexity, paired with the dense model on the same tokens; leak and cut perplexity if the model has a plan.
@@ -98,7 +98,7 @@ def evaluate_perplexity(
         upper: Read lower-case (soft-masked) bases as upper case.
         linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -111,7 +111,7 @@ def evaluate_perplexity(
     at_least(2, context=context)
     at_least(1, stride=stride)
     at_least(0, limit=limit)
-    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     with session(progress):
         p = open_checkpoint(model, **where)
         base = open_baseline(baseline, p, where) if baseline else None
@@ -178,7 +178,7 @@ def evaluate_front(
     src: str, calibration: str | Path, *, data: str | Path | None = None, target: str | None = None,
     picture: str | Path | None = None, save: str | Path | None = None, context: int | None = None,
     stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, revision: str | None = None,
-    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """One mask for every convolution of a model, compared with plans by sensitivity that cost the same.
 
@@ -194,7 +194,7 @@ def evaluate_front(
         limit: Windows, evenly spaced; 0 takes all.
         upper: Read lower-case (soft-masked) bases as upper case.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -205,9 +205,9 @@ def evaluate_front(
         ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
     """
     from sparsify.evals import results
-    from sparsify.evals.planning import pareto as fronts
-    from sparsify.evals.planning import planner
+    from sparsify.evals.runs import Runs
     from sparsify.report import plots
+    from sparsify.search import pareto, planner
 
     at_least(2, context=context)
     at_least(1, stride=stride)
@@ -217,12 +217,12 @@ def evaluate_front(
     refuse_twice(calibration=calibration, data=data)
     price = priced(target or device)
     with session(progress):
-        p = open_checkpoint(src, revision, shift, device)
+        p = open_checkpoint(src, revision, options, device)
         known = text_of(p, Path(calibration), context, stride, limit, upper)
         held_out = text_of(p, Path(data), context, stride, limit, upper) if data else None
         if held_out is None:
             known, held_out = planner.divide(known)
-        found = fronts.compared(p.model, p.sites, p.filters, known, held_out, price, say, bar)
+        found = pareto.compared(Runs(p.model, p.sites, p.filters, None, say, bar), known, held_out, price)
         told = {"data_notes": noted(), "conditions": asdict(results.conditions(p.device))}
         result = {**described(p), **found.to_dict(), **told}
         if save:
@@ -246,7 +246,7 @@ def drawn(result: dict[str, Any]) -> bytes:
 
 def evaluate_mlm(
     model: str, data: str | Path, *, context: int | None = None, limit: int = DEFAULT_WINDOWS, share: float = 0.15,
-    seed: int = 0, baseline: str | None = None, revision: str | None = None, shift: float | None = None,
+    seed: int = 0, baseline: str | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Pseudo-perplexity on masked tokens of a text, paired with the dense model under the same masks.
@@ -260,7 +260,7 @@ def evaluate_mlm(
         seed: Of the masks.
         baseline: Dense checkpoint to compare with; None takes the model itself, dense.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -277,7 +277,7 @@ def evaluate_mlm(
     at_least(1, context=context)
     at_least(0, limit=limit, seed=seed)
     with session(progress):
-        p, base = pair_of(model, baseline, {"revision": revision, "shift": shift, "device": device})
+        p, base = pair_of(model, baseline, {"revision": revision, "options": options, "device": device})
         check_head(p, "mlm", "pass the masked language model that it was made from")
         masked = masked_of(p, Path(data), context, limit, share=share, seed=seed)
         variants = {name: run for name, (_, run) in compared(p, base, saying).items()}
@@ -296,7 +296,7 @@ def evaluate_mlm(
 
 def evaluate_retrieval(
     model: str, data: str | Path, *, limit: int = 200, pad_to: int | None = None, baseline: str | None = None,
-    revision: str | None = None, shift: float | None = None, device: str | None = None,
+    revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Whether sentence embeddings find the other halves of a text's paragraphs as the dense model's do.
@@ -309,7 +309,7 @@ def evaluate_retrieval(
             to the longest input that the model takes.
         baseline: Dense checkpoint to compare with; None takes the model itself, dense.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -326,7 +326,7 @@ def evaluate_retrieval(
     at_least(2, limit=limit)
     at_least(0, pad_to=pad_to)
     with session(progress):
-        p, base = pair_of(model, baseline, {"revision": revision, "shift": shift, "device": device})
+        p, base = pair_of(model, baseline, {"revision": revision, "options": options, "device": device})
         if not callable(getattr(p.model, "embed", None)):
             raise ValueError(f"models of the family {p.family} have no sentence embeddings; pass an M2-BERT")
         pairs = searching.halves(read_documents(Path(data), note), limit)

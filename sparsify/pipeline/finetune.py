@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,8 +30,8 @@ SAVE_EVERY = 200  # steps of a fine-tune
 def finetune(
     model: str, task: str, data: str, out: str | Path, *, seed: int = 19, limit: int | None = None,
     lr: float | None = None, weight_decay: float | None = None, epochs: int | None = None, batch: int | None = None,
-    patience: int | None = None, pad_to: int | None = None, revision: str | None = None, shift: float | None = None,
-    device: str | None = None, progress: Progress | None = None,
+    patience: int | None = None, pad_to: int | None = None, revision: str | None = None,
+    options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Fine-tune a model on a task of GLUE and write the classifier to a folder.
 
@@ -53,7 +53,7 @@ def finetune(
         pad_to: Tokens that every text is padded to; 0 has each at its own length, None pads as the model was
             fine-tuned, else to 128.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -82,7 +82,7 @@ def finetune(
         train, dev = read_examples(data, asked, "train"), read_examples(data, asked, asked.dev[0])
         for examples in (train, dev):
             tell_left_out(examples)
-        p = open_checkpoint(model, revision, shift, device)
+        p = open_checkpoint(model, revision, options, device)
         length = padded(p, pad_to, trained_with(p))
         result = trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out)
         score = f"{program()} eval glue {quoted(out)} --task {asked.name} --data {quoted(data)}"

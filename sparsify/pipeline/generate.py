@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsify.storage.reading import label
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def generate(
     model: str, prompt: str | None = None, *, prompt_file: str | Path | None = None, count: int = 100,
     temperature: float = 0.0, top_k: int | None = None, seed: int | None = None, upper: bool = False,
-    revision: str | None = None, shift: float | None = None, device: str | None = None,
+    revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """What a model writes after a prompt; convolutions are as planned, without the lags that read the future.
@@ -35,7 +36,7 @@ def generate(
         seed: Draw the same tokens again; None draws others each time.
         upper: Read lower-case (soft-masked) bases as upper case.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -51,7 +52,7 @@ def generate(
     at_least(0, temperature=temperature, seed=seed)
     with session(progress):
         text = prompt_text(prompt, prompt_file)
-        p = open_checkpoint(model, revision, shift, device)
+        p = open_checkpoint(model, revision, options, device)
         if not callable(start := getattr(p.model, "stream", None)):
             raise ValueError(f"models of the family {p.family} cannot be fed in pieces yet, so they cannot generate")
         ids = prompt_ids(p, text, upper)

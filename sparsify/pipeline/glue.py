@@ -25,7 +25,7 @@ Pair = tuple[str, str | None]  # a model's name, and its baseline's if it has on
 def evaluate_glue(
     model: str, data: str, task: str = "all", *, split: str | None = None, limit: int = 0, skip_missing: bool = False,
     other_task: bool = False, pad_to: int | None = None, baseline: str | None = None, revision: str | None = None,
-    shift: float | None = None, device: str | None = None, progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Scores of a model that was fine-tuned on a task of GLUE, paired with the dense model on the same examples.
 
@@ -41,7 +41,7 @@ def evaluate_glue(
             as `finetune` did, else to 128.
         baseline: Dense checkpoint to compare with; None takes the model itself, dense.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -55,7 +55,7 @@ def evaluate_glue(
     from sparsify.evals.glue.tasks import find_tasks
 
     at_least(0, limit=limit, pad_to=pad_to)
-    where: dict[str, Any] = {"revision": revision, "shift": shift, "device": device}
+    where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     with session(progress):
         found, missing = read_all(find_tasks(task), str(data), split, limit, may_miss=task == "all")
         pairs, lacking = models_of(found, model, baseline, where, skip_missing, other_task)

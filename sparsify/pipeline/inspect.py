@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparsify import __version__
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    src: str, *, length: int | None = None, revision: str | None = None, shift: float | None = None,
+    src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """The family of a checkpoint, its long convolutions, and where the time of a forward pass goes.
@@ -29,7 +30,7 @@ def inspect(
         src: A folder or a hub id, ORG/NAME.
         length: Tokens of the timed forward pass; None takes the model's context, up to 8192.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -41,7 +42,7 @@ def inspect(
     """
     at_least(1, length=length)
     with session(progress):
-        p = open_checkpoint(src, revision, shift, device)
+        p = open_checkpoint(src, revision, options, device)
         length = length or min(p.context, 8192)
         sites = [
             {
@@ -68,7 +69,7 @@ def inspect(
 
 
 def analyze(
-    src: str, *, length: int | None = None, revision: str | None = None, shift: float | None = None,
+    src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """How few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy.
@@ -77,7 +78,7 @@ def analyze(
         src: A folder or a hub id, ORG/NAME.
         length: Tokens the spectra are taken for; None takes the model's context.
         revision: Branch, tag or commit on the hub.
-        shift: Floor of HyenaDNA's decay window; None takes that of config.json.
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
         progress: Called with every `progress.Event` while this works.
 
@@ -92,7 +93,7 @@ def analyze(
 
     at_least(2, length=length)
     with session(progress):
-        p = open_checkpoint(src, revision, shift, device)
+        p = open_checkpoint(src, revision, options, device)
         length = length or p.context
         check_length(p, length)
         return Result(

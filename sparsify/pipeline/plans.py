@@ -12,10 +12,10 @@ from .texts import remembered
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
     from sparsify.converters import Pretrained
-    from sparsify.evals.planning.journal import Journal
-    from sparsify.evals.planning.planner import Planned
     from sparsify.evals.texts import Text
     from sparsify.plan import Plan
+    from sparsify.search.journal import Journal
+    from sparsify.search.planner import Planned
 
 DEFAULT_ENERGY = 0.999
 
@@ -32,7 +32,7 @@ def check_search(
     budget: str | None, calibration: Path | None, target: str | None, refit: bool, data: Path | None
 ) -> None:
     """Refuse what a search for a plan cannot work with, before anything is loaded."""
-    from sparsify.evals.planning.planner import parse_budget
+    from sparsify.search.planner import parse_budget
 
     if budget is None:
         given = {"--calibration": calibration, "--target": target, "--refit": refit}
@@ -55,19 +55,21 @@ def planned_within(
 
     Measurements are kept in that journal, beside `out`, until the plan is written.
     """
-    from sparsify.evals.planning import planner
-    from sparsify.evals.planning.journal import Journal
+    from sparsify.evals.runs import Runs
+    from sparsify.search import planner
+    from sparsify.search.journal import Journal
 
     if held_out is None:
         calibration, held_out = planner.divide(calibration)
     out = out.expanduser().resolve()
     journal = Journal(out.with_name(f".{out.name}.planning"))
     goes_on_from(journal)
+    runs = Runs(p.model, p.sites, p.filters, journal, say, bar)
+    price = priced(target or p.device.type)
     try:
         planned = planner.plan_within(
-            p.model, p.sites, p.filters, calibration, held_out, planner.parse_budget(budget),
-            priced(target or p.device.type), allow_leak, refit, made_for(p), say, bar, journal,
-        )  # fmt: skip
+            runs, calibration, held_out, planner.parse_budget(budget), price, allow_leak, refit, made_for(p)
+        )
     except RuntimeError:
         say(f"for another budget or target there are {journal}")
         raise

@@ -8,7 +8,7 @@ from typing import Any
 
 Row = Mapping[str, Any]  # what was measured of one variant, see evals/results.py
 
-COUNTED = "kept taps plus bins"  # the target that is no machine, as evals/planning.py names it, out of the core's reach
+COUNTED = "kept taps plus bins"  # the target that is no machine, as `search.task.Kept` names it
 COUNTED_UNIT = "fewer taps plus bins"
 
 

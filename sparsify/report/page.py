@@ -169,8 +169,9 @@ def wide(kind: str, table: str) -> str:
 def conditions(result: Mapping[str, Any]) -> str:
     """Small print: which checkpoint, which plan, how it was measured and where."""
     evaluation = result["evaluation"] or {"conditions": {}, "convention": ""}
-    names = ["source", "revision", "sha256", "family", "shift", "plan_sha256"]
-    known = {name.replace("_", " "): result[name] for name in names} | dict(evaluation["conditions"])
+    names = ["source", "revision", "sha256", "family", "plan_sha256"]
+    known = {name.replace("_", " "): result[name] for name in names}
+    known |= {**result["options"], **evaluation["conditions"]}
     pairs = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
         for name, value in known.items()

@@ -9,14 +9,13 @@ from functools import partial
 from typing import Protocol
 
 from sparsify import swap
-from sparsify.evals.texts import Text
 from sparsify.plan import FilterPlan
-from sparsify.search import sensitivity
-from sparsify.search.knapsack import Assignment, Option, cheapest
-from sparsify.search.sensitivity import Candidate
 from sparsify.sites import ConvSite
 
-from .runs import Remembered, Runs
+from . import sensitivity
+from .knapsack import Assignment, Option, cheapest
+from .measuring import Measurements, Text
+from .sensitivity import Candidate
 
 PROBE_WINDOWS = 8  # that a candidate is run on
 FULL = 32  # predicted tokens of a window; where masks leave fewer, more windows are run in its place
@@ -78,7 +77,7 @@ Candidates = Mapping[str, Sequence[Candidate]]
 Measured = Mapping[str, Mapping[FilterPlan, float]]  # site -> plan -> KL, nats a token; ALL -> that of all sites alike
 
 
-def prepared(runs: Runs, task: Task) -> Runs:
+def prepared(runs: Measurements, task: Task) -> Measurements:
     """The same with the moments of the calibration windows."""
     count, context = len(task.calibration), task.calibration.context
     runs.say(f"planning for {task.target.name}: reading {count} windows of {context:,} tokens")
@@ -87,12 +86,12 @@ def prepared(runs: Runs, task: Task) -> Runs:
     return runs
 
 
-def bounded(runs: Runs, task: Task) -> bool:
+def bounded(runs: Measurements, task: Task) -> bool:
     """Whether the future may show next to nothing in the predictions."""
     return any(site.causal for site in runs.sites) and not task.allow_leak
 
 
-def candidates_of(runs: Runs, task: Task) -> dict[str, list[Candidate]]:
+def candidates_of(runs: Measurements, task: Task) -> dict[str, list[Candidate]]:
     """What could be kept of every site, by the moments."""
     found, future = {}, most_ahead(runs, task)
     for site in runs.sites:
@@ -107,24 +106,24 @@ def candidates_of(runs: Runs, task: Task) -> dict[str, list[Candidate]]:
     return found
 
 
-def seconds(runs: Runs, task: Task, site: ConvSite, plan: FilterPlan) -> float:
+def seconds(runs: Measurements, task: Task, site: ConvSite, plan: FilterPlan) -> float:
     """Predicted price of one site under a plan."""
     k, each = runs.filters[site.name], swap.SPECTRA_BYTES // len(runs.sites)
     context = task.calibration.context
     return task.target.seconds(plan, site.channels, k.taps, context, spectra_bytes=each, lookahead=k.lookahead)
 
 
-def most_ahead(runs: Runs, task: Task) -> float:
+def most_ahead(runs: Measurements, task: Task) -> float:
     """What a site's output may have from negative lags at first, as a norm relative to the whole."""
     return FIRST_AHEAD * LEAK_GOAL if bounded(runs, task) else math.inf
 
 
-def probe(runs: Runs, some: Candidates, calibration: Text) -> dict[str, dict[FilterPlan, float]]:
+def probe(runs: Measurements, some: Candidates, calibration: Text) -> dict[str, dict[FilterPlan, float]]:
     """Measured KL to the dense model of candidates, one site changed at a time: site -> plan -> nats a token."""
     windows = probe_windows(calibration, len(some))
     most = PROBE_PASSES * len(calibration) // len(windows)  # plans that all the probes of sites may be
     count = max(FEWEST_PROBES, most // len(some))
-    dense = Remembered(runs.under({}))
+    dense = runs.remembered(runs.under({}))
     chosen = {name: sensitivity.to_probe(few, count) for name, few in some.items()}
     if len(some) > 1:
         chosen[ALL] = sensitivity.to_probe(alike(some), min(MOST_ALIKE, most))

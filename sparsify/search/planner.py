@@ -1,12 +1,12 @@
 """The fastest plan that keeps a promise: search on calibration windows, proof on windows the search did not see.
 
-    moments     one pass of the dense model: what arrives at every site                  (sparsify.sensitivity)
+    moments     one pass of the dense model: what arrives at every site                  (`sensitivity`)
     probes      candidates run on a few windows, one site at a time and all sites alike: KL to the dense model
-    choice      the quickest plan whose predicted losses add up to no more than a limit  (sparsify.budget), or the
+    choice      the quickest plan whose predicted losses add up to no more than a limit  (`knapsack`), or the
                 same for all sites where that is quicker still: losses do not add up where sites make up for each other
     proof       its perplexity on held-out windows, paired with the dense model's, negative lags cut; its leak
     again       with another limit, until the measured increase and its standard error just fit
-    re-fit      on request: other numbers for what the plan keeps, where they lose less     (sparsify.refit)
+    re-fit      on request: other numbers for what the plan keeps, where they lose less     (`refit`)
 
 Of a model that fills in masked tokens, perplexity is the pseudo-perplexity of those, and there is nothing to cut and no
 leak: its filters look both ways, and any mask is admissible (`sparsify.evals.texts`).
@@ -26,19 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
-
-from sparsify import swap
-from sparsify.evals.texts import Run, Text
-from sparsify.filters.filter import Filter
 from sparsify.plan import FilterPlan, Plan
-from sparsify.search.knapsack import Assignment, Option, front
-from sparsify.search.refit import refitted
-from sparsify.sites import ConvSite
 
-from .candidates import (  # fmt: skip
+from .knapsack import Assignment, Option, front
+from .measuring import Measurements, Picks, Run, Text, density
+from .refit import refitted
+from .task import (  # fmt: skip
     LEAK_GOAL,
     Candidates,
     Measured,
@@ -53,8 +48,6 @@ from .candidates import (  # fmt: skip
     probe,
     quickest,
 )
-from .journal import Journal
-from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
 
 STEPS = 6  # looks at the held-out windows
 JUDGED_WINDOWS = 32  # that a re-fit is judged on
@@ -64,6 +57,7 @@ KL_TIMES = 2.0  # the most that predicted losses may add up to, over the budget
 CLOSE = 1.15  # limits so near each other are not told apart
 STRIDES = 4.0  # largest change of the limit in a step
 DENSE = FilterPlan("dense")
+AnyText = TypeVar("AnyText", bound=Text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +133,7 @@ class Planned:
         return {**asdict(step), "gain": self.dense_cost / step.cost}
 
 
-def divide(windows: Text) -> tuple[Text, Text]:
+def divide(windows: AnyText) -> tuple[AnyText, AnyText]:
     """Windows to calibrate on and windows held out: the first of a file and the last, with no token in common."""
     if len(windows) < FEWEST_WINDOWS:
         raise ValueError(
@@ -167,9 +161,7 @@ def parse_budget(text: str) -> float:
 
 
 def plan_within(
-    model: nn.Module,
-    sites: Sequence[ConvSite],
-    filters: Mapping[str, Filter],
+    runs: Measurements,
     calibration: Text,
     held_out: Text,
     budget: float,
@@ -177,29 +169,25 @@ def plan_within(
     allow_leak: bool = False,
     refit: bool = False,
     source: Mapping[str, str | None] | None = None,
-    progress: Say = nothing,
-    bar: Bar = no_bar,
-    journal: Journal | None = None,
 ) -> Planned:
     """The plan of the lowest predicted price whose measured increase of perplexity fits the budget.
 
     budget: relative increase, 0.001 for 0.1 %; it fits if mean plus one standard error do, with the negative lags of
     causal sites cut, on the held-out windows.  Causal sites leak at most LEAK_GOAL of the logits' norm, measured,
-    unless `allow_leak`.  refit: see `mended`.  The model is left with the convolutions that it came with.
-    journal: where measurements are kept.  Another call with the same journal makes those only that it lacks, and finds
+    unless `allow_leak`.  refit: see `mended`.
+    runs: who measures.  Where those measurements are kept, another call makes only those that are lacking, and finds
     bit for bit what one call would have found, where the machine rounds alike; another budget or target can use them.
     Raises RuntimeError if nothing but the dense plan fits, or if nothing is cheaper than it.
     """
     task = Promise(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
-    with swap.installed(sites, dict.fromkeys(filters)):
-        runs = prepared(Runs(model, sites, filters, journal, progress, bar), task)
-        some = candidates_of(runs, task)
+    with runs.working():
+        some = candidates_of(prepared(runs, task), task)
         return search(runs, task, some, probe(runs, some, calibration))
 
 
-def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned:
+def search(runs: Measurements, task: Promise, some: Candidates, kl: Measured) -> Planned:
     """The last stages: choose, prove, and again with another limit on the predicted losses."""
-    dense, causal = Remembered(runs.under({})), bounded(runs, task)
+    dense, causal = runs.remembered(runs.under({})), bounded(runs, task)
     future = dict.fromkeys(some, most_ahead(runs, task))
     limit, fitting, failing = math.log1p(task.budget), 0.0, math.inf
     most = min(1.0, KL_TIMES * limit)
@@ -242,7 +230,7 @@ def search(runs: Runs, task: Promise, some: Candidates, kl: Measured) -> Planned
     return summary(runs, task, some, kl, best, tuple(steps), future)
 
 
-def mended(runs: Runs, task: Promise, dense: Run, best: Found) -> Found | None:
+def mended(runs: Measurements, task: Promise, dense: Run, best: Found) -> Found | None:
     """The plan found, re-fitted, if that loses less; what it costs stays the same.
 
     Sites are re-fitted one after the other, each only if the whole plan then is nearer to the dense model on some
@@ -279,14 +267,14 @@ def next_limit(limit: float, fitting: float, failing: float, room: float) -> flo
     return limit * max(CLOSE, room)
 
 
-def measure(runs: Runs, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float) -> Step:
+def measure(runs: Measurements, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float) -> Step:
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out)
     causal = bounded(runs, task)
     leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
     assert found.perplexity_ratio_stderr is not None  # a task has two windows
     increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
-    density = [runs.density(name, kept) for name, kept in plan.filters.items()]
+    density = [density(runs, name, kept) for name, kept in plan.filters.items()]
     fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
     mean = sum(density) / len(density)
     predicted = math.expm1(assignment.loss)
@@ -332,7 +320,7 @@ def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Seq
 
 
 def summary(
-    runs: Runs, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
+    runs: Measurements, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
     future: Mapping[str, float],
 ) -> Planned:  # fmt: skip
     """What was found, with what stands behind it."""

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from sparsify import __version__
 from sparsify.plan import SCHEMA
-from sparsify.search.sensitivity import Moments
 from sparsify.storage import files
 from sparsify.storage.tensors import fingerprint, write_safetensors
+
+from .sensitivity import Moments
 
 FORMAT = 1  # of the lines, and of what they mean: with another number none of the old ones is found
 SECONDS = 60.0  # from one writing of the moments to the next

@@ -10,20 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
-from sparsify import swap
-from sparsify.evals.texts import Run, Text
-from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import band, points
-from sparsify.search.knapsack import Option, Options, cheapest
 from sparsify.sites import ConvSite
 
-from .candidates import ALL, Price, Task, candidates_of, most_ahead, options, prepared, probe, probe_windows, seconds
-from .journal import Journal
-from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
+from .knapsack import Option, Options, cheapest
+from .measuring import Measurements, Picks, Run, Text
+from .task import ALL, Price, Task, candidates_of, most_ahead, options, prepared, probe, probe_windows, seconds
 
 KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
@@ -99,7 +93,7 @@ def within(offered: Options, cost: float) -> dict[str, FilterPlan] | None:
 
 
 def nearest(
-    runs: Runs, task: Task, dense: Run, offered: Options, same: Mapping[FilterPlan, float], cost: float
+    runs: Measurements, task: Task, dense: Run, offered: Options, same: Mapping[FilterPlan, float], cost: float
 ) -> Picks | None:
     """The choice that is nearest to the dense model on some calibration windows, of those that cost no more.
 
@@ -115,49 +109,38 @@ def nearest(
     return picks
 
 
-def compared(
-    model: nn.Module,
-    sites: Sequence[ConvSite],
-    filters: Mapping[str, Filter],
-    calibration: Text,
-    held_out: Text,
-    target: Price,
-    say: Say = nothing,
-    bar: Bar = no_bar,
-    journal: Journal | None = None,
-) -> Fronts:
+def compared(runs: Measurements, calibration: Text, held_out: Text, target: Price) -> Fronts:
     """Every kind and share that is cheaper than dense on a target, with its counterpart.
 
     calibration: what plans are chosen on.  held_out: what both are measured on.  The model is left with the
     convolutions that it came with.
     """
     task = Task(calibration, held_out, target)
-    with swap.installed(sites, dict.fromkeys(filters)):
-        runs = prepared(Runs(model, sites, filters, journal, say, bar), task)
-        some = candidates_of(runs, task)
+    with runs.working():
+        some = candidates_of(prepared(runs, task), task)
         kl = probe(runs, some, task.calibration)
         offered = options(some, kl, dict.fromkeys(some, most_ahead(runs, task)))
-        most, dense = sum(few[0].seconds for few in some.values()), Remembered(runs.under({}))
+        most, dense = sum(few[0].seconds for few in some.values()), runs.remembered(runs.under({}))
         pairs, dear = [], []
-        for kind, share, same in choices(sites):
+        for kind, share, same in choices(runs.sites):
             if (cost := price(runs, task, same)) >= most:
                 dear.append(f"{kind} {share:g}")
             elif (chosen := nearest(runs, task, dense, offered, kl.get(ALL, {}), cost)) is not None:
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
-                say(told(pair, most))
+                runs.say(told(pair, most))
     windows = len(task.calibration), len(task.held_out)
     return Fronts(
         task.target.name, task.held_out.figure, most, tuple(pairs), tuple(dear), *windows, task.calibration.context
     )
 
 
-def price(runs: Runs, task: Task, picks: Picks) -> float:
+def price(runs: Measurements, task: Task, picks: Picks) -> float:
     """Predicted price of all sites."""
     return sum(seconds(runs, task, site, picks[site.name]) for site in runs.sites)
 
 
-def point(runs: Runs, task: Task, dense: Run, picks: Picks) -> Point:
+def point(runs: Measurements, task: Task, dense: Run, picks: Picks) -> Point:
     """What a choice does on the held-out windows."""
     found = runs.versus(dense, picks, task.held_out)
     leaks = any(site.causal and picks[site.name].leaks for site in runs.sites)

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify import swap
-from sparsify.evals import causality
-from sparsify.evals.causality import Leak
-from sparsify.evals.data import Windows
-from sparsify.evals.quality import Versus
-from sparsify.evals.texts import Run, Text, compare, saying
 from sparsify.filters.filter import Filter
-from sparsify.plan import FilterPlan, Plan
+from sparsify.plan import Plan
 from sparsify.search import sensitivity
+from sparsify.search.journal import Journal, about
+from sparsify.search.measuring import Bar, Picks, Say, no_bar, nothing
 from sparsify.search.sensitivity import Moments
 from sparsify.sites import Conv, ConvSite
 from sparsify.storage.tensors import fingerprint
 
-from .journal import Journal, about
+from . import causality
+from .causality import Leak
+from .data import Windows
+from .quality import Versus
+from .texts import Run, Text, compare, saying
 
 TOKENS_A_BATCH = 1 << 14
 LEAK_WINDOWS = 4
-
-Say: TypeAlias = Callable[[str], None]
-Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
-"""bar(what, windows) shows how far that has come; what it yields is told of every few windows more."""
-Picks: TypeAlias = Mapping[str, FilterPlan]  # site -> what is kept; sites that are not named are dense
-
-
-def nothing(line: str | int) -> None:
-    """Progress that nobody watches."""
-
-
-def no_bar(what: str, windows: int) -> AbstractContextManager[Callable[[int], Any]]:
-    return nullcontext(nothing)
 
 
 def batches(windows: Text) -> int:
@@ -49,7 +37,7 @@ def batches(windows: Text) -> int:
 
 @dataclass
 class Runs:
-    """A model under plans, dense where they say nothing.  Its own convolutions are out while it is in use.
+    """A model under plans, dense where they say nothing: the `Measurements` that a search asks for.
 
     windows: how many were read, by this process or by one before it whose measurement the journal has.
     moments: of what arrives at every site of the dense model, once `read` has seen to it.
@@ -80,6 +68,10 @@ class Runs:
         self.windows += windows
         self.advance(windows)
 
+    def working(self) -> AbstractContextManager[None]:
+        """While it lasts, the model's own convolutions are out; afterwards they are back."""
+        return swap.installed(self.sites, dict.fromkeys(self.filters))
+
     @contextmanager
     def stage(self, what: str, windows: int) -> Iterator[None]:
         """While it lasts, a bar shows how many of about so many windows were read."""
@@ -104,10 +96,9 @@ class Runs:
 
         return logits
 
-    def density(self, name: str, plan: FilterPlan) -> float:
-        """What a site keeps under a plan, as a share of its filter."""
-        k = self.filters[name]
-        return plan.density(k.taps, k.lookahead)
+    def remembered(self, logits: Run) -> Run:
+        """The same, computed once for every batch as long as that fits in memory."""
+        return Remembered(logits)
 
     def versus(self, dense: Run, picks: Picks, windows: Text) -> Versus:
         """A choice against the dense model, with negative lags of causal sites cut."""
