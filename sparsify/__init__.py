@@ -16,10 +16,12 @@ from typing import Any as _Any
 
 from . import hf as _hf
 from .fftconv import LongConv, fftconv, fftconv_ref
+from .filters.filter import Filter
 from .sites import ConvSite
 
 if _TYPE_CHECKING:
     from .converters.load import load
+    from .pipeline.apply import sparsify_
     from .pipeline.bench import bench
     from .pipeline.convert import convert
     from .pipeline.evaluate import evaluate
@@ -30,6 +32,7 @@ if _TYPE_CHECKING:
 
 __all__ = [
     "ConvSite",
+    "Filter",
     "LongConv",
     "analyze",
     "bench",
@@ -42,6 +45,7 @@ __all__ = [
     "inspect",
     "load",
     "push",
+    "sparsify_",
 ]
 __version__ = "0.1.0"
 _LATER = {  # imported when asked for: names here -> where they are
@@ -54,6 +58,7 @@ _LATER = {  # imported when asked for: names here -> where they are
     "generate": "sparsify.pipeline.generate",
     "inspect": "sparsify.pipeline.inspect",
     "push": "sparsify.pipeline.push",
+    "sparsify_": "sparsify.pipeline.apply",
 }
 
 _hf.watch()  # AutoModel and its kin know our models from now on

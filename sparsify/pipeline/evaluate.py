@@ -55,15 +55,18 @@ PARTS_TOKENS = 1 << 13  # that a forward pass taken apart has at most, where it 
 QUICK_ROUNDS = 3  # and how often it runs
 
 
-def evaluate(model: str, kind: str = "ppl", *, progress: Progress | None = None, **options: Any) -> Result:
-    """How well a model does, paired with the dense one.
+def evaluate(
+    model: str, data: str | Path | None = None, *, kind: str = "ppl", progress: Progress | None = None, **options: Any
+) -> Result:
+    """Measure how well a model does, paired with the dense one.
 
     Args:
         model: A folder or a hub id, ORG/NAME.
+        data: What to measure on: a text or FASTA file, or the folder of a task.
         kind: "ppl", "front", "glue", "mlm" or "retrieval", as `sparsify eval` has them.
         progress: Called with every `progress.Event` while this works.
         options: Those of `evaluate_perplexity`, `evaluate_front`, `evaluate_glue`, `evaluate_mlm` or
-            `evaluate_retrieval`; each needs `data`, the front `calibration`.
+            `evaluate_retrieval`.
 
     Returns:
         What `--json` prints.
@@ -74,7 +77,8 @@ def evaluate(model: str, kind: str = "ppl", *, progress: Progress | None = None,
     """
     if kind not in KINDS:
         raise ValueError(f"there is no evaluation {kind!r}; choose one of {', '.join(KINDS)}")
-    return KINDS[kind](model, progress=progress, **options)
+    given = {} if data is None else {"data": data}
+    return KINDS[kind](model, progress=progress, **given, **options)
 
 
 # --- perplexity ----------------------------------------------------------------------------------------------------

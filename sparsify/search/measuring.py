@@ -130,7 +130,7 @@ class Measurements(Protocol):
         """The same, computed once for every batch as long as that fits in memory."""
 
 
-def density(runs: Measurements, name: str, plan: FilterPlan) -> float:
+def share_kept(runs: Measurements, name: str, plan: FilterPlan) -> float:
     """What a site keeps under a plan, as a share of its filter."""
     k = runs.filters[name]
     return plan.density(k.taps, k.lookahead)

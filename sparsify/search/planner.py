@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from sparsify.plan import FilterPlan, Plan
 
 from .knapsack import Assignment, Option, front
-from .measuring import Measurements, Picks, Run, Text, density
+from .measuring import Measurements, Picks, Run, Text, share_kept
 from .refit import refitted
 from .task import (  # fmt: skip
     LEAK_GOAL,
@@ -274,7 +274,7 @@ def measure(runs: Measurements, task: Promise, dense: Run, plan: Plan, assignmen
     leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
     assert found.perplexity_ratio_stderr is not None  # a task has two windows
     increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
-    density = [density(runs, name, kept) for name, kept in plan.filters.items()]
+    density = [share_kept(runs, name, kept) for name, kept in plan.filters.items()]
     fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
     mean = sum(density) / len(density)
     predicted = math.expm1(assignment.loss)
