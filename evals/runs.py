@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import AnyFilter
 from sparsify.plan import Plan
 from sparsify.search import sensitivity
 from sparsify.search.journal import Journal, about
@@ -45,7 +45,7 @@ class Runs:
 
     model: nn.Module
     sites: Sequence[ConvSite]
-    filters: Mapping[str, Filter]
+    filters: Mapping[str, AnyFilter]
     journal: Journal | None = None
     say: Say = nothing
     bar: Bar = no_bar

@@ -11,15 +11,16 @@ convolution does.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .cpu import backend as cpu
 from .cpu import native
-from .filters.filter import Filter, Taps, as_filter
+from .filters.filter import AnyFilter, BlockedFilter, Filter, Taps, as_filter, in_memory, row_blocks
 from .gpu import backend as gpu
 from .gpu import dispatch
 
@@ -34,7 +35,7 @@ def fftconv_ref(u: Tensor, k: Taps) -> Tensor:
     Returns:
         y: (..., H, L) float64.
     """
-    k = as_filter(k)
+    k = in_memory(as_filter(k))
     check(u, k)
     n = u.shape[-1] + k.taps - 1  # room for every product, so nothing wraps around
     y = torch.fft.irfft(torch.fft.rfft(u.double(), n) * torch.fft.rfft(k.k.double(), n), n)
@@ -54,7 +55,7 @@ def fftconv(u: Tensor, k: Taps) -> Tensor:
     Returns:
         y: (B, H, L), dtype of u.
     """
-    k = as_filter(k)
+    k = in_memory(as_filter(k))
     check(u, k)
     native.check_shapes(u, None, None)
     k = k.to(u.device)
@@ -74,7 +75,7 @@ def differentiable(
     return cpu.convolve(u, cpu.spectrum(k, n), n, seqlen, gate, skip).to(u.dtype)
 
 
-def check(u: Tensor, k: Filter) -> None:
+def check(u: Tensor, k: AnyFilter) -> None:
     """Refuse shapes that do not convolve, in one sentence."""
     if u.dim() < 2 or u.shape[-2] != k.channels:
         hint = "; pass u.transpose(1, 2)" if u.dim() == 3 and u.shape[-1] == k.channels else ""
@@ -90,7 +91,7 @@ class Source(Protocol):
     def weights(self) -> list[Tensor]:
         """The tensors that the taps are made of, as they are now."""
 
-    def materialize(self, seqlen: int | None = None) -> Filter:
+    def materialize(self, seqlen: int | None = None) -> AnyFilter:
         """What `seqlen` samples feel of the filter, or the whole: float32, on the CPU."""
 
     def trace(self, seqlen: int | None = None) -> Filter:
@@ -107,6 +108,10 @@ class Following(Protocol):
         """Give `conv` the filter anew if the weights have changed since it got the one it has."""
 
 
+Remake: TypeAlias = Callable[[AnyFilter], AnyFilter]
+"""From the filter of a source to that of a convolution."""
+
+
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
@@ -117,23 +122,30 @@ class LongConv(nn.Module):
     Args:
         k: The filter, float32 or float64, or the taps (H, K) of a causal one.  What is known of it besides its taps
             (`Filter.structure`) opens quicker ways to the same numbers.
-        spectra_bytes: Spectra of whole rows beyond these are not kept but made in every call, half as slow again; None
-            keeps them all.
+        spectra_bytes: Spectra of whole rows beyond these are not kept but made in every call, half as slow again, from
+            taps that are kept if they take less; None keeps them all.
+        remake: How this filter is made of the one of a source that comes with every call.  Then no large filter is kept
+            here, only what was prepared of it.
     """
 
     CACHED_LENGTHS = 4  # lengths kept at a time; an evaluation uses one or two
 
-    def __init__(self, k: Taps, *, spectra_bytes: int | None = None) -> None:
+    def __init__(self, k: Taps, *, spectra_bytes: int | None = None, remake: Remake | None = None) -> None:
         super().__init__()
         self.spectra_bytes = spectra_bytes
         self.following: Following | None = None  # how the filter follows a source that comes with a call
         self.version = 0  # counts the filters that this convolution has had
-        self.set_filter(k)
+        self.set_filter(k, remake)
 
-    def set_filter(self, k: Taps) -> None:
+    def set_filter(self, k: Taps, remake: Remake | None = None) -> None:
         """Convolve with another filter from now on."""
         given = as_filter(k)
-        self.filter = replace(given, k=given.k.detach().contiguous())
+        self.remake = remake if isinstance(given, BlockedFilter) else None
+        if self.remake is not None:
+            given = given.outline if isinstance(given, BlockedFilter) else given
+        elif isinstance(given, Filter):
+            given = replace(given, k=given.k.detach().contiguous())
+        self.filter: AnyFilter = given
         self.version += 1
         self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}
         self._adjoint: list[LongConv] = []  # in a list, since a module in an attribute would be one of its layers
@@ -142,17 +154,31 @@ class LongConv(nn.Module):
         k = self.filter
         return f"channels={k.channels}, taps={k.taps}" + (f", lookahead={k.lookahead}" if k.lookahead else "")
 
-    def prepare(self, u: Tensor) -> cpu.Prepared:
-        """What signals like u, on its device, of its type and about its length, need; from the cache if there."""
+    def made(self, source: Source | None) -> AnyFilter:
+        """The filter itself.  source: what it is made of, where it is not kept."""
+        if self.remake is None:
+            return self.filter
+        if source is None:
+            raise RuntimeError(
+                f"the filter of this convolution, {self.filter.channels} x {self.filter.taps} taps, is too large to be "
+                f"kept; pass what it is made of with the call, conv(u, ..., source=the filter module)"
+            )
+        return self.remake(source.materialize())
+
+    def prepare(self, u: Tensor, source: Source | None = None) -> cpu.Prepared:
+        """What signals like u, on its device, of its type and about its length, need; from the cache if there.
+
+        source: as of `forward`.
+        """
         room, device, on_gpu = cpu.room(u.shape[-1]), u.device, gpu.takes(u)
         way = (u.dtype, len(u).bit_length()) if on_gpu else native.available()  # what the choice depends on besides
         key = room, device, way
         cache = self._prepared
         found = cache.get(key)
         if found is None:
-            k = self.filter.to(device)
+            k = self.made(source).to(device)
             if on_gpu:
-                found = dispatch.prepare(k, room, u.dtype, len(u))
+                found = dispatch.prepare(in_memory(k), room, u.dtype, len(u))
                 gpu.settle(device)  # whatever stream reads it next
             else:
                 found = cpu.prepare(k, room, self.spectra_bytes)
@@ -173,6 +199,8 @@ class LongConv(nn.Module):
         """The convolution with the filter reversed in time, which carries gradients back; made once."""
         if not self._adjoint:
             back = LongConv(self.filter.reversed(), spectra_bytes=self.spectra_bytes)
+            if (remake := self.remake) is not None:
+                back.remake = lambda k: remake(k).reversed()
             back._adjoint.append(self)
             self._adjoint.append(back)
         return self._adjoint[0]
@@ -200,10 +228,47 @@ class LongConv(nn.Module):
             if not compiling:  # a compiled graph holds the filter that it was compiled with
                 self.refresh(source)
         if not wanted or not any(t is not None and t.requires_grad for t in (u, gate, skip, pregate)):
-            return run(u, self.prepare(u), gate, skip, pregate)
+            return self.run(u, gate, skip, pregate, source)
         if compiling:
-            return differentiable(u, self.filter.to(u.device), gate, skip, pregate)
-        return Differentiable.apply(u, gate, skip, pregate, self)
+            return differentiable(u, in_memory(self.made(source)).to(u.device), gate, skip, pregate)
+        return Differentiable.apply(u, gate, skip, pregate, self, source)
+
+    def run(
+        self,
+        u: Tensor,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        pregate: Tensor | None = None,
+        source: Source | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` without gradients.  out: where the result goes, (B, H, L) of u's type; it may be `gate`."""
+        k = self.filter
+        if self.remake is None or not in_call(k, u, self.spectra_bytes):
+            prepared = self.prepare(u, source)
+            if out is None or not native.takes(u):
+                return run(u, prepared, gate, skip, pregate)
+            return cpu.fftconv(u, prepared.tables, prepared.layout, gate, skip, pregate, out)
+        k, y = self.made(source).felt(u.shape[-1]), torch.empty_like(u) if out is None else out
+        for rows in row_blocks(k):
+            part = cpu.prepare(k.rows(rows), u.shape[-1], spectra_bytes=0)
+            some = [None if t is None else t[:, rows] for t in (gate, pregate)]
+            y[:, rows] = run(u[:, rows], part, some[0], None if skip is None else skip[rows], some[1])
+        return y
+
+
+def in_call(k: AnyFilter, u: Tensor, spectra_bytes: int | None) -> bool:
+    """Whether a filter that is not kept is made anew in every call: where nothing prepared of it would fit.
+
+    k: its outline.
+    """
+    seqlen = u.shape[-1]
+    if spectra_bytes is None or gpu.takes(u) or not native.takes(u):
+        return False
+    felt = k.felt(seqlen)
+    if 4 * felt.channels * felt.taps <= spectra_bytes:
+        return False
+    return min(cpu.ways(seqlen, felt.taps, k.structure))[1] == "whole"
 
 
 class Differentiable(torch.autograd.Function):
@@ -214,18 +279,25 @@ class Differentiable(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(u: Tensor, gate: Tensor | None, skip: Tensor | None, pregate: Tensor | None, conv: LongConv) -> Tensor:
-        return run(u, conv.prepare(u), gate, skip, pregate)
+    def forward(
+        u: Tensor,
+        gate: Tensor | None,
+        skip: Tensor | None,
+        pregate: Tensor | None,
+        conv: LongConv,
+        source: Source | None,
+    ) -> Tensor:
+        return conv.run(u, gate, skip, pregate, source)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.conv = inputs
+        *tensors, ctx.conv, ctx.source = inputs
         ctx.version = ctx.conv.version
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (u, gate, skip, pregate), conv = ctx.saved_tensors, ctx.conv
+        (u, gate, skip, pregate), conv, source = ctx.saved_tensors, ctx.conv, ctx.source
         if conv.version != ctx.version:
             raise RuntimeError(
                 "the filter of a convolution changed between forward and backward, so its gradient is lost; "
@@ -235,16 +307,16 @@ class Differentiable(torch.autograd.Function):
         dy = dy.to(u.dtype)
         du = dgate = dskip = dpregate = None
         if wanted["pregate"]:
-            dg = conv.adjoint()(dy, None, skip, gate)
+            dg = conv.adjoint()(dy, None, skip, gate, source)
             du, dpregate = dg * pregate, (dg * u).to(pregate.dtype)
         elif wanted["u"]:
-            du = conv.adjoint()(dy, pregate, skip, gate)
+            du = conv.adjoint()(dy, pregate, skip, gate, source)
         if wanted["gate"]:
-            dgate = (dy * conv(u, None, skip, pregate)).to(gate.dtype)
+            dgate = (dy * conv(u, None, skip, pregate, source)).to(gate.dtype)
         if wanted["skip"]:
             w, g = dy if gate is None else dy * gate, u if pregate is None else u * pregate
             dskip = torch.einsum("bhl,bhl->h", w.to(skip.dtype), g.to(skip.dtype))
-        return du if wanted["u"] else None, dgate, dskip, dpregate, None
+        return du if wanted["u"] else None, dgate, dskip, dpregate, None, None
 
 
 def run(

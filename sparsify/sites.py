@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .filters.filter import Filter
+from .filters.filter import AnyFilter
 
 Conv = Callable[..., Tensor]
 """conv(u, gate=None, skip=None) -> gate * (k * u + skip * u).  u, gate, y: (B, H, L).  skip: (H,).
@@ -41,7 +41,7 @@ class ConvSite:
     context: int  # the longest input people give it, a little less than `length` where special tokens take room
     causal: bool
     # materialize(seqlen=None): what so many samples feel of the filter, or the whole of it; float32, on the CPU
-    materialize: Callable[..., Filter]
+    materialize: Callable[..., AnyFilter]
     # puts an operator in place, None for the model's own code; returns the one before
     install: Callable[[Conv | None], Conv | None]
     weights: Callable[[], list[Tensor]] | None = None  # what the filter is made of now; None for one that never changes

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fftconv import LongConv, fftconv
-from .filters.filter import Filter, Taps, as_filter
+from .filters.filter import AnyFilter, Filter, Taps, as_filter, in_memory
 from .sites import Conv
 
 BLOCK = 128  # C: samples that meet each other directly; 64 and 256 cost some tenth more a token, measured
@@ -44,7 +44,7 @@ class ConvStream:
     """
 
     def __init__(self, k: Taps, batch: int = 1) -> None:
-        whole = as_filter(k)
+        whole = in_memory(as_filter(k))
         k = whole.k
         if k.dtype != torch.float32:
             raise ValueError(f"filter k is {k.dtype} {tuple(k.shape)}, expected torch.float32 (channels, taps)")
@@ -212,11 +212,14 @@ def begin(layers: Iterable[Any], batch: int) -> list[Any]:
     return [layer.begin(batch) for layer in layers]
 
 
-def causal_filter(conv: Conv) -> Filter:
-    """The filter of an installed convolution without its negative lags, as a stream can apply it."""
+def causal_filter(conv: Conv, source: Any = None) -> AnyFilter:
+    """The filter of an installed convolution without its negative lags, as a stream can apply it.
+
+    source: what it is made of, where it is not kept.
+    """
     if not isinstance(conv, LongConv):
         raise ValueError(f"a stream needs the filter of each convolution, and {type(conv).__name__} is no LongConv")
-    return conv.filter.past()
+    return conv.made(source).past()
 
 
 class Stream:

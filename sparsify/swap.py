@@ -6,22 +6,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .cpu import memory
 from .fftconv import LongConv, Source
-from .filters.filter import Filter
+from .filters.filter import AnyFilter, BlockedFilter, Filter, in_memory, is_large
 from .freshness import COARSE, signature
 from .plan import FilterPlan, Plan
 from .sites import Conv, ConvSite
 
-SPECTRA_BYTES = 1 << 28  # of a model's filters together; more are made in every call rather than kept
 KEPT_BYTES = 1 << 28  # of taps that `Filters` holds at a time; others are made again when somebody asks
 
 
-class Filters(Mapping[str, Filter]):
+class Filters(Mapping[str, AnyFilter]):
     """The filter of every site by name, made one site at a time, when it is asked for.
 
     It is made again where the weights have changed since, or where it is too large to be kept.
@@ -29,7 +29,7 @@ class Filters(Mapping[str, Filter]):
 
     def __init__(self, sites: Sequence[ConvSite]) -> None:
         self.sites = {site.name: site for site in sites}
-        self.kept: dict[str, tuple[object, Filter]] = {}  # name -> signature of the weights, filter
+        self.kept: dict[str, tuple[object, AnyFilter]] = {}  # name -> signature of the weights, filter
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
@@ -37,17 +37,16 @@ class Filters(Mapping[str, Filter]):
     def __len__(self) -> int:
         return len(self.sites)
 
-    def __getitem__(self, name: str) -> Filter:
+    def __getitem__(self, name: str) -> AnyFilter:
         site = self.sites[name]
         made_of = None if site.weights is None else signature(site.weights())
         before, found = self.kept.get(name, (None, None))
         if found is None or before != made_of:
             self.kept.pop(name, None)
             found = materialize(site)
-            size = found.k.nbytes
-            while self.kept and size + sum(one.k.nbytes for _, one in self.kept.values()) > KEPT_BYTES:
+            while self.kept and found.nbytes + sum(one.nbytes for _, one in self.kept.values()) > KEPT_BYTES:
                 del self.kept[next(iter(self.kept))]
-            if size <= KEPT_BYTES:
+            if isinstance(found, Filter) and found.nbytes <= KEPT_BYTES:
                 self.kept[name] = made_of, found
         return found
 
@@ -55,7 +54,7 @@ class Filters(Mapping[str, Filter]):
 class Tensors(Mapping[str, Tensor]):
     """The taps of filters by name, and other tensors besides, for what looks at tensors one at a time."""
 
-    def __init__(self, filters: Mapping[str, Filter], besides: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, filters: Mapping[str, AnyFilter], besides: Mapping[str, Tensor] | None = None) -> None:
         self.filters, self.besides = filters, besides or {}
 
     def __iter__(self) -> Iterator[str]:
@@ -65,32 +64,52 @@ class Tensors(Mapping[str, Tensor]):
         return len(set(self.filters) | set(self.besides))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.filters[name].k if name in self.filters else self.besides[name]
+        return in_memory(self.filters[name]).k if name in self.filters else self.besides[name]
 
 
-def materialize(site: ConvSite) -> Filter:
+def materialize(site: ConvSite) -> AnyFilter:
     """The whole filter of a site; refuses one with taps that are no numbers."""
+
+    def checked(k: Filter) -> Filter:
+        if not k.k.is_meta and not k.k.isfinite().all():
+            raise ValueError(
+                f"the filter of {site.name} has infinite or undefined taps; the weights behind it are damaged"
+            )
+        return k
+
     found = site.materialize()
-    if not found.k.isfinite().all():
-        raise ValueError(f"the filter of {site.name} has infinite or undefined taps; the weights behind it are damaged")
-    return found
+    return checked(found) if isinstance(found, Filter) else replace(found, make=lambda rows: checked(found.make(rows)))
 
 
-def operators(filters: Mapping[str, Filter], plan: Plan, cut: bool = False) -> dict[str, Conv]:
+@dataclass(frozen=True)
+class Remade:
+    """The filter of a planned convolution, from that of its source: a `fftconv.Remake`."""
+
+    plan: FilterPlan
+    cut: bool  # leave out the taps at negative lags
+
+    def __call__(self, k: AnyFilter) -> AnyFilter:
+        kept = self.plan.apply(k)
+        kept = kept.past() if self.cut else kept
+        return kept if is_large(kept.channels, kept.taps) else in_memory(kept)
+
+
+def operators(filters: Mapping[str, AnyFilter], plan: Plan, cut: bool = False) -> dict[str, Conv]:
     """The convolution of every site under `plan`.
 
     cut: leave out the taps at negative lags where the filter itself has none.
     """
     plan.check(list(filters))
     convs: dict[str, Conv] = {}
-    each = SPECTRA_BYTES // max(1, len(filters))
+    each = memory.budget() // max(1, len(filters))
     for name in filters:
         k = filters[name]
+        remade = Remade(plan.filters[name], cut and not k.lookahead)
         try:
-            kept = plan.filters[name].apply(k)
+            kept = remade(k)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        convs[name] = LongConv(kept.past() if cut and not k.lookahead else kept, spectra_bytes=each)
+        convs[name] = LongConv(kept, spectra_bytes=each, remake=remade)
     return convs
 
 
@@ -133,13 +152,21 @@ class Planned:
             now = signature(weights)
             if now == self.signature or now is None or any(w.dtype in COARSE for w in weights):
                 return  # weights in half precision tell less than the filter that was made before
-            kept, before = self.plan.apply(source.materialize()), conv.filter
-            moved_only = kept.k.shape == before.k.shape and torch.equal(kept.k.to(before.k), before.k)  # maybe in dtype
+            remade = Remade(self.plan, False)
+            kept, before = remade(source.materialize()), conv.filter
+            moved_only = same(kept, before)
             if not moved_only:
-                conv.set_filter(kept)
+                conv.set_filter(kept, remade)
             self.signature = now
         if self.plan.kind != "dense" and not moved_only:
             self.changes.tell()
+
+
+def same(k: AnyFilter, other: AnyFilter) -> bool:
+    """Whether two filters have the same taps, maybe in another dtype.  Of filters that are not kept nobody knows."""
+    if isinstance(k, BlockedFilter) or isinstance(other, BlockedFilter) or k.k.shape != other.k.shape:
+        return False
+    return not other.k.is_meta and torch.equal(k.k.to(other.k), other.k)
 
 
 def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Plan) -> None:
@@ -151,7 +178,7 @@ def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Pl
             conv.following = Planned(plan.filters[site.name], signature(site.weights()), changes)
 
 
-def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Filter] | None = None) -> dict[str, Conv]:
+def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, AnyFilter] | None = None) -> dict[str, Conv]:
     """The convolution of every site under `plan`, which follows the site's weights.
 
     filters: the filter of every site where they are made already.

@@ -143,6 +143,8 @@ class HyenaOperator(Replaceable, nn.Module):
             state.conv.refresh(self.filter_fn)
         state.history = gate_tiles(x, project, self.short_filter, room, state.history)
         x0, g = room
+        if isinstance(state.conv, LongConv):
+            return state.conv.run(g, gate=x0, skip=self.filter_fn.bias, source=self.filter_fn, out=x0)
         return state.conv(g, gate=x0, skip=self.filter_fn.bias)
 
 
@@ -196,7 +198,7 @@ class Block(nn.Module):
         conv, source = self.mixer.long_conv, self.mixer.filter_fn
         if isinstance(conv, LongConv):
             conv.refresh(source)
-        k = source.materialize() if conv is None else causal_filter(conv)
+        k = source.materialize() if conv is None else causal_filter(conv, source)
         return State(ConvStream(k.to(self.norm1.weight.device), batch), calls=self.prepare(math.inf))
 
     def prepare(self, rows: float) -> Calls:

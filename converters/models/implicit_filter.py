@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, is_large
 from sparsify.freshness import COARSE, weights_of
 from sparsify.hooks import is_hooked
 
@@ -141,10 +141,12 @@ class ImplicitFilter(nn.Module):
         return self.as_filter(self(self.length if seqlen is None else min(seqlen, self.length)))
 
     @torch.no_grad()
-    def materialize(self, seqlen: int | None = None) -> Filter:
-        """The same computed in float64, in float32 on the CPU."""
+    def materialize(self, seqlen: int | None = None) -> AnyFilter:
+        """The same computed in float64, in float32 on the CPU; a large filter some channels at a time."""
         length, device = self.length, self.pos_emb.t.device
         length = length if seqlen is None else min(seqlen, length)
+        if is_large(len(self.bias), length * len(self.sides())):
+            return self.blocked(length)
         device = device if has_float64(device) else torch.device("cpu")
         pieces = [(i, min(i + FILTER_ROWS, length)) for i in range(0, length, FILTER_ROWS)]
         sides = [
@@ -152,6 +154,51 @@ class ImplicitFilter(nn.Module):
             for side in self.sides()
         ]
         return self.as_filter(both_sides(sides))
+
+    def blocked(self, length: int) -> BlockedFilter:
+        """`materialize` some channels at a time.
+
+        The network's last hidden layer, which all channels share, is computed once, in float64, and kept in float32
+        while the filter is in use.
+        """
+        features: list[Tensor] = []
+
+        @torch.no_grad()
+        def make(rows: slice) -> Filter:
+            if not features:
+                features.extend(self.features(side, length) for side in self.sides())
+            sides = []
+            for side, z in zip(self.sides(), features, strict=True):
+                *_, last = self.layers(side)
+                k = next(last.parameters())[rows].to("cpu", torch.float32) @ z
+                if self.modulate:
+                    k *= self.window(rows, length)
+                sides.append(k)
+            return self.as_filter(both_sides(sides))
+
+        sizes = torch.empty(len(self.bias), length * len(self.sides()), device="meta")
+        return BlockedFilter(self.as_filter(sizes), make, shorter=lambda seqlen: self.blocked(min(seqlen, length)))
+
+    def features(self, side: nn.ModuleDict, length: int) -> Tensor:
+        """What the last layer of one side's network is given: (width, length) float32, on the CPU."""
+        found = torch.empty(next(self.layers(side)[-1].parameters()).shape[1], length)
+        for start in range(0, length, FILTER_ROWS):
+            z = self.pos_emb.z[0, start : min(start + FILTER_ROWS, length)].to("cpu", torch.float64)
+            for layer in self.layers(side)[:-1]:
+                z = self.implicit_filter["1"](linear_in(layer, z))
+            found[:, start : start + len(z)] = z.T
+        return found
+
+    def window(self, rows: slice, length: int) -> Tensor:
+        """The decay window of some channels: (channels, length) float32, on the CPU."""
+        t = self.pos_emb.t[0, :length, 0].to("cpu", torch.float32)
+        decay = self.modulation.deltas[0, 0, rows].to("cpu", torch.float32).abs()
+        return torch.exp_(-decay[:, None] * t).add_(self.modulation.shift)
+
+    @staticmethod
+    def layers(side: nn.ModuleDict) -> list[nn.Module]:
+        """The linear layers of one side's network; what lies between them are the sines."""
+        return [layer for name, layer in side.items() if int(name) % 2 == 0]
 
     def as_filter(self, k: Tensor) -> Filter:
         return Filter(k, k.shape[-1] // 2 if self.implicit_filter_rev is not None else 0)
@@ -176,7 +223,7 @@ class ImplicitFilter(nn.Module):
         device = self.pos_emb.t.device if device is None else device
         z, t = (x[0, start:stop].to(device, dtype) for x in (self.pos_emb.z, self.pos_emb.t))
         sine = self.implicit_filter["1"]
-        *hidden, last = (layer for name, layer in side.items() if int(name) % 2 == 0)  # odd ones are the sines
+        *hidden, last = self.layers(side)
         for layer in hidden:
             z = sine(linear_in(layer, z))
         k = linear_in(last, z)

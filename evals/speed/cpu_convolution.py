@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from sparsify.cpu import backend as cpu
 from sparsify.evals.causality import relative
 from sparsify.fftconv import LongConv, fftconv_ref
-from sparsify.filters.filter import Filter, Structure
+from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, in_memory
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
@@ -114,12 +114,7 @@ def sparse_plans(seqlen: int) -> dict[str, FilterPlan]:
 
 def kept_of(k: Filter, plan: FilterPlan) -> Filter:
     """`plan.apply(k)`, a few channels at a time."""
-    parts = [plan.apply(k.rows(slice(h, h + ROWS))) for h in range(0, k.channels, ROWS)]
-    known = parts[0].structure
-    if known is not None and known.head is not None:
-        heads = [part.structure.head.k for part in parts if part.structure and part.structure.head]
-        known = Structure(known.mask, Filter(torch.cat(heads), known.head.lookahead))
-    return Filter(torch.cat([part.k for part in parts]), parts[0].lookahead, known)
+    return in_memory(plan.apply(BlockedFilter(k, k.rows)))
 
 
 @torch.no_grad()
@@ -165,7 +160,7 @@ def compare(
     return ways
 
 
-def check(name: str, y: Tensor, u: Tensor, kept: Filter, bar: float = BAR) -> float:
+def check(name: str, y: Tensor, u: Tensor, kept: AnyFilter, bar: float = BAR) -> float:
     """Relative L2 error of y on a few channels against float64; refuses more than `bar`."""
     some = sorted({0, u.shape[1] // 2, u.shape[1] - 1})
     error = relative(y[:, some].double(), fftconv_ref(u[:, some], kept.rows(some).to(u.device)))

@@ -8,7 +8,7 @@ filters, it is torch.fft: real FFTs of good sizes, cached spectra, rows in block
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsify.filters import decimation, spectra
-from sparsify.filters.filter import Filter, Structure
+from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, Structure, in_memory, row_blocks
 
 from . import native
 from .cost_model import costs
@@ -92,28 +92,47 @@ def room(seqlen: int) -> int:
     return -(-seqlen // step) * step
 
 
-def prepare(k: Filter, seqlen: int, spectra_bytes: int | None = None) -> Prepared:
+def prepare(k: AnyFilter, seqlen: int, spectra_bytes: int | None = None) -> Prepared:
     """The quickest way there is here to convolve signals of up to `seqlen` samples with k.
 
     spectra_bytes: more than these are not kept for whole rows; the spectrum is then made anew in every call, which
     takes half as long again.
     """
     felt = k.felt(seqlen)
-    if not native.takes(k.k):
+    if not takes(k):
         n, hop = choose_size(seqlen, felt.taps, felt.lookahead)
-        return Prepared((spectrum(felt, n),), (TORCH, n, hop))
+        return Prepared((by_blocks(felt, lambda part: spectrum(part, n)),), (TORCH, n, hop))
     n = native.good_size(seqlen)
     way = min(ways(seqlen, felt.taps, k.structure))[1]
     if way == "few taps":
-        return prepare_few(felt, seqlen)
+        return prepare_few(in_memory(felt), seqlen)
     if way == "comb":
         return prepare_comb(k)
     if way == "slow":
         return prepare_slow(k, seqlen)
-    taps = felt.k if felt.k.stride(-1) == 1 else felt.k.contiguous()
     if keeps_spectra(n, k.channels, spectra_bytes):
-        return Prepared((native.spectra(taps, n, felt.lookahead),), (WHOLE, n, felt.lookahead, 1))
-    return Prepared((taps,), (WHOLE, n, felt.lookahead, 0))
+        made = by_blocks(felt, lambda part: native.spectra(part.k, n, part.lookahead))
+        return Prepared((made,), (WHOLE, n, felt.lookahead, 1))
+    taps = in_memory(felt).k
+    return Prepared((taps if taps.stride(-1) == 1 else taps.contiguous(),), (WHOLE, n, felt.lookahead, 0))
+
+
+def takes(k: AnyFilter) -> bool:
+    """Whether the kernels are here and take such a filter."""
+    return native.available() if isinstance(k, BlockedFilter) else native.takes(k.k)
+
+
+def by_blocks(k: AnyFilter, make: Callable[[Filter], Tensor]) -> Tensor:
+    """What `make` makes of every channel, some channels at a time where the filter comes so: (H, ...)."""
+    if isinstance(k, Filter):
+        return make(k)
+    made = None
+    for rows in row_blocks(k):
+        part = make(k.rows(rows))
+        made = part.new_empty(k.channels, *part.shape[1:]) if made is None else made
+        made[rows] = part
+    assert made is not None  # a filter has channels
+    return made
 
 
 def keeps_spectra(n: int, channels: int, spectra_bytes: int | None) -> bool:
@@ -182,48 +201,65 @@ def prepare_few(k: Filter, seqlen: int) -> Prepared:
 
 
 def masked_spectrum(k: Filter) -> Tensor:
-    """Spectrum of what a mask left of a filter, without its head: (H, n) complex128."""
+    """Spectrum of what a mask left of a filter, without its head: (H, n) complex."""
     assert k.structure is not None
     n, head = k.structure.mask.n, k.structure.head
     k_f = spectra.spectrum(k, n)
     return k_f if head is None else k_f - spectra.spectrum(head, n)
 
 
+def rest_of(k: AnyFilter, rows: slice) -> tuple[Tensor, Filter | None]:
+    """The masked spectrum of some channels, (h, n) complex, and the head that comes with it, where it is made anew."""
+    if isinstance(k, Filter) or k.pieces is None:
+        part = k.rows(rows)
+        return masked_spectrum(part), part.head
+    known = k.pieces(rows)
+    assert known.bins is not None
+    k_f = known.bins.new_zeros(len(known.bins), known.mask.n)
+    k_f[:, known.mask.frequencies().flatten()] = known.bins
+    return k_f, known.head
+
+
 SMALL_BLOCK = 512  # samples of a block below which it is mostly overhead
 NEARLY = 1.02  # times the best cost, which no reckoning tells from the best
 ROWS = 16  # channels prepared at a time: float64 spectra of all would be large
+SPECTRA_AT_ONCE = 1 << 28  # bytes of these
 
 
-def prepare_slow(k: Filter, seqlen: int) -> Prepared:
+def prepare_slow(k: AnyFilter, seqlen: int) -> Prepared:
     assert k.structure is not None
-    mask, head = k.structure.mask, k.structure.head
+    mask = k.structure.mask
     rate = decimation.rate(mask)
     reach = slow_length(seqlen, rate)
     n = native.good_size(reach)
-    low = torch.empty(k.channels, 2 * n)
+    low, heads = torch.empty(k.channels, 2 * n), []
     for rows in blocks_of(k):
-        taps = decimation.slow_taps(masked_spectrum(k.rows(rows)), mask, rate, reach)
-        low[rows] = native.spectra(taps, n, reach - 1)
-    first = Prepared((), ()) if head is None else prepare_few(head.to(k.k.dtype), seqlen)
+        k_f, head = rest_of(k, rows)
+        low[rows] = native.spectra(decimation.slow_taps(k_f, mask, rate, reach), n, reach - 1)
+        heads += [] if head is None else [head]
+    first = Prepared((), ())
+    if heads:
+        first = prepare_few(Filter(torch.cat([head.k for head in heads]).float(), heads[0].lookahead), seqlen)
     return Prepared((*first.tables, decimation.window(rate), low), (*first.layout, SLOW, rate, n))
 
 
-def prepare_comb(k: Filter) -> Prepared:
+def prepare_comb(k: AnyFilter) -> Prepared:
     assert k.structure is not None
     mask = k.structure.mask
     teeth, kept = mask.factors[0], decimation.residues(mask)
     n = mask.n // teeth
     tables = tuple(torch.empty(k.channels, 2 * n) for _ in kept)
     for rows in blocks_of(k):
-        k_f = masked_spectrum(k.rows(rows))
+        k_f, _ = rest_of(k, rows)
         for table, residue in zip(tables, kept, strict=True):
             table[rows] = native.in_order(k_f[:, residue::teeth], 1 / mask.n)
     return Prepared(tables, (COMB, teeth, n, len(kept), *kept))
 
 
-def blocks_of(k: Filter) -> Iterator[slice]:
-    """Channels that are prepared together."""
-    return (slice(h, h + ROWS) for h in range(0, k.channels, ROWS))
+def blocks_of(k: AnyFilter) -> Iterator[slice]:
+    """Channels that are prepared together: few, for their spectra are large."""
+    step = max(1, min(ROWS, SPECTRA_AT_ONCE // (16 * k.taps)))
+    return (slice(h, min(h + step, k.channels)) for h in range(0, k.channels, step))
 
 
 def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Part]:
@@ -255,17 +291,19 @@ def fftconv(
     gate: Tensor | None = None,
     skip: Tensor | None = None,
     pregate: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """gate * (k * g + skip * g), g = pregate * u, with k as `prepare` made it ready; see `sparsify.fftconv`.
 
     u, gate, pregate: (B, H, L).  skip: (H,).  Returns (B, H, L), dtype of u.
+    out: where the kernels put it, of u's type; it may be the memory of `gate`.
     """
     if layout[0] == TORCH:
         u = u if pregate is None else u * pregate.to(u.dtype)
         return torch_fftconv(u, tables[0], layout[1], layout[2], gate, skip)
     if u.dtype not in native.TYPES:
         return fftconv(u.float(), tables, layout, gate, skip, pregate).to(u.dtype)
-    out = torch.empty(u.shape, dtype=u.dtype)
+    out = torch.empty(u.shape, dtype=u.dtype) if out is None else out
     skip = None if skip is None else skip.float().contiguous()
     u, gate, pregate = turned(u), turned(gate), turned(pregate)
     return native.convolve(u, parts_of(tables, layout), gate, skip, pregate, out)

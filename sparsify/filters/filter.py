@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,14 +21,17 @@ class Structure:
     Args:
         mask: The bins that the rest keeps.
         head: The few taps that are kept one by one; None where the rest is all.
+        bins: The spectrum of the rest at these bins, (H, count) complex, in the mask's order; None where the taps tell.
     """
 
     mask: BlockMask
     head: Filter | None = None
+    bins: Tensor | None = None
 
     def rows(self, rows: slice) -> Structure:
         """The structure of some channels."""
-        return Structure(self.mask, None if self.head is None else self.head.rows(rows))
+        bins = None if self.bins is None else self.bins[rows]
+        return Structure(self.mask, None if self.head is None else self.head.rows(rows), bins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,10 @@ class Filter:
             known = Structure(known.mask, known.head.reversed())
         return Filter(self.k.flip(-1), self.taps - 1 - self.lookahead, known)
 
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes
+
     def to(self, *args: Any, **kwargs: Any) -> Filter:
         """The filter on another device or in another dtype, as `Tensor.to`; a structure goes along."""
         known = self.structure
@@ -111,18 +119,124 @@ class Filter:
 
     def leaks(self) -> Tensor:
         """Norm of the taps that read the future over the norm of all taps, by channel: (H,) float64."""
-        norm = self.k.double().norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
-        return self.k[:, : self.lookahead].double().norm(dim=-1) / norm
+        norm = self.k.norm(dim=-1, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+        return self.k[:, : self.lookahead].norm(dim=-1, dtype=torch.float64) / norm
 
     def leak(self) -> float:
         """The largest of `leaks`."""
         return self.leaks().max().item()
 
 
-Taps: TypeAlias = Tensor | Filter
+@dataclass(frozen=True, eq=False)
+class BlockedFilter:
+    """A filter that is made a few channels at a time, when somebody asks for them, and never held as a whole.
+
+    Args:
+        outline: The same in tensors without values (on the meta device): sizes, lookahead, structure.
+        make: Channels -> the filter of these, with values.
+        shorter: Samples -> the filter as these feel it, where that is made for less than by cutting it.
+        pieces: Channels -> the structure of these with the bins of the rest, where there are any: what quicker ways
+            need of a masked filter, for less than its taps.
+    """
+
+    outline: Filter
+    make: Callable[[slice], Filter]
+    shorter: Callable[[int], BlockedFilter] | None = None
+    pieces: Callable[[slice], Structure] | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.outline.channels
+
+    @property
+    def taps(self) -> int:
+        return self.outline.taps
+
+    @property
+    def lookahead(self) -> int:
+        return self.outline.lookahead
+
+    @property
+    def reach(self) -> int:
+        return self.outline.reach
+
+    @property
+    def structure(self) -> Structure | None:
+        """What is known of the taps besides, without values."""
+        return self.outline.structure
+
+    @property
+    def nbytes(self) -> int:
+        """What all its taps would take, in float32."""
+        return 4 * self.channels * self.taps
+
+    def rows(self, rows: slice | list[int]) -> Filter:
+        """The filter of some channels."""
+        if isinstance(rows, slice):
+            return self.make(rows)
+        parts = [self.make(slice(h, h + 1)) for h in rows]
+        return Filter(torch.cat([part.k for part in parts]), self.lookahead)
+
+    def map(self, change: Callable[[Filter], Filter]) -> BlockedFilter:
+        """The filter that `change` makes of every channel, again made when asked for."""
+        return BlockedFilter(change(self.outline), lambda rows: change(self.make(rows)))
+
+    def felt(self, seqlen: int) -> BlockedFilter:
+        return self.map(lambda k: k.felt(seqlen)) if self.shorter is None else self.shorter(seqlen)
+
+    def past(self) -> BlockedFilter:
+        return self.map(Filter.past)
+
+    def reversed(self) -> BlockedFilter:
+        return self.map(Filter.reversed)
+
+    def to(self, *args: Any, **kwargs: Any) -> BlockedFilter:
+        return BlockedFilter(self.outline, lambda rows: self.make(rows).to(*args, **kwargs))
+
+    def leak(self) -> float:
+        """As `Filter.leak`."""
+        return max(part.leak() for part in blocks(self))
+
+
+AnyFilter: TypeAlias = Filter | BlockedFilter
+
+
+KEPT_BYTES = 1 << 26  # of a filter's taps, beyond which they are made some channels at a time
+BLOCK_BYTES = 1 << 23  # of taps that are worked on together, in float32
+
+
+def is_large(channels: int, taps: int) -> bool:
+    """Whether a filter of these sizes is made some channels at a time."""
+    return 4 * channels * taps > KEPT_BYTES
+
+
+def blocks(k: AnyFilter, bytes_at_once: int = BLOCK_BYTES) -> Iterator[Filter]:
+    """A filter some channels at a time, the first ones first."""
+    return (k.rows(rows) for rows in row_blocks(k, bytes_at_once))
+
+
+def row_blocks(k: AnyFilter, bytes_at_once: int = BLOCK_BYTES) -> Iterator[slice]:
+    """The channels that are worked on together."""
+    step = max(1, bytes_at_once // (4 * k.taps))
+    return (slice(h, min(h + step, k.channels)) for h in range(0, k.channels, step))
+
+
+def in_memory(k: AnyFilter) -> Filter:
+    """The filter with all its taps in memory."""
+    if isinstance(k, Filter):
+        return k
+    parts = list(blocks(k))
+    known = parts[0].structure
+    if known is not None and known.head is not None:
+        heads = [part.head.k for part in parts if part.head is not None]
+        known = Structure(known.mask, Filter(torch.cat(heads), known.head.lookahead))
+    return Filter(torch.cat([part.k for part in parts]), k.lookahead, known)
+
+
+Taps: TypeAlias = Tensor | Filter | BlockedFilter
 """A filter, or the taps (H, K) of a causal one."""
 
 
-def as_filter(k: Taps) -> Filter:
+def as_filter(k: Taps) -> AnyFilter:
     """The filter itself, or the causal filter with these taps."""
-    return k if isinstance(k, Filter) else Filter(k)
+    return Filter(k) if isinstance(k, Tensor) else k

@@ -233,13 +233,17 @@ def check_share(share: float) -> None:
         raise ValueError(f"share must lie in (0, 1], got {share:g}; 0.25 keeps a quarter")
 
 
-def wrap(k: Tensor, n: int, lookahead: int = 0) -> Tensor:
-    """A filter on n points: lag d at sample d, where it is negative at sample n + d times i.  (H, n) complex128.
+def wrap(k: Tensor, n: int, lookahead: int = 0, dtype: torch.dtype = torch.complex128) -> Tensor:
+    """A filter on n points: lag d at sample d, where it is negative at sample n + d times i.  (H, n) complex.
 
     k: (H, K), tap j at lag j - lookahead.  Lags below -n or from n on have no place there and are left out.
     """
-    past, now = k[:, max(0, lookahead - n) : lookahead].double(), k[:, lookahead : lookahead + n].double()
-    return torch.complex(pad(now, (0, n - now.shape[-1])), pad(past, (n - past.shape[-1], 0)))
+    past, now = k[:, max(0, lookahead - n) : lookahead], k[:, lookahead : lookahead + n]
+    wrapped = torch.zeros(len(k), n, dtype=dtype, device=k.device)
+    wrapped.real[:, : now.shape[-1]] = now
+    if past.shape[-1]:
+        wrapped.imag[:, n - past.shape[-1] :] = past
+    return wrapped
 
 
 def stage(mask: BlockMask, axis: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,14 @@ A filter that looks both ways has its head on both sides of lag 0, and w depends
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .filter import Filter, Taps, as_filter
+from .filter import AnyFilter, BlockedFilter, Filter, Taps, as_filter, in_memory
 from .monarch import BlockMask
-from .spectra import spectrum, taps_at
+from .spectra import precision, spectrum, taps_at
 
 STIFFNESS = 1e-3  # the larger, the nearer a head stays to its ramp; a tenth of it gains nothing that would be heard
 REACH = 1024  # taps of a head that are fitted to a mask; equations of more would take long, and fit little better
@@ -38,25 +39,48 @@ def near(taps: int, length: int, lookahead: int = 0) -> slice:
 
 
 def split(k: Taps, taps: int, mask: BlockMask | None = None) -> tuple[Filter, Filter]:
-    """Head and tail of a filter, which add up to it, in float64.
+    """Head and tail of a filter, which add up to it, in the precision of its spectrum.
 
     The head has `taps` taps, or 2 taps - 1 where the filter looks both ways; fewer where it ends before.  The tail has
     as many as the filter.
     mask: what the tail will be cut to; the head then takes what would be lost of the tail, as far as its taps reach.
     """
-    whole = as_filter(k)
-    own = near(taps, whole.taps, whole.lookahead)
-    d, lags = whole.k.double(), whole.lags[own].abs().cpu()
-    rising = d[:, own] * ramp(min(taps, int(lags.max()) + 1))[lags].to(d.device)
-    head = Filter(d[:, own] - rising, whole.lookahead - own.start)
-    tail = Filter(torch.cat([d[:, : own.start], rising, d[:, own.stop :]], dim=-1), whole.lookahead)
+    full = in_memory(as_filter(k))
+    own = near(taps, full.taps, full.lookahead)
+    d, lags = full.k.to(precision(full.taps if mask is None else mask.n).to_real()), full.lags[own].abs().cpu()
+    rising = d[:, own] * ramp(min(taps, int(lags.max()) + 1))[lags].to(d)
+    head = Filter(d[:, own] - rising, full.lookahead - own.start)
+    tail = Filter(torch.cat([d[:, : own.start], rising, d[:, own.stop :]], dim=-1), full.lookahead)
     if mask is not None:
-        fitted = near(min(taps, mask.n, REACH), whole.taps, whole.lookahead)
-        lost = spectrum(tail, mask.n) * ~mask.bins().to(d.device)
-        moved = moves(taps_at(lost, whole.lags[fitted]), mask)
+        fitted = near(min(taps, mask.n, REACH), full.taps, full.lookahead)
+        lost = spectrum(tail, mask.n) * kept_of(mask)[1].to(d.device)
+        moved = moves(taps_at(lost, full.lags[fitted]), mask)
         head.k[:, fitted.start - own.start : fitted.stop - own.start] += moved
         tail.k[:, fitted] -= moved
     return head, tail
+
+
+def tail_of(k: AnyFilter, taps: int, mask: BlockMask | None = None) -> AnyFilter:
+    """The tail alone that `split` makes, some channels at a time where the filter comes so."""
+    if isinstance(k, Filter):
+        return split(k, taps, mask)[1]
+    return BlockedFilter(k.outline, lambda rows: split(k.rows(rows), taps, mask)[1])
+
+
+@lru_cache(maxsize=4)
+def kept_of(mask: BlockMask) -> tuple[Tensor, Tensor]:
+    """The bins that a mask keeps, in its order, int64, and those that it drops, (n,) bool: asked for block by block."""
+    return mask.frequencies().flatten(), ~mask.bins()
+
+
+@lru_cache(maxsize=4)
+def equations(mask: BlockMask, count: int) -> Tensor:
+    """E' Q E + STIFFNESS of `moves` for so many taps: (count, count) float64."""
+    dropped = kept_of(mask)[1].to(precision(mask.n))
+    lags = torch.arange(count)
+    toeplitz = taps_at(dropped[None], lags)[0].double()[(lags[:, None] - lags).abs()]
+    toeplitz.diagonal().add_(STIFFNESS)
+    return toeplitz
 
 
 def moves(lost: Tensor, mask: BlockMask) -> Tensor:
@@ -66,45 +90,43 @@ def moves(lost: Tensor, mask: BlockMask) -> Tensor:
     dropped bins, E the head's taps and m what is moved, |Q (tail - E m)|^2 + STIFFNESS |m|^2 is least where
     (E' Q E + STIFFNESS) m = E' Q tail.  E' Q E is Toeplitz, and the same for all channels.
     """
-    lags = torch.arange(lost.shape[-1], device=lost.device)
-    dropped = (~mask.bins()).to(lost.device, torch.complex128)
-    kernel = taps_at(dropped[None], lags)[0]
-    toeplitz = kernel[(lags[:, None] - lags).abs()]
-    toeplitz.diagonal().add_(STIFFNESS)
-    return torch.linalg.solve(toeplitz, lost.double().mT).mT
+    return torch.linalg.solve(equations(mask, lost.shape[-1]).to(lost.device), lost.double().mT).mT
 
 
 def kept_bins(k: Taps, mask: BlockMask) -> Tensor:
-    """Spectrum of a filter where a mask of n points keeps it, in the mask's order: (H, count) complex128.
+    """Spectrum of a filter where a mask of n points keeps it, in the mask's order: (H, count) complex.
 
     Of the filter the lags -n .. n - 1 count.
     """
     k_f = spectrum(k, mask.n)
-    return k_f[:, mask.frequencies().flatten().to(k_f.device)]
+    return k_f[:, kept_of(mask)[0].to(k_f.device)]
 
 
 def from_bins(bins: Tensor, mask: BlockMask) -> Tensor:
-    """Filter whose spectrum of n points is `bins` where a mask keeps it, else zero: lags -n .. n - 1, (H, 2n) float64.
+    """Filter whose spectrum of n points is `bins` where a mask keeps it, else zero: lags -n .. n - 1, (H, 2n).
 
         k'[d] = Re (1/n) sum over kept f of K[f] exp(2 pi i (f + 1/4) d / n)
 
     bins: (H, count) complex, in the mask's order.
     """
-    k_f = torch.zeros(len(bins), mask.n, dtype=torch.complex128, device=bins.device)
-    k_f[:, mask.frequencies().flatten()] = bins.to(k_f)
+    k_f = torch.zeros(len(bins), mask.n, dtype=precision(mask.n), device=bins.device)
+    k_f[:, kept_of(mask)[0].to(k_f.device)] = bins.to(k_f)
     return taps_at(k_f, torch.arange(-mask.n, mask.n, device=bins.device))
 
 
 def masked(k: Taps, bins: Tensor, mask: BlockMask) -> Filter:
-    """The filter with these bins at the lags that a mask of n points reaches, in float64.
+    """The filter with these bins at the lags that a mask of n points reaches, in the precision of spectra of n points.
 
     Of `k` the lags beyond -n .. n - 1 stay as they are, if there are any.  Zeroed bins make a filter ring, so half of
     the lags within are negative, whatever `k` does: the result has max(lookahead, n) of them.  Lag -n, which no signal
     of n samples feels, is there to make the result say all of its own spectrum.
     """
-    k, n = as_filter(k), mask.n
-    before, behind = k.k[:, : max(0, k.lookahead - n)].double(), k.k[:, k.lookahead + n :].double()
-    return Filter(torch.cat([before, from_bins(bins, mask), behind], dim=-1), max(k.lookahead, n))
+    k, n = in_memory(as_filter(k)), mask.n
+    whole = from_bins(bins, mask)
+    before, behind = k.k[:, : max(0, k.lookahead - n)], k.k[:, k.lookahead + n :]
+    if before.shape[-1] or behind.shape[-1]:
+        whole = torch.cat([before.to(whole), whole, behind.to(whole)], dim=-1)
+    return Filter(whole, max(k.lookahead, n))
 
 
 def band_limit(k: Taps, mask: BlockMask) -> Filter:

@@ -20,7 +20,7 @@ from sparsify import swap
 from sparsify.converters.load import build
 from sparsify.converters.save import copy_beside
 from sparsify.fftconv import LongConv
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import AnyFilter, Filter
 from sparsify.freshness import weights_of
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
@@ -48,7 +48,7 @@ class PlannedFilter(nn.Module):
         """What the taps are made of; the skip coefficients are none of it."""
         return [weight for weight in weights_of(self) if weight is not self.bias]
 
-    def materialize(self, seqlen: int | None = None) -> Filter:
+    def materialize(self, seqlen: int | None = None) -> AnyFilter:
         """The filter that the weights make in our code now."""
         return next(site for site in sites_of(self.home[0]) if site.name == self.site).materialize(seqlen)
 

@@ -16,7 +16,7 @@ from .result import Result
 from .timing import timed_parts
 
 if TYPE_CHECKING:
-    from sparsify.filters.filter import Filter
+    from sparsify.filters.filter import AnyFilter
     from sparsify.sites import ConvSite
 
 
@@ -108,17 +108,17 @@ def analyze(
         )
 
 
-def analyzed(k: Filter, site: ConvSite, length: int) -> dict[str, Any]:
+def analyzed(k: AnyFilter, site: ConvSite, length: int) -> dict[str, Any]:
     """Where the energy of one filter lies."""
     from sparsify.filters import spectra
-    from sparsify.filters.split import split
+    from sparsify.filters.split import tail_of
     from sparsify.plan import policies
     from sparsify.report.curves import sparkline
 
     n = policies.points(length)
     k = k.felt(length)
     s = spectra.analyze(k, n)
-    tail = spectra.analyze(split(k, policies.HEAD)[1], n)
+    tail = spectra.analyze(tail_of(k, policies.HEAD), n)
     lines = {"taps": s.by_tap, "bins": s.by_bin, "tail": tail.by_bin}
     return {
         "name": site.name,

@@ -78,10 +78,11 @@ def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linear
 def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
     """Every convolution, dense, by the best of torch.fft for signals of this size."""
     from sparsify.evals.speed import cpu_convolution
+    from sparsify.filters.filter import in_memory
 
     say("finding the best torch.fft")
     return {
-        s.name: cpu_convolution.best_torch(some_signal(p, s, batch, length), p.filters[s.name].to(p.device))
+        s.name: cpu_convolution.best_torch(some_signal(p, s, batch, length), in_memory(p.filters[s.name]).to(p.device))
         for s in p.sites
     }
 
@@ -102,6 +103,7 @@ def ways_alone(
     convs: under the plan, dense, and through torch.fft.
     """
     from sparsify.evals.speed import cpu_convolution
+    from sparsify.filters.filter import in_memory
 
     k, kept = p.filters[site.name], p.plan.filters[site.name]
     u = some_signal(p, site, batch, length)
@@ -111,7 +113,7 @@ def ways_alone(
         "sparse": partial(sparse, u),
         "dense": partial(dense, u),
         "torch": partial(through_torch, u),
-        "upstream": partial(cpu_convolution.reference, u, k.to(p.device).felt(length)),
+        "upstream": partial(cpu_convolution.reference, u, in_memory(k.felt(length)).to(p.device)),
     }
 
 

@@ -21,12 +21,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sparsify.filters.filter import Filter, Structure, Taps, as_filter
+from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, Structure, Taps, as_filter, in_memory
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.split import kept_bins, masked, near, split
 from sparsify.storage.files import parse_json, read_json
@@ -105,7 +106,7 @@ class FilterPlan:
 
     def own(self, k: Taps) -> tuple[Tensor | None, Tensor | None]:
         """What this plan keeps of a filter itself: taps (H, taps), bins (H, count), one or both."""
-        k = as_filter(k)
+        k = in_memory(as_filter(k))
         if self.mask is None:
             return k.k[:, self.near(k.taps, k.lookahead)], None
         head, tail = split(k, self.taps, self.mask) if self.taps else (None, k)
@@ -113,7 +114,7 @@ class FilterPlan:
 
     def kept(self, k: Taps) -> tuple[Tensor | None, Tensor | None]:
         """The taps and bins that are convolved with in place of k: the plan's, else k's own."""
-        k = as_filter(k)
+        k = in_memory(as_filter(k))
         if self.values is None:
             return self.own(k)
         channels, width, _ = self.values.sizes
@@ -126,23 +127,67 @@ class FilterPlan:
         taps, bins = self.values.taps, self.values.bins
         return None if taps is None else taps.to(k.k.device), None if bins is None else bins.to(k.k.device)
 
-    def apply(self, k: Taps) -> Filter:
+    @overload
+    def apply(self, k: Tensor | Filter) -> Filter: ...
+    @overload
+    def apply(self, k: AnyFilter) -> AnyFilter: ...
+    def apply(self, k: Taps) -> AnyFilter:
         """The filter that is convolved with under this plan, in the dtype of `k`, and what is known of it."""
         k = as_filter(k)
         if self.mask is not None and self.mask.n > COARSEST * max(k.taps, 1 << 10):
             raise ValueError(f"a mask of {self.mask.n!r:.60} points is too fine for a filter of {k.taps} taps")
+        if isinstance(k, BlockedFilter):
+            return self.blocked(k)
         own = self.near(k.taps, k.lookahead)
         taps, bins = self.kept(k)
         if self.mask is None or bins is None:
             return Filter(k.k if taps is None else taps, k.lookahead - own.start)
         reached = self.taps is None or self.taps <= self.mask.n  # else the head fades taps beyond the mask's lags
-        whole = masked(k if reached else split(k, self.taps or 0)[1], bins, self.mask)
+        all_taps = masked(k if reached else split(k, self.taps or 0)[1], bins, self.mask)
         if taps is None:
-            return Filter(whole.k.to(k.k.dtype), whole.lookahead, Structure(self.mask))
+            return Filter(all_taps.k.to(k.k.dtype), all_taps.lookahead, Structure(self.mask))
         head = Filter(taps.to(k.k.dtype), k.lookahead - own.start)
-        first = whole.lookahead - head.lookahead
-        whole.k[:, first : first + head.taps] += taps
-        return Filter(whole.k.to(k.k.dtype), whole.lookahead, Structure(self.mask, head))
+        first = all_taps.lookahead - head.lookahead
+        all_taps.k[:, first : first + head.taps] += taps
+        return Filter(all_taps.k.to(k.k.dtype), all_taps.lookahead, Structure(self.mask, head))
+
+    def outline(self, channels: int, taps: int, lookahead: int = 0) -> Filter:
+        """`apply` to a filter of these sizes, in tensors without values."""
+
+        def empty(taps: int, lookahead: int) -> Filter:
+            return Filter(torch.empty(channels, taps, device="meta"), lookahead)
+
+        own = self.near(taps, lookahead)
+        few = empty(own.stop - own.start, lookahead - own.start) if own.stop > own.start else None
+        if self.mask is None:
+            assert few is not None
+            return few
+        reach = max(lookahead, self.mask.n)
+        all_taps = empty(reach + max(taps - lookahead, self.mask.n), reach)
+        return replace(all_taps, structure=Structure(self.mask, few if self.taps else None))
+
+    def blocked(self, k: BlockedFilter) -> BlockedFilter:
+        """`apply` to a filter some channels at a time."""
+        if self.kind == "dense":
+            return k
+        if self.mask is None and self.values is None and self.taps is not None:
+            near = self.near(k.taps, k.lookahead)
+            few = k.felt(max(near.stop - k.lookahead, k.lookahead - near.start + 1))
+            return few.map(self.apply) if few.taps < k.taps else k.map(self.apply)
+        mask = self.mask
+
+        def pieces(rows: slice) -> Structure:
+            assert mask is not None
+            own = k.rows(rows)
+            taps, bins = self.of(rows).kept(own)
+            first = own.lookahead - self.near(own.taps, own.lookahead).start
+            return Structure(mask, None if taps is None else Filter(taps.to(own.k.dtype), first), bins)
+
+        return BlockedFilter(
+            self.outline(k.channels, k.taps, k.lookahead),
+            lambda rows: self.of(rows).apply(k.rows(rows)),
+            pieces=None if mask is None else pieces,
+        )
 
     def of(self, rows: slice) -> FilterPlan:
         """The plan for some of a filter's channels."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import AnyFilter
 from sparsify.filters.monarch import BlockMask, check_share
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap, first_holding, rising
-from sparsify.filters.split import split as split_filter
+from sparsify.filters.split import tail_of
 from sparsify.sites import ConvSite
 
 from .plan import FilterPlan, Plan
@@ -27,7 +27,7 @@ class Policy:
     """A rule and its name, e.g. "taps 256".  choose: a filter and its site -> what is kept."""
 
     name: str
-    choose: Callable[[Filter, ConvSite], FilterPlan]
+    choose: Callable[[AnyFilter, ConvSite], FilterPlan]
 
 
 def points(context: int) -> int:
@@ -50,7 +50,7 @@ def taps(count: int) -> Policy:
     if count < 1:
         raise ValueError(f"a partial convolution keeps at least 1 tap, got {count}")
 
-    def choose(k: Filter, site: ConvSite) -> FilterPlan:
+    def choose(k: AnyFilter, site: ConvSite) -> FilterPlan:
         return FilterPlan("partial", count) if count < k.taps - k.lookahead else FilterPlan("dense")
 
     return Policy(f"taps {count}", choose)
@@ -72,11 +72,11 @@ def energy(share: float) -> Policy:
     """Keep `share` of every filter's energy, by taps or by split, whichever keeps less; dense if neither saves."""
     check_share(share)
 
-    def choose(k: Filter, site: ConvSite) -> FilterPlan:
+    def choose(k: AnyFilter, site: ConvSite) -> FilterPlan:
         by_tap = energy_by_tap(k)
         candidates = [FilterPlan("dense"), FilterPlan("partial", first_holding(by_tap, share))]
         n = points(site.context)
-        head, tail = (HEAD, split_filter(k, HEAD)[1]) if site.causal else (None, k)
+        head, tail = (HEAD, tail_of(k, HEAD)) if site.causal else (None, k)
         by_bin, order = energy_by_bin(tail, n), rising(n)
         lost = (1 - share) * by_tap.sum()
         for kept in MASK_SHARES:
@@ -103,7 +103,7 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
 
 def make_plan(
     sites: Sequence[ConvSite],
-    filters: Mapping[str, Filter],
+    filters: Mapping[str, AnyFilter],
     policy: Policy,
     source: Mapping[str, str | None] | None = None,
 ) -> Plan:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.filters.filter import Taps
+from sparsify.filters.filter import Taps, as_filter
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap, rising
-from sparsify.filters.split import split
+from sparsify.filters.split import tail_of
 from sparsify.plan import FilterPlan
 
 FLOOR_DB = -80.0  # quieter entries are drawn here
@@ -33,7 +33,7 @@ def curves(k: Taps, kept: FilterPlan, n: int) -> dict[str, Any]:
     """
     n = kept.mask.n if kept.mask else n
     by_tap, by_bin = energy_by_tap(k), energy_by_bin(k, n)
-    tail = energy_by_bin(split(k, kept.taps, kept.mask)[1], n) if kept.taps and kept.mask else None
+    tail = energy_by_bin(tail_of(as_filter(k), kept.taps, kept.mask), n) if kept.taps and kept.mask else None
     mask = kept.mask.bins()[rising(n)] if kept.mask else None
     in_time = None if mask is not None and not kept.taps else torch.arange(len(by_tap)) < (kept.taps or len(by_tap))
     return {

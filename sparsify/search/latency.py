@@ -18,7 +18,7 @@ import torch
 from sparsify.cpu import backend as cpu
 from sparsify.cpu import native
 from sparsify.cpu.cost_model import processor
-from sparsify.filters.filter import Filter, Structure
+from sparsify.filters.filter import Filter
 from sparsify.gpu import devices, dispatch, planner
 from sparsify.gpu.devices import CARDS, Card
 from sparsify.plan import FilterPlan
@@ -82,23 +82,13 @@ class Target:
 
 
 def outline(plan: FilterPlan, taps: int, seqlen: int, lookahead: int = 0) -> Filter:
-    """What a signal of `seqlen` samples feels of a planned filter, in tensors of sizes, no values: `plan.apply`, cut.
+    """What a signal of `seqlen` samples feels of a planned filter, in tensors of sizes, no values.
 
     taps, lookahead: of the filter before.  A structure is there if such a signal can make use of it.
     """
-
-    def empty(taps: int, lookahead: int) -> Filter:
-        return Filter(torch.empty(1, taps, device="meta"), lookahead)
-
-    own = plan.near(taps, lookahead)
-    before = lookahead - own.start
-    if plan.mask is None:
-        return empty(own.stop - own.start, before).felt(seqlen)
-    n = plan.mask.n
-    reach = max(lookahead, n)
-    whole = empty(reach + max(taps - lookahead, n), reach).felt(seqlen)
-    head = empty(own.stop - own.start, before) if plan.taps else None
-    return replace(whole, structure=Structure(plan.mask, head)) if seqlen <= n else whole
+    planned = plan.outline(1, taps, lookahead)
+    known = planned.structure if planned.mask is not None and seqlen <= planned.mask.n else None
+    return replace(planned.felt(seqlen), structure=known)
 
 
 def cpu_way(felt: Filter, seqlen: int) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import AnyFilter
 from sparsify.plan import FilterPlan
 from sparsify.sites import ConvSite
 
@@ -101,7 +101,7 @@ class Measurements(Protocol):
         """Where the model convolves."""
 
     @property
-    def filters(self) -> Mapping[str, Filter]:
+    def filters(self) -> Mapping[str, AnyFilter]:
         """The filter of every site."""
 
     @property

@@ -25,7 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sparsify.filters.filter import Filter, Taps, as_filter
+from sparsify.filters.filter import AnyFilter, Filter, Taps, as_filter, in_memory
 from sparsify.filters.monarch import roots, wrap
 from sparsify.plan import FilterPlan, Plan
 from sparsify.plan.coefficients import Coefficients
@@ -211,7 +211,7 @@ def refit(
     n = moments.power.shape[1]
     if plan.mask is not None and plan.mask.n != n:
         raise ValueError(f"the plan's mask is on {plan.mask.n} points and the moments on {n}; make both on as many")
-    k, plan = as_filter(k), replace(plan, values=None)
+    k, plan = in_memory(as_filter(k)), replace(plan, values=None)
     future = sensitivity.errors(k, plan, moments, causal).future if future is None else future
     leak = plan.apply(k).leak() if leak is None else leak
     fit, weight = Fit.start(k, plan, moments, causal), torch.ones(k.channels, dtype=torch.float64)
@@ -229,7 +229,7 @@ def refit(
 
 def refitted(
     plan: Plan,
-    filters: Mapping[str, Filter],
+    filters: Mapping[str, AnyFilter],
     moments: Mapping[str, Moments],
     sites: Sequence[ConvSite],
     future: float | Mapping[str, float] | None = None,

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from sparsify import swap
 from sparsify.fftconv import LongConv, Source
-from sparsify.filters.filter import Filter, Taps, as_filter
+from sparsify.filters.filter import AnyFilter, Filter, Taps, as_filter, in_memory
 from sparsify.filters.monarch import BlockMask, roots, wrap
 from sparsify.filters.spectra import spectrum
 from sparsify.filters.split import REACH, moves, near, split
@@ -110,7 +110,7 @@ class Recorder(LongConv):
 
 @contextmanager
 def recording(
-    sites: Sequence[ConvSite], filters: Mapping[str, Filter], before: Mapping[str, Moments] | None = None
+    sites: Sequence[ConvSite], filters: Mapping[str, AnyFilter], before: Mapping[str, Moments] | None = None
 ) -> Iterator[Callable[[], dict[str, Moments]]]:
     """While it lasts, every site takes note of what arrives; yields a function that says what that was so far.
 
@@ -139,7 +139,8 @@ class Errors:
 
 def output_error(k: Taps, kept: Filter, moments: Moments) -> float:
     """E |gate ((k - k') * g)|^2 over E |gate (k * g)|^2, by Parseval, with k' as `kept` has it."""
-    return power(difference(as_filter(k), kept), moments) / max(power(as_filter(k), moments), TINY)
+    k = in_memory(as_filter(k))
+    return power(difference(k, kept), moments) / max(power(k, moments), TINY)
 
 
 def errors(k: Taps, plan: FilterPlan, moments: Moments, causal: bool) -> Errors:
@@ -227,8 +228,8 @@ def walked(
     turn, felt = turns(n, moments.seqlen)
     alive = [Rung(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
     for rows in chunks(channels, n):
-        part = moments.of(rows)
-        for rung, lost in zip(alive, taken(k.rows(rows), alive, turn), strict=True):
+        part, own = moments.of(rows), k.rows(rows)
+        for rung, lost in zip(alive, taken(own, alive, turn), strict=True):
             now, past = lost.real * felt[0], lost.imag * felt[1]
             if not causal:
                 rung.lost += transformed(torch.complex(now, past), turn, part)
@@ -236,7 +237,7 @@ def walked(
             rung.lost += transformed(now, turn, part)
             if rung.plan.leaks:
                 rung.future += transformed(past, turn, part)
-                rung.leak = max(rung.leak, leak(lost, k.k[rows]))
+                rung.leak = max(rung.leak, leak(lost, own.k))
         low = next((i for i, rung in enumerate(alive) if rung.lost > LARGEST_ERROR * whole), len(alive))
         alive = [rung for rung in alive[:low] if math.isinf(future) or allowed(rung, future * whole)]
     return [(rung.plan, Errors(rung.lost / whole, rung.future / whole)) for rung in alive]
@@ -343,7 +344,7 @@ def beats(one: Candidate, other: Candidate) -> bool:
     return better and one.seconds <= other.seconds
 
 
-def ladders(k: Filter, site: ConvSite, masks_alone: bool) -> list[list[FilterPlan]]:
+def ladders(k: AnyFilter, site: ConvSite, masks_alone: bool) -> list[list[FilterPlan]]:
     """Plans of one kind each, the most careful first."""
     reach, n = k.reach, points(site.context)
     heads, shares = (HEADS, SHARES) if site.causal else ((*SHORT_HEADS, *HEADS), (*WIDE, *SHARES))

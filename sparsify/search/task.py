@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from sparsify import swap
+from sparsify.cpu import memory
 from sparsify.plan import FilterPlan
 from sparsify.sites import ConvSite
 
@@ -108,7 +108,7 @@ def candidates_of(runs: Measurements, task: Task) -> dict[str, list[Candidate]]:
 
 def seconds(runs: Measurements, task: Task, site: ConvSite, plan: FilterPlan) -> float:
     """Predicted price of one site under a plan."""
-    k, each = runs.filters[site.name], swap.SPECTRA_BYTES // len(runs.sites)
+    k, each = runs.filters[site.name], memory.budget() // len(runs.sites)
     context = task.calibration.context
     return task.target.seconds(plan, site.channels, k.taps, context, spectra_bytes=each, lookahead=k.lookahead)
 
