@@ -190,7 +190,7 @@ def test_numbers_that_the_command_line_would_not_take_are_refused(checkpoint, da
         ("linears in 'float16'; choose one of float32, bfloat16",
          lambda: evaluate(src, data=data, context=50, linears="float16")),
         ("there is no evaluation 'perplexity'; choose one of ppl, front, glue, mlm, retrieval",
-         lambda: evaluate(src, "perplexity")),
+         lambda: evaluate(src, data, kind="perplexity")),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):
             call()
