@@ -7,8 +7,6 @@ measured beside the plan that is predicted to lose least among those that cost n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from sparsify.evals.texts import Run, Text
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import band, points
+from sparsify.report.schema import Fronts, Pair, Point
 from sparsify.search.knapsack import Option, Options, cheapest
 from sparsify.sites import ConvSite
 
@@ -26,45 +25,6 @@ from .runs import Bar, Picks, Remembered, Runs, Say, no_bar, nothing
 
 KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
-
-
-@dataclass(frozen=True)
-class Point:
-    """A choice as measured: negative lags cut, but for the leak, which is of the choice as it is."""
-
-    kept: str
-    cost: float  # predicted, of all convolutions
-    increase: float  # of perplexity, relative
-    stderr: float
-    kl: float  # from the dense model, nats a token
-    leak: float  # relative to the logits
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same for every convolution, and what sensitivity chooses for no more."""
-
-    kind: str
-    share: float
-    uniform: Point
-    chosen: Point
-
-
-@dataclass(frozen=True)
-class Fronts:
-    """What was compared, and on what."""
-
-    target: str
-    figure: str  # "perplexity", or what stands for it
-    dense_cost: float
-    pairs: tuple[Pair, ...]
-    not_cheaper: tuple[str, ...]  # of the uniform ones, which cost as much as dense on this target
-    calibration_windows: int
-    held_out_windows: int
-    context: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def uniform(sites: Sequence[ConvSite], kind: str, share: float) -> dict[str, FilterPlan]:
@@ -145,10 +105,11 @@ def compared(
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
                 say(told(pair, most))
-    windows = len(task.calibration), len(task.held_out)
     return Fronts(
-        task.target.name, task.held_out.figure, most, tuple(pairs), tuple(dear), *windows, task.calibration.context
-    )
+        target=task.target.name, figure=task.held_out.figure, dense_cost=most, pairs=tuple(pairs), not_cheaper=dear,
+        calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
+        context=task.calibration.context,
+    )  # fmt: skip
 
 
 def price(runs: Runs, task: Task, picks: Picks) -> float:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sparsify import swap
 from sparsify.evals import causality
-from sparsify.evals.causality import Leak
 from sparsify.evals.data import Windows
 from sparsify.evals.quality import Versus
 from sparsify.evals.texts import Run, Text, compare, saying
 from sparsify.plan import FilterPlan, Plan
+from sparsify.report.schema import Leak
 from sparsify.search import sensitivity
 from sparsify.search.sensitivity import Moments
 from sparsify.sites import Conv, ConvSite
