@@ -10,31 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparsify.process import as_written
-from sparsify.report import figures
-from sparsify.report.schema import (
-    Analysis,
-    Calibration,
-    Conditions,
-    Conversion,
-    ConvolutionBench,
-    Evaluation,
-    FilledIn,
-    Finetuning,
-    Generation,
-    Glue,
-    GpuBench,
-    Health,
-    Inspection,
-    MaskedTokens,
-    ModelBench,
-    ParetoComparison,
-    Part,
-    Ratio,
-    Retrieval,
-    Retrieved,
-    Search,
-    Tuning,
-)
+from sparsify.report import figures, schema
 
 
 def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -49,7 +25,7 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
     console.print(made)
 
 
-def inspected(console: Console, result: Inspection) -> None:
+def inspected(console: Console, result: schema.Inspection) -> None:
     console.print(f"[bold]{result.source}[/bold]  {result.family}, {result.parameters:,} parameters")
     shift = "" if result.shift is None else f"filters with shift {result.shift:g}, "
     console.print(f"context {result.context:,} tokens, {shift}plan: {result.plan}")
@@ -59,13 +35,13 @@ def inspected(console: Console, result: Inspection) -> None:
     split_time(console, f"{result.timed_tokens:,} tokens", result.upstream_time, result.time)
 
 
-def split_time(console: Console, what: str, before: Sequence[Part], after: Sequence[Part]) -> None:
+def split_time(console: Console, what: str, before: Sequence[schema.Part], after: Sequence[schema.Part]) -> None:
     """Where the time goes, as upstream and under the plan."""
     columns = ("part", "as upstream", "share", "this plan", "share")
     table(console, f"One forward pass of {what}, median over rounds", columns, figures.part_rows(before, after))
 
 
-def analyzed(console: Console, result: Analysis) -> None:
+def analyzed(console: Console, result: schema.Analysis) -> None:
     shares = [f"{100 * share:g} %" for share in result.shares]
     by_tap = [(s.name, s.taps_line, *(f"{t:,}" for t in s.taps)) for s in result.sites]
     by_bin = [
@@ -81,7 +57,7 @@ def analyzed(console: Console, result: Analysis) -> None:
     console.print("[dim]bars span 60 dB along a logarithmic axis; the jump at lag 0 is what spreads a spectrum[/dim]")
 
 
-def quality(console: Console, result: Evaluation) -> None:
+def quality(console: Console, result: schema.Evaluation) -> None:
     """Dense against sparse: one row a figure, one column a model."""
     names = figures.variants(result)
     table(console, "Quality and speed", ("", *names), figures.figure_rows(result))
@@ -93,7 +69,7 @@ def quality(console: Console, result: Evaluation) -> None:
     console.print(f"[dim]{result.convention}[/dim]")
 
 
-def benched(console: Console, result: ModelBench) -> None:
+def benched(console: Console, result: schema.ModelBench) -> None:
     rows = (result, result.convolutions, *result.sites)
     sizes = f"{result.batch} x {result.length:,} tokens"
     ways = {"upstream": "as upstream", "torch": "torch.fft", "dense": "dense"}
@@ -122,12 +98,12 @@ def benched(console: Console, result: ModelBench) -> None:
     taken_under(console, result.conditions)
 
 
-def taken_under(console: Console, c: Conditions) -> None:
+def taken_under(console: Console, c: schema.Conditions) -> None:
     where = f"{c.hardware}, {c.threads} threads, kernels {c.kernels}, torch {c.torch}, commit {c.commit}"
     console.print(f"[dim]{where}[/dim]")
 
 
-def convolved(console: Console, result: ConvolutionBench) -> None:
+def convolved(console: Console, result: schema.ConvolutionBench) -> None:
     """The convolution alone: a table a shape."""
     for timed in result.shapes:
         batch, channels, seqlen = timed.shape
@@ -150,7 +126,7 @@ def convolved(console: Console, result: ConvolutionBench) -> None:
     taken_under(console, result.conditions)
 
 
-def gpu_convolved(console: Console, result: GpuBench) -> None:
+def gpu_convolved(console: Console, result: schema.GpuBench) -> None:
     """The convolution alone on a GPU: a table a case."""
     for timed in result.cases:
         rows = []
@@ -186,7 +162,7 @@ def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.1f}"
 
 
-def tuned(console: Console, result: Tuning) -> None:
+def tuned(console: Console, result: schema.Tuning) -> None:
     """Kernels that were chosen by the clock."""
     rows = []
     for row in result.tuned:
@@ -211,11 +187,11 @@ def kernel(choice: Mapping[str, Any]) -> str:
     return f"{choice['how']} {radix}{factors}, {inner['source']}, {sizes}"
 
 
-def ratio(found: Ratio | None) -> str:
+def ratio(found: schema.Ratio | None) -> str:
     return figures.faster(found.median, (found.low, found.high)) if found else ""
 
 
-def calibrated(console: Console, result: Calibration) -> None:
+def calibrated(console: Console, result: schema.Calibration) -> None:
     measured, default = result.costs, result.defaults
     rows = [(f"a point, there and back, of {1 << int(bits):,}", f"{ns:.2f}", f"{default['point'][bits]:.2f}")
             for bits, ns in measured["point"].items()]  # fmt: skip
@@ -230,12 +206,12 @@ def calibrated(console: Console, result: Calibration) -> None:
     console.print(f"kept in {result.path}", soft_wrap=True)
 
 
-def generated(console: Console, result: Generation) -> None:
+def generated(console: Console, result: schema.Generation) -> None:
     """The text alone, for the next program."""
     console.out(result.text)
 
 
-def converted(console: Console, result: Conversion) -> None:
+def converted(console: Console, result: schema.Conversion) -> None:
     rows = [(f.name, f.plan, f"{f.density:.3f}", f"{f.leak:.1e}") for f in result.filters]
     table(console, f"Plan: {result.plan}", ("site", "kept", "density", "taps ahead / taps"), rows)
     if result.planned:
@@ -246,14 +222,14 @@ def converted(console: Console, result: Conversion) -> None:
     console.print(f"[bold]{result.next}[/bold]", soft_wrap=True)
 
 
-def planned(console: Console, found: Search) -> None:
+def planned(console: Console, found: schema.Search) -> None:
     """How a plan within a budget was found, and what stands behind it."""
     title = f"Fastest within {found.budget:.3%} on {found.target}"
     table(console, title, figures.step_columns(found), figures.step_rows(found))
     console.print(f"[dim]{figures.searched(found)}[/dim]")
 
 
-def fronts(console: Console, found: ParetoComparison) -> None:
+def fronts(console: Console, found: schema.ParetoComparison) -> None:
     """One mask for every convolution against plans by sensitivity, at the same cost."""
     table(console, f"At the same cost on {found.target}", figures.front_columns(found), figures.front_rows(found))
     if found.not_cheaper:
@@ -266,12 +242,12 @@ def fronts(console: Console, found: ParetoComparison) -> None:
     taken_under(console, found.conditions)
 
 
-def checked(console: Console, result: Health) -> None:
+def checked(console: Console, result: schema.Health) -> None:
     rows = [("yes" if c.ok else "no", c.name, c.detail) for c in result.checks]
     table(console, "sparsify doctor", ("ok", "what", "found"), rows)
 
 
-def glue(console: Console, result: Glue) -> None:
+def glue(console: Console, result: schema.Glue) -> None:
     """A row a metric of a task; differences are of the same examples."""
     names = list(result.figures[0].values)
     paired = ("difference, paired", "95 % interval", "p", "test") if len(names) > 1 else ()
@@ -305,8 +281,8 @@ def by_variant(
     console.print(f"\n[dim]{convention}[/dim]", soft_wrap=True)
 
 
-def filled_in(console: Console, result: MaskedTokens) -> None:
-    cells: dict[str, Callable[[FilledIn], str]] = {
+def filled_in(console: Console, result: schema.MaskedTokens) -> None:
+    cells: dict[str, Callable[[schema.FilledIn], str]] = {
         "pseudo-perplexity": lambda r: figures.spread(r.pseudo_perplexity, r.pseudo_perplexity_stderr),
         "against dense, paired": lambda r: figures.ratio(r.pseudo_perplexity_ratio, r.pseudo_perplexity_ratio_stderr),
         "masked tokens guessed": lambda r: f"{r.accuracy:.2%}",
@@ -317,8 +293,8 @@ def filled_in(console: Console, result: MaskedTokens) -> None:
     by_variant(console, "Masked tokens", [row.name for row in result.variants], rows, result.convention)
 
 
-def retrieved(console: Console, result: Retrieval) -> None:
-    cells: dict[str, Callable[[Retrieved], str]] = {
+def retrieved(console: Console, result: schema.Retrieval) -> None:
+    cells: dict[str, Callable[[schema.Retrieved], str]] = {
         "MRR": lambda r: figures.number(r.mrr),
         "against dense, paired": lambda r: figures.spread(r.mrr_difference, r.mrr_difference_stderr),
         "cosine to dense, mean": lambda r: figures.number(r.cosine, 6),
@@ -330,7 +306,7 @@ def retrieved(console: Console, result: Retrieval) -> None:
     by_variant(console, "Embeddings", [row.name for row in result.variants], rows, result.convention)
 
 
-def fine_tuned(console: Console, result: Finetuning) -> None:
+def fine_tuned(console: Console, result: schema.Finetuning) -> None:
     rows = [
         (f"{e.step:,}" + (" (kept)" if e == result.best else ""), f"{e.loss:.4f}", f"{e.value:.4f}")
         for e in result.evaluations

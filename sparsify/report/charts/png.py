@@ -13,7 +13,6 @@ from .chart import Area, Chart, Dots, Line, between
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HUES = {"kept": "#2563c9", "tail": "#bd5208", "whole": "#77736b", "other": "#17713f"}  # as on the page by day
 INK, GROUND = "#1c1b19", {"fc": "white", "lw": 0, "alpha": 0.8, "pad": 1}
@@ -33,10 +32,6 @@ def drawn(rows: Sequence[Sequence[tuple[str, Chart]]], height: float) -> bytes:
         for (title, chart), panel in zip(row, beside, strict=True):
             panel.set_title(title, fontsize="small", loc="left")
             draw(panel, chart)
-    return png(figure)
-
-
-def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
