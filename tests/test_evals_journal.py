@@ -165,14 +165,14 @@ def passes_of(model, monkeypatch, most=10**9):
 
 
 def figures(found):
-    return replace(found, passes=0).to_dict(), found.plan.to_dict()
+    return replace(found.search, passes=0).to_dict(), found.plan.to_dict()
 
 
 def test_interrupted_again_and_again(tiny, short, tmp_path, monkeypatch):
     """After one forward pass, then after two more, and so on: inside every stage, the same plan and figures."""
     halves = divide(data())
     straight = plan_within(*tiny, *halves, 0.03, Kept())
-    assert len(straight.steps) > 1 and any(step.leak > 0 for step in straight.steps)
+    assert len(straight.search.steps) > 1 and any(step.leak > 0 for step in straight.search.steps)
     kept, taken = [], []
     for most in range(1, 100):
         with monkeypatch.context() as patch:
@@ -183,7 +183,9 @@ def test_interrupted_again_and_again(tiny, short, tmp_path, monkeypatch):
             except KeyboardInterrupt:
                 kept += [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert figures(found) == figures(straight) and len(taken) > 5
-    assert sum(map(sum, taken)) > found.passes * 28 >= straight.passes * 28  # what was lost is not counted
+    assert (
+        sum(map(sum, taken)) > found.search.passes * 28 >= straight.search.passes * 28
+    )  # what was lost is not counted
     assert len({*kept}) == len({json.loads(line).get("key") for line in kept})  # nothing was measured twice
 
 
@@ -223,12 +225,12 @@ def test_what_is_recalled_is_believed(tiny, short, tmp_path, monkeypatch):
     (path,) = tmp_path.glob("*.jsonl")
     none = passes_of(tiny[0], monkeypatch, 0)
     again = plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
-    assert again.to_dict() == straight.to_dict() and not none
-    measured = repr(straight.chosen.increase + 1)
+    assert again.search == straight.search and not none
+    measured = repr(straight.search.chosen.increase + 1)
     assert measured in path.read_text()
     path.write_text(path.read_text().replace(measured, "1.00390625"))
-    assert 0.00390625 in [step.increase for step in
-                          plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path)).steps]  # fmt: skip
+    again = plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+    assert 0.00390625 in [step.increase for step in again.search.steps]
 
 
 def test_another_budget_uses_the_same_probes(tiny, short, tmp_path, monkeypatch):
@@ -238,7 +240,7 @@ def test_another_budget_uses_the_same_probes(tiny, short, tmp_path, monkeypatch)
     lines = []
     taken = passes_of(tiny[0], monkeypatch)
     found = plan_within(*tiny, *halves, 0.003, Kept(), progress=lines.append, journal=Journal(tmp_path))
-    assert figures(found) == figures(alone) and sum(taken) < 0.6 * 28 * alone.passes
+    assert figures(found) == figures(alone) and sum(taken) < 0.6 * 28 * alone.search.passes
     assert lines[0].startswith("going on from ") and lines[0].endswith(f"28 windows kept in {tmp_path}")
 
 
@@ -250,7 +252,7 @@ def test_other_weights_find_nothing(tiny, short, tmp_path, monkeypatch):
     next(iter(changed.values()))[0, 0] += 1
     lines, taken = [], passes_of(model, monkeypatch)
     found = plan_within(*tiny[:2], changed, *halves, 0.03, Kept(), progress=lines.append, journal=Journal(tmp_path))
-    assert sum(taken) == 28 * found.passes
+    assert sum(taken) == 28 * found.search.passes
     assert lines[0] == f"{tmp_path} holds measurements of other weights or versions; they are left alone"
 
 

@@ -94,20 +94,23 @@ def test_budgets_are_read():
 
 def test_the_promise_is_kept(planned):
     for found in planned:
-        assert found.chosen.fits and found.chosen.increase + found.chosen.stderr <= found.budget
-        assert found.chosen in found.steps and 1 <= len(found.steps) <= planner.STEPS
-        assert found.chosen.leak <= LEAK_GOAL
-        assert found.bound <= found.chosen.cost * (1 + 1e-9) < found.dense_cost
-        assert found.plan.policy == f"max-ppl-increase {100 * found.budget:g}%"
+        assert (
+            found.search.chosen.fits
+            and found.search.chosen.increase + found.search.chosen.stderr <= found.search.budget
+        )
+        assert found.search.chosen in found.search.steps and 1 <= len(found.search.steps) <= planner.STEPS
+        assert found.search.chosen.leak <= LEAK_GOAL
+        assert found.search.bound <= found.search.chosen.cost * (1 + 1e-9) < found.search.dense_cost
+        assert found.plan.policy == f"max-ppl-increase {100 * found.search.budget:g}%"
 
 
 def test_more_is_allowed_more_is_left_out(planned):
-    costs = [found.chosen.cost for found in planned]
+    costs = [found.search.chosen.cost for found in planned]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
 
 
 def test_it_costs_few_passes(planned):
-    assert all(found.passes < 40 for found in planned)
+    assert all(found.search.passes < 40 for found in planned)
 
 
 def test_few_windows_and_many_sites_cost_no_more(tiny, monkeypatch):
@@ -115,10 +118,12 @@ def test_few_windows_and_many_sites_cost_no_more(tiny, monkeypatch):
     model, sites, filters = tiny
     calibration, held_out = divide(data(10))
     found = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
-    assert found.calibration_windows == 7 and found.passes < 40
+    assert found.search.calibration_windows == 7 and found.search.passes < 40
     monkeypatch.setattr(candidates, "PROBE_PASSES", 1)
     again = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
-    assert again.passes < found.passes and not all(row["probed"] for row in again.sites if row["plan"] != "dense")
+    assert again.search.passes < found.search.passes and not all(
+        row.probed for row in again.search.sites if row.plan != "dense"
+    )
 
 
 def increase(tiny, plan, held_out, cut):
@@ -135,9 +140,9 @@ def test_what_was_measured_is_what_another_measures(planned, tiny):
     model, sites, filters = tiny
     _, held_out = divide(data())
     for found in planned:
-        assert found.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
+        assert found.search.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
         leak = causality.leak(swap.variant(model, sites, swap.operators(filters, found.plan)), held_out).worst
-        assert leak == pytest.approx(found.chosen.leak, abs=1e-6)
+        assert leak == pytest.approx(found.search.chosen.leak, abs=1e-6)
 
 
 # --- models that look both ways ------------------------------------------------------------------------------------
@@ -162,18 +167,18 @@ def test_the_promise_is_kept_of_masked_tokens(planned_both_ways, both_ways):
     _, held_out = divide(layouts_m2.masked_windows(60))
     per_window = held_out.per_window.tolist()
     for found in planned_both_ways:
-        step = found.chosen
-        assert step.fits and step.increase + step.stderr <= found.budget and step.leak == 0
-        assert found.bound <= step.cost * (1 + 1e-9) < found.dense_cost and found.passes < 40
+        step = found.search.chosen
+        assert step.fits and step.increase + step.stderr <= found.search.budget and step.leak == 0
+        assert found.search.bound <= step.cost * (1 + 1e-9) < found.search.dense_cost and found.search.passes < 40
         worse, kl = filled_in(both_ways, found.plan, held_out)
         assert step.increase == pytest.approx(math.expm1(worse.mean()), abs=1e-6)
         assert step.kl == pytest.approx(kl, rel=1e-3, abs=1e-9)
         by_window = torch.stack([part.mean() for part in worse.split(per_window)])
         spread = float(by_window.std()) / len(held_out) ** 0.5  # of a logarithm
         assert step.stderr == pytest.approx((1 + step.increase) * spread, rel=1e-3)
-        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        told = json.loads(json.dumps(found.search.to_dict(), allow_nan=False))
         assert told["figure"] == "pseudo-perplexity" and told["held_out_windows"] == 18
-    costs = [found.chosen.cost for found in planned_both_ways]
+    costs = [found.search.chosen.cost for found in planned_both_ways]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
 
 
@@ -193,7 +198,7 @@ def test_nothing_chosen_by_hand_is_as_cheap(planned_both_ways, both_ways):
 
     by_hand, by_split = by_cost(plain), by_cost(parted)
     for found in planned_both_ways:
-        near, parted_near = ([c for c, kl in some if kl <= found.chosen.kl] for some in (by_hand, by_split))
+        near, parted_near = ([c for c, kl in some if kl <= found.search.chosen.kl] for some in (by_hand, by_split))
         assert cost(found.plan) < 0.8 * min(near) and cost(found.plan) <= min(parted_near, default=math.inf)
 
 
@@ -214,8 +219,8 @@ def test_masked_windows_are_few_tokens():
 def test_a_refit_of_both_sides_is_nearer(both_ways):
     halves = divide(layouts_m2.masked_windows(60))
     plain, better = (plan_within(*both_ways, *halves, 0.03, Kept(), refit=refit) for refit in (False, True))
-    assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
-    assert filled_in(both_ways, better.plan, halves[1])[1] == pytest.approx(better.chosen.kl, rel=1e-3)
+    assert better.search.chosen.kl < plain.search.chosen.kl and better.search.chosen.cost == plain.search.chosen.cost
+    assert filled_in(both_ways, better.plan, halves[1])[1] == pytest.approx(better.search.chosen.kl, rel=1e-3)
 
 
 def test_a_plan_fits_a_classifier_of_the_same_trunk(planned_both_ways, both_ways):
@@ -248,7 +253,7 @@ def test_model_is_left_as_it_was(tiny):
 
 def test_report_is_json(planned):
     for found in planned:
-        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        told = json.loads(json.dumps(found.search.to_dict(), allow_nan=False))
         assert told["plan"] == found.plan.policy and told["chosen"] in told["steps"]
         assert [row["name"] for row in told["sites"]] == list(found.plan.filters)
         gains = [gain for gain, _ in told["points"]]
@@ -302,9 +307,9 @@ def test_leaks_are_bounded_unless_allowed(tiny, monkeypatch):
     with pytest.raises(RuntimeError, match="when the future changes"):
         plan_within(*tiny, *halves, 0.03, Kept())
     found = plan_within(*tiny, *halves, 0.03, Kept(), allow_leak=True)
-    assert found.plan.leaks and found.chosen.leak == 0  # not measured
+    assert found.plan.leaks and found.search.chosen.leak == 0  # not measured
     honest, told = (increase(tiny, found.plan, halves[1], cut) for cut in (True, False))
-    assert found.chosen.increase == pytest.approx(honest, abs=1e-7) and abs(told - honest) > 1e-5
+    assert found.search.chosen.increase == pytest.approx(honest, abs=1e-7) and abs(told - honest) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -345,10 +350,12 @@ def test_no_further_than_the_predictions_may_move(tiny, monkeypatch):
 
     monkeypatch.setattr(runs.Runs, "versus", lucky)
     found = plan_within(*tiny, *halves, 3e-3, Kept())
-    assert found.chosen.fits and all(step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.steps)
-    assert 3e-3 < found.chosen.predicted < 6.1e-3
+    assert found.search.chosen.fits and all(
+        step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.search.steps
+    )
+    assert 3e-3 < found.search.chosen.predicted < 6.1e-3
     monkeypatch.setattr(planner, "KL_TIMES", 100.0)
-    assert plan_within(*tiny, *halves, 3e-3, Kept()).chosen.predicted > 6.1e-3
+    assert plan_within(*tiny, *halves, 3e-3, Kept()).search.chosen.predicted > 6.1e-3
 
 
 def test_sites_that_make_up_for_each_other():
@@ -370,9 +377,9 @@ def test_a_refit_is_taken_where_it_is_nearer(tiny, monkeypatch):
     halves = divide(data())
     plain = plan_within(*tiny, *halves, 0.03, Kept())
     better = plan_within(*tiny, *halves, 0.03, Kept(), refit=True)
-    assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
+    assert better.search.chosen.kl < plain.search.chosen.kl and better.search.chosen.cost == plain.search.chosen.cost
     assert any(plan.values is not None for plan in better.plan.filters.values())
-    assert any("re-fitted" in site["plan"] for site in better.sites)
+    assert any("re-fitted" in site.plan for site in better.search.sites)
     monkeypatch.setattr(planner, "refitted", lambda plan, *rest, **options: plan)
     assert plan_within(*tiny, *halves, 0.03, Kept(), refit=True) == plain
 
@@ -392,5 +399,5 @@ def test_published_weights_keep_a_fifth(test_data, monkeypatch):
     first, last = divide(windows(documents, p.tokenizer.encode, 1024, alphabet="ACGT", limit=40))
     monkeypatch.setattr(candidates, "PROBE_WINDOWS", 2)
     found = plan_within(p.model, p.sites, p.filters, first, last, 1e-3, Kept())
-    assert found.chosen.density <= 0.2 and found.chosen.leak < 1e-3
-    assert found.chosen.increase + found.chosen.stderr <= 1e-3
+    assert found.search.chosen.density <= 0.2 and found.search.chosen.leak < 1e-3
+    assert found.search.chosen.increase + found.search.chosen.stderr <= 1e-3

@@ -20,6 +20,7 @@ from sparsify.gpu.launch_spec import way_from
 from sparsify.gpu.tiling import Tiling, TwoLevel
 from sparsify.gpu.tuning_cache import Choice
 from sparsify.plan import FilterPlan
+from sparsify.report.schema import TunedCase
 
 CARD = CARDS["sm_90"]
 PLAIN = tuning_cache.Case.plain("float16", 4096, 4, 64, 4096)
@@ -247,6 +248,7 @@ def test_the_quickest_kernel_that_is_right_is_kept(brief):
     taken = tuning_cache.choice(CARD, tuning_cache.Case.plain("float16", 256, 1, 2, 256))
     assert (taken.how, taken.tiling) == ("plain", quickest.tiling) and taken.seconds == pytest.approx(0.025, rel=1e-3)
     assert json.loads(json.dumps(found))["choice"] == json.loads(json.dumps(asdict(taken))) and planned != taken
+    assert TunedCase.from_dict(found).to_dict() == json.loads(json.dumps(found))
 
 
 def test_who_cannot_be_tuned_is_told_and_left_out(brief):
