@@ -11,13 +11,13 @@ import torch
 from reports import PLANS, converted, page, planned, row, rows
 
 from sparsify.evals import causality
-from sparsify.evals.planning import candidates
 from sparsify.plan import FilterPlan
 from sparsify.report.curves import curves
 from sparsify.report.figures import COUNTED, COUNTED_UNIT, gain_unit
 from sparsify.report.filters import OPEN, short
 from sparsify.report.page import LEAK_LIMIT, tone
 from sparsify.report.schema import Conversion
+from sparsify.search import task as candidates
 
 VOID = {"meta", "wbr"}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from reports import PLANS, decaying, planned, rows
 
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap
 from sparsify.filters.split import split

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from sparsify.cli.main import main
 from sparsify.cpu import cost_model
-from sparsify.filters.filter import Filter, Structure
 from sparsify.evals.speed import autotune, gpu_convolution, gpu_machine
 from sparsify.evals.speed.gpu_convolution import Case
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import dispatch, jit, tuning_cache
 from sparsify.gpu.devices import CARDS
@@ -186,7 +186,7 @@ def test_the_backend_takes_what_was_timed():
     k = torch.randn(64, 4096)
 
     def factors():
-        way = way_from(tuple(dispatch.prepare(k, 0, 4096, torch.float16, 4, card=CARD).layout))
+        way = way_from(tuple(dispatch.prepare(Filter(k), 4096, torch.float16, 4, CARD).layout))
         return way.factors, way.warps, way.resident
 
     other = Choice("plain", Tiling((16, 8, 32), 1, 2), 1)
