@@ -6,10 +6,10 @@ them the one it should predict.  Perplexity then looks better than it is.  The h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from sparsify.report.schema import Leak
 
 from . import Logits
 from .data import Windows
@@ -17,26 +17,6 @@ from .quality import predict
 
 ROUND_OFF = 1e-5  # leak of a causal float32 model: its FFTs mix past and future to rounding error
 LEAK_LIMIT = 1e-2  # above this a perplexity as computed is not believed
-
-
-@dataclass(frozen=True)
-class Leak:
-    """How far logits move when every token after t changes; relative L2, 0 for a causal model.
-
-    `past` takes the logits at 0 .. t together.  `edge` takes those at t alone, which see the most of the future, so it
-    does not fade with t as `past` does when only the last few positions look ahead.
-    """
-
-    past_mean: float
-    past_worst: float
-    edge_mean: float
-    edge_worst: float
-    trials: int  # windows times positions
-
-    @property
-    def worst(self) -> float:
-        """The figure to judge by."""
-        return max(self.past_worst, self.edge_worst)
 
 
 def leak(logits: Logits, windows: Windows, n_windows: int = 4, n_positions: int = 4, seed: int = 0) -> Leak:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from sparsify.report import schema
 
 from .data import Rows
 from .quality import Comparison, Quality, Versus, exponential, refuse_not_finite, score, standard_error
@@ -108,11 +110,12 @@ class FilledIn:
         own = self.nll_per_token, self.nll_stderr, self.pseudo_perplexity, self.pseudo_perplexity_stderr
         return Quality(self.name, *own, self.nll_per_token / math.log(2), (), self.versus)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plainly named numbers, JSON types only; differences, ratio, kl and agreement are against `baseline`."""
+    def report(self) -> schema.FilledIn:
+        """The same, as it is reported: flat."""
         versus = {} if self.versus is None else asdict(self.versus)
         own = {name: value for name, value in asdict(self).items() if name != "versus"}
-        return own | {name.replace("perplexity", "pseudo_perplexity"): value for name, value in versus.items()}
+        renamed = {name.replace("perplexity", "pseudo_perplexity"): value for name, value in versus.items()}
+        return schema.FilledIn(**own, **renamed)
 
 
 def mask(

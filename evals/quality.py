@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsify.report.schema import PositionBucket
+
 from . import Logits
 from .data import Windows
 
@@ -16,16 +18,6 @@ FIRST_BUCKET = 64  # positions 0-63, then powers of two: 64-127, 128-255, ...
 CHUNK_BYTES = 1 << 26  # float64 work on logits proceeds in pieces of about this size
 FIRST_TOKENS = 1 << 12  # of the first batch, at most: it tells how large logits are
 BATCH_BYTES = 1 << 29  # of logits in a batch that is more than a window
-
-
-@dataclass(frozen=True)
-class PositionBucket:
-    """Perplexity of the tokens at positions start .. stop - 1 of their windows."""
-
-    start: int
-    stop: int
-    n_tokens: int
-    perplexity: float
 
 
 @dataclass(frozen=True)

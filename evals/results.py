@@ -1,11 +1,11 @@
-"""Numbers with the conditions they were taken under, as plain JSON types."""
+"""Numbers with the conditions they were taken under, as they are reported."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,12 @@ import torch
 from sparsify import __version__
 from sparsify.cpu.cost_model import processor
 from sparsify.cpu.native import library
+from sparsify.report.schema import Conditions, Leak, Variant
 
-from .causality import Leak
-from .quality import Comparison, Quality
+from .quality import Comparison, Quality, Versus
 from .speed.throughput import Timing, tokens_per_second
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Where and when numbers were taken."""
-
-    device: str  # "cpu", "cuda:0"
-    hardware: str  # name of the processor or of the card
-    threads: int
-    kernels: str  # instruction set and threads of the compiled kernels, or why there are none
-    torch: str
-    python: str
-    sparsify: str
-    commit: str | None  # of the checkout, "-dirty" after local changes; None when installed
-    date: str  # ISO 8601, UTC
 
 
 def conditions(device: str | torch.device = "cpu") -> Conditions:
@@ -66,57 +51,49 @@ def commit(root: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-@dataclass(frozen=True)
-class EvalResult:
-    """All that was measured of one variant; None stands for what was not."""
+def variant(
+    quality: Quality,
+    cut: Quality | None = None,
+    leak: Leak | None = None,
+    timing: Timing | None = None,
+    tokens: int | None = None,
+) -> Variant:
+    """All that was measured of one variant.
 
-    quality: Quality
-    quality_cut: Quality | None = None  # the same variant with its negative lags cut
-    leak: Leak | None = None
-    timing: Timing | None = None
-    tokens_per_second: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plainly named numbers, JSON types only.  Differences, ratios, kl and agreement are against `baseline`."""
-        quality, cut, leak, timing = self.quality, self.quality_cut, self.leak, self.timing
-        versus = quality.versus
-        return {
-            "variant": quality.name,
-            "baseline": versus and versus.baseline,
-            "perplexity": quality.perplexity,
-            "perplexity_stderr": quality.perplexity_stderr,
-            "perplexity_ratio": versus and versus.perplexity_ratio,
-            "perplexity_ratio_stderr": versus and versus.perplexity_ratio_stderr,
-            "nll_per_token": quality.nll_per_token,
-            "nll_stderr": quality.nll_stderr,
-            "nll_difference": versus and versus.nll_difference,
-            "nll_difference_stderr": versus and versus.nll_difference_stderr,
-            "bits_per_token": quality.bits_per_token,
-            "kl": versus and versus.kl,
-            "top1_agreement": versus and versus.top1_agreement,
-            "perplexity_cut": cut and cut.perplexity,
-            "perplexity_cut_stderr": cut and cut.perplexity_stderr,
-            "perplexity_cut_ratio": cut and cut.versus and cut.versus.perplexity_ratio,
-            "perplexity_cut_ratio_stderr": cut and cut.versus and cut.versus.perplexity_ratio_stderr,
-            "leak": leak and leak.worst,
-            "leak_detail": leak and asdict(leak),
-            "speedup": timing and timing.speedup,
-            "speedup_quartiles": timing and [timing.speedup_low, timing.speedup_high],
-            "seconds": timing and timing.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "perplexity_by_position": [asdict(bucket) for bucket in quality.by_position],
-        }
+    cut: the same with its negative lags cut.  tokens: how many one timed call works through.
+    """
+    versus, honest = quality.versus, cut.versus if cut else None
+    paired: dict[str, Any] = vars(versus) if versus else dict.fromkeys(field.name for field in fields(Versus))
+    return Variant(
+        variant=quality.name,
+        perplexity=quality.perplexity,
+        perplexity_stderr=quality.perplexity_stderr,
+        nll_per_token=quality.nll_per_token,
+        nll_stderr=quality.nll_stderr,
+        bits_per_token=quality.bits_per_token,
+        perplexity_by_position=quality.by_position,
+        **paired,
+        perplexity_cut=cut.perplexity if cut else None,
+        perplexity_cut_stderr=cut.perplexity_stderr if cut else None,
+        perplexity_cut_ratio=honest.perplexity_ratio if honest else None,
+        perplexity_cut_ratio_stderr=honest.perplexity_ratio_stderr if honest else None,
+        leak=leak.worst if leak else None,
+        leak_detail=leak,
+        speedup=timing.speedup if timing else None,
+        speedup_quartiles=[timing.speedup_low, timing.speedup_high] if timing else None,
+        seconds=timing.seconds if timing else None,
+        tokens_per_second=tokens_per_second(timing, tokens) if timing and tokens else None,
+    )
 
 
-def report(
+def variants(
     comparison: Comparison,
-    taken_under: Conditions,
     cuts: Mapping[str, str] | None = None,
     leaks: Mapping[str, Leak] | None = None,
     timings: Mapping[str, Timing] | None = None,
     tokens: int | None = None,
-) -> dict[str, Any]:
-    """Everything measured in one run as JSON types, a row a variant.
+) -> dict[str, Variant]:
+    """Everything measured in one run: name -> variant.
 
     cuts: variant -> the variant that is the same with negative lags cut; a cut variant gets no row of its own.
     tokens: how many tokens one timed call works through.
@@ -125,26 +102,13 @@ def report(
     strangers = sorted((cuts.keys() | set(cuts.values()) | leaks.keys() | timings.keys()) - comparison.variants.keys())
     if strangers:
         raise LookupError(f"no variant {strangers[0]!r} was compared; there are {', '.join(comparison.variants)}")
-    rows = []
-    for name, quality in comparison.variants.items():
-        if name in cuts.values():
-            continue
-        timing = timings.get(name)
-        result = EvalResult(
-            quality=quality,
-            quality_cut=comparison[cuts[name]] if name in cuts else None,
-            leak=leaks.get(name),
-            timing=timing,
-            tokens_per_second=tokens_per_second(timing, tokens) if timing and tokens else None,
-        )
-        rows.append(result.to_dict())
-    return {
-        "schema": SCHEMA,
-        "figure": comparison.figure,
-        "convention": comparison.convention,
-        "n_tokens": comparison.n_tokens,
-        "count": comparison.count,
-        "samples": comparison.samples,
-        "conditions": asdict(taken_under),
-        "results": rows,
-    }
+    kept = [name for name in comparison.variants if name not in cuts.values()]
+    cut = {name: comparison[other] for name, other in cuts.items()}
+    found = comparison.variants
+    return {name: variant(found[name], cut.get(name), leaks.get(name), timings.get(name), tokens) for name in kept}
+
+
+def setting(comparison: Comparison, taken_under: Conditions) -> dict[str, Any]:
+    """What variants were compared on: the fields of `schema.Comparison`."""
+    shared = ("figure", "convention", "n_tokens", "count", "samples")
+    return {"schema": SCHEMA, **{name: getattr(comparison, name) for name in shared}, "conditions": taken_under}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.report.schema import Retrieved
 from sparsify.storage.reading import lines as lines_of
 
 from .data import Document, evenly
@@ -44,23 +44,6 @@ class Halves:
             f"first halves of {len(self)} of {self.available} paragraphs as queries, their second halves as passages; "
             f"cosine similarity, MRR = mean of 1 / rank of the own second half"
         )
-
-
-@dataclass(frozen=True)
-class Found:
-    """How well one variant finds a paragraph's other half, and how like the baseline it ranks."""
-
-    name: str
-    mrr: float
-    mrr_difference: float | None  # against the baseline, on the same queries; None for the baseline
-    mrr_difference_stderr: float | None
-    cosine: float | None  # of the same text's embeddings, mean over all queries and passages
-    cosine_worst: float | None
-    rank_agreement: float | None  # Spearman of a query's similarities, mean over queries
-    top_overlap: float | None  # share of a query's TOP passages that are among the baseline's
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def halves(documents: Sequence[Document], limit: int = 0) -> Halves:
@@ -103,8 +86,8 @@ def compare(
     pairs: Halves,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Found]:
-    """Every variant on the same set, and how far it strays from the first, the baseline: name -> Found.
+) -> dict[str, Retrieved]:
+    """Every variant on the same set, and how far it strays from the first, the baseline: name -> Retrieved.
 
     progress(done, total) is called in texts.
     """
@@ -135,16 +118,16 @@ def directions(embeddings: Tensor, count: int, name: str) -> Tensor:
     return wide / size
 
 
-def found(name: str, own: Tensor, baseline: Tensor | None) -> Found:
+def found(name: str, own: Tensor, baseline: Tensor | None) -> Retrieved:
     """The figures of one variant.  own, baseline: (2 N, D) float64 directions, queries first."""
     similarity, ranks = searched(own)
     reciprocal = (1 / ranks).numpy()
     if baseline is None:
-        return Found(name, float(reciprocal.mean()), None, None, None, None, None, None)
+        return Retrieved(name, float(reciprocal.mean()), None, None, None, None, None, None)
     theirs, their_ranks = searched(baseline)
     cosine = (own * baseline).sum(1)
     alike = [spearman(a.numpy(), b.numpy()) for a, b in zip(similarity, theirs, strict=True)]
-    return Found(
+    return Retrieved(
         name,
         float(reciprocal.mean()),
         *mean_difference((1 / their_ranks).numpy(), reciprocal),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsify import swap
 from sparsify.filters.filter import AnyFilter
 from sparsify.plan import Plan
+from sparsify.report.schema import Leak
 from sparsify.search import sensitivity
 from sparsify.search.journal import Journal, about
 from sparsify.search.measuring import Bar, Picks, Say, no_bar, nothing
@@ -21,7 +22,6 @@ from sparsify.sites import Conv, ConvSite
 from sparsify.storage.tensors import fingerprint
 
 from . import causality
-from .causality import Leak
 from .data import Windows
 from .quality import Versus
 from .texts import Run, Text, compare, saying

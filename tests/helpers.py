@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsify import fftconv_ref
+from sparsify.filters.filter import Taps, as_filter
 
 # Relative L2 error against float64.  Each bar lies a few times above the rounding of its dtype, far below any signal.
 RELATIVE_L2 = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -37,11 +38,11 @@ def wide(y: Tensor) -> Tensor:
     return y.detach().cpu().to(torch.complex128 if y.is_complex() else torch.float64)
 
 
-def reference_conv(k: Tensor) -> Callable[..., Tensor]:
-    """`fftconv_ref` as models call a convolution: conv(u, gate=None, skip=None), dtype of u.  k: (H, K)."""
+def reference_conv(k: Taps) -> Callable[..., Tensor]:
+    """`fftconv_ref` as models call a convolution: conv(u, gate=None, skip=None), dtype of u."""
 
     def conv(u: Tensor, gate: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        y = fftconv_ref(u, k[:, : u.shape[-1]])
+        y = fftconv_ref(u, as_filter(k).felt(u.shape[-1]))
         y = y if skip is None else y + skip[:, None] * u
         return (y if gate is None else gate * y).to(u.dtype)
 

@@ -114,7 +114,7 @@ def program(*argv: str, kill_after: float | None = None, saving: str | None = No
     """
     from sparsify import report  # noqa: F401  what a run would import itself, before the copy is made
     from sparsify.cli.main import main
-    from sparsify.evals.planning import planner  # noqa: F401
+    from sparsify.search import planner  # noqa: F401
 
     said = Path(os.environ["HF_HOME"]).with_name("said")
     began, child = time.monotonic(), os.fork()

@@ -15,6 +15,7 @@ from sparsify.cpu import backend as cpu
 from sparsify.cpu import native
 from sparsify.cpu.native import library
 from sparsify.fftconv import fftconv_ref
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 

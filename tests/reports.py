@@ -16,7 +16,10 @@ from torch import Tensor
 from sparsify.cli.main import main
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
+from sparsify.report import model_card
+from sparsify.report import page as written
 from sparsify.report.curves import curves
+from sparsify.report.schema import Conversion
 
 PLANS = {
     "split": FilterPlan("split", 8, BlockMask.low_pass(64, 0.25)),
@@ -37,6 +40,16 @@ def converted(folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def page(found: dict[str, Any]) -> str:
+    """The page of a report as JSON has it."""
+    return written.page(Conversion.from_dict(found))
+
+
+def card(found: dict[str, Any], picture: str | None = None) -> str:
+    """And the model card."""
+    return model_card.card(Conversion.from_dict(found), picture)
+
+
 def decaying(seed: int = 0) -> Tensor:
     """A filter of 64 taps, (3, 64)."""
     noise = torch.randn(3, 64, generator=torch.Generator().manual_seed(seed))
@@ -46,7 +59,7 @@ def decaying(seed: int = 0) -> Tensor:
 def row(name: str, plan: FilterPlan, seed: int = 0) -> dict[str, Any]:
     """A filter's row in a report."""
     k = decaying(seed)
-    figures = {"density": plan.density(64), "leak": plan.apply(k).leak(), "curves": curves(k, plan, 64)}
+    figures = {"density": plan.density(64), "leak": plan.apply(k).leak(), "curves": curves(k, plan, 64).to_dict()}
     return {"name": name, "kind": plan.kind, "plan": str(plan), **figures}
 
 

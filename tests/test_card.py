@@ -8,11 +8,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from reports import converted, planned, rows
+from reports import card, converted, planned, rows
 
 from sparsify.report import plots
-from sparsify.report.model_card import card
-from sparsify.report.pareto import Dot, Series
+from sparsify.report.charts import png
+from sparsify.report.charts.chart import Dot
+from sparsify.report.pareto import Series, chart
+from sparsify.report.schema import Conversion
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,11 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def result(tiny):
     return copy.deepcopy(tiny[0])
+
+
+def picture(found):
+    """The picture of a report as JSON has it."""
+    return plots.picture(Conversion.from_dict(found))
 
 
 def tables(text):
@@ -61,10 +68,10 @@ def test_card_without_figures(result, planning):
     assert "None" not in text and bool(steps) == planning and text.endswith("\n")
 
 
-def size(png):
+def size(image):
     """Width and height of a PNG."""
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    return struct.unpack(">II", png[16:24])
+    assert image.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", image[16:24])
 
 
 CASES = {
@@ -82,10 +89,10 @@ def test_picture_shows_something(result, case):
     from matplotlib import image
 
     CASES[case](result)
-    png = plots.picture(result)
-    width, height = size(png)
+    drawn = picture(result)
+    width, height = size(drawn)
     assert 1000 < width < 1400 and 300 < height < 1300
-    pixels = image.imread(io.BytesIO(png))
+    pixels = image.imread(io.BytesIO(drawn))
     dark = (pixels[..., :3].min(-1) < 0.8).mean()
     assert 0.01 < dark < 0.6
 
@@ -95,16 +102,17 @@ def test_any_series_can_be_drawn():
     pytest.importorskip("matplotlib", reason=f"needs matplotlib: {plots.HOW_TO_GET}")
     dots = tuple(Dot(1 + i, 10.0 ** (i - 5), 10.0 ** (i - 6), "here" if i == 2 else "") for i in range(5))
     series = [Series("masks", "tail", dots), Series("plans", "kept", dots[::2], line=True)]
-    assert size(plots.speed_against_loss(series, None, "faster")) == (8 * plots.DPI, 4.5 * plots.DPI)
+    drawn = png.drawn([[("", chart(series, None, "faster"))]], 4.5)
+    assert size(drawn) == (8 * png.DPI, 4.5 * png.DPI)
 
 
 def test_nothing_to_draw(result):
-    assert plots.picture(result | {"filters": [], "planned": None}) is None
+    assert picture(result | {"filters": [], "planned": None}) is None
 
 
 def test_without_matplotlib_there_is_no_picture(result, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert plots.picture(result) is None
+    assert picture(result) is None
 
 
 def test_extra_is_there():
@@ -114,6 +122,6 @@ def test_extra_is_there():
 
 def test_folder_holds_picture_and_card(tiny):
     result, out = tiny
-    drawn = plots.picture(result) is not None
+    drawn = picture(result) is not None
     assert (out / plots.NAME).is_file() == drawn
     assert (f"]({plots.NAME})" in (out / "README.md").read_text()) == drawn

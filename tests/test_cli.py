@@ -132,8 +132,8 @@ def other(tmp_path_factory):
 
 def test_options_reach_the_model_and_the_data(checkpoint, dna):
     plain = answer("eval", "ppl", checkpoint, "--data", dna)
-    shifted = answer("eval", "ppl", checkpoint, "--data", dna, "--shift", 0.05)
-    assert shifted["shift"] == 0.05 and shifted["perplexity"] != plain["perplexity"]
+    shifted = answer("eval", "ppl", checkpoint, "--data", dna, "--option", "shift=0.05")
+    assert shifted["options"] == {"shift": 0.05} and shifted["perplexity"] != plain["perplexity"]
     strided = answer("eval", "ppl", checkpoint, "--data", dna, "--stride", 16, "--limit", 7)
     assert "context 64, stride 16" in strided["convention"] and strided["count"] == 7
 
@@ -147,10 +147,10 @@ def test_baseline_is_the_one_given(checkpoint, other, dna, tmp_path):
 
 def test_shift_is_kept_and_the_next_command_works(checkpoint, dna, tmp_path):
     out = tmp_path / "a folder"
-    done = answer("convert", checkpoint, out, "--shift", 0.05, "--taps", 9, "--data", dna, "--context", 32)
+    done = answer("convert", checkpoint, out, "--option", "shift=0.05", "--taps", 9, "--data", dna, "--context", 32)
     command = shlex.split(done["next"])
     again = answer(*command[command.index("eval") :])
-    assert again["shift"] == 0.05 and again["perplexity"] == done["evaluation"]["perplexity"]
+    assert again["options"] == {"shift": 0.05} and again["perplexity"] == done["evaluation"]["perplexity"]
 
 
 def test_force_spares_what_is_not_ours(checkpoint, tmp_path):
@@ -190,7 +190,7 @@ def test_bench_times_what_is_installed(checkpoint, tmp_path, monkeypatch):
 
     def watch(p, site, convs, *rest):
         sparse, dense, _ = convs
-        timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.lookahead > 0))
+        timed.append((dense is made[1][site.name], sparse is made[0][site.name], sparse.filter.lookahead > 0))
         return ways_alone(p, site, convs, *rest)
 
     monkeypatch.setattr(timing, "operators", keep)
@@ -214,7 +214,8 @@ def test_bench_of_the_convolution(tmp_path):
 
 def test_quick_is_a_subset(monkeypatch):
     shapes = []
-    monkeypatch.setattr(bench, "convolutions", lambda some, *_: shapes.append(some) or {})
+    nothing = bench.convolutions((), 3)
+    monkeypatch.setattr(bench, "convolutions", lambda some, *_: shapes.append(some) or nothing)
     for options in ([], ["--quick"]):
         answer("bench", *options)
     assert shapes == [cpu_convolution.SHAPES, cpu_convolution.QUICK] and set(cpu_convolution.QUICK) < set(
@@ -399,7 +400,7 @@ def encoder(tmp_path_factory):
 def test_a_model_that_looks_both_ways_is_shown(encoder):
     result = answer("inspect", encoder)
     assert result["family"] == "m2_bert" and [site["causal"] for site in result["sites"]] == [False] * 4
-    assert result["shift"] is None and "shift" not in run("inspect", encoder).stdout
+    assert result["options"] == {} and "shift" not in run("inspect", encoder).stdout
     for site in answer("analyze", encoder)["sites"]:
         assert site["taps"] == sorted(site["taps"]) and site["taps"][-1] <= layouts_m2.TINY.k
 
@@ -415,7 +416,7 @@ def test_a_model_that_looks_both_ways_is_converted_and_timed(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("inspect", "{encoder}", "--shift", "0.05"), "the filters of M2-BERT have none"),
+        (("inspect", "{encoder}", "--option", "shift=0.05"), "has no option 'shift'"),
         (
             ("eval", "ppl", "{encoder}", "--data", "{dna}"),
             "has the head 'mlm', and perplexity takes a language model's",

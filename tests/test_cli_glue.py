@@ -477,7 +477,7 @@ def test_a_plan_for_another_head_with_the_same_filters(pretrained, classifier, p
 def test_a_search_that_is_killed(pretrained, text, tmp_path):
     """The same command goes on from the measurements that are on the disk, and finds the same plan."""
     script = (
-        "import os, signal, sys\nfrom sparsify.evals.planning.journal import Journal\nappend = Journal.append\n"
+        "import os, signal, sys\nfrom sparsify.search.journal import Journal\nappend = Journal.append\n"
         "def mortal(self, entry):\n"
         "    if len(self.known) == 7: os.kill(os.getpid(), signal.SIGKILL)\n    append(self, entry)\n"
         "Journal.append = mortal\nfrom sparsify.cli import main\nmain(sys.argv[1:])\n"

@@ -114,7 +114,7 @@ def test_a_long_prompt_is_read_in_pieces(source, monkeypatch):
 
 def test_refusals(source, text):
     assert "DNA" in refusal("eval", "ppl", source, "--data", text, "--upper")
-    assert "got shift 0.05, which is HyenaDNA's" in refusal("inspect", source, "--shift", 0.05)
+    assert "has no option 'shift'" in refusal("inspect", source, "--option", "shift=0.05")
     assert "--context 65 is longer than the model's 64 tokens" in refusal(
         "eval", "ppl", source, "--data", text, "--context", 65
     )

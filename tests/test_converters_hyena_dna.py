@@ -73,7 +73,8 @@ def some_ids(length=66):
 
 def build(plain, dialect="plain", shift=None, sizes=TINY, **changed):
     kind = DIALECTS[dialect]
-    return hyena_dna.build(dress(plain, kind), {**config(sizes, kind), **changed}, shift)
+    options = {} if shift is None else {"shift": shift}
+    return hyena_dna.build(dress(plain, kind), {**config(sizes, kind), **changed}, options)
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def test_float64_agrees_with_the_formulas(shift, length):
     plain, ids = layouts.untied(), some_ids(length)
     model, _ = build(plain, shift=shift)
     for site in hyena_dna.sites(model):
-        k = site.materialize()
+        k = site.materialize().k
         site.install(lambda g, k=k: fftconv_ref(g, k[:, : g.shape[-1]]))
     logits = model.double()(ids)
     assert_close(logits, oracle(plain, ids, shift), FLOAT64)
@@ -153,16 +154,16 @@ def test_shift_is_a_choice_that_is_told():
         assert model.config.shift == expected and not any("0.05" in note for note in notes)
     saved = {**config(TINY, DIALECTS["plain"]), "shift": 0.05}
     assert hyena_dna.build(dress(plain, DIALECTS["plain"]), saved)[0].config.shift == 0.05
-    assert hyena_dna.build(dress(plain, DIALECTS["plain"]), saved, 0.0)[0].config.shift == 0.0
+    assert hyena_dna.build(dress(plain, DIALECTS["plain"]), saved, {"shift": 0.0})[0].config.shift == 0.0
 
 
 def test_without_modulation_there_is_no_window():
     plain = weights(TINY)
     raw = config(TINY, DIALECTS["plain"])
     bare, _ = hyena_dna.build(dress(plain, DIALECTS["plain"]), {**raw, "layer": {**raw["layer"], "modulate": False}})
-    k = hyena_dna.sites(bare)[0].materialize()
+    k = hyena_dna.sites(bare)[0].materialize().k
     t, deltas = (layouts.positions(TINY)[name][0] for name in ("pos_emb.t", "modulation.deltas"))
-    assert_close(k * torch.exp(-t * deltas.abs()).T, hyena_dna.sites(build(plain)[0])[0].materialize(), FLOAT64)
+    assert_close(k * torch.exp(-t * deltas.abs()).T, hyena_dna.sites(build(plain)[0])[0].materialize().k, FLOAT64)
 
 
 def test_materialized_filters_are_the_formulas():
@@ -170,16 +171,16 @@ def test_materialized_filters_are_the_formulas():
     model, _ = build(plain, shift=0.05)
     arrays = {name: tensor.double().numpy() for name, tensor in plain.items()}
     for i, site in enumerate(hyena_dna.sites(model)):
-        k = site.materialize()
+        k = site.materialize().k
         assert k.dtype == torch.float32 and k.shape == (site.channels, site.length) and site.causal
         assert_close(k, torch.from_numpy(oracle_filter(arrays, i, 0.05)), 1e-7)
 
 
 def test_filters_are_made_in_pieces_that_fit_together(monkeypatch):
     site = hyena_dna.sites(build(weights(TINY))[0])[0]
-    whole = site.materialize()
+    whole = site.materialize().k
     monkeypatch.setattr(implicit_filter, "FILTER_ROWS", 17)
-    assert torch.equal(site.materialize(), whole)
+    assert torch.equal(site.materialize().k, whole)
 
 
 @torch.no_grad()
@@ -271,7 +272,7 @@ def with_convs(plain, make=Direct):
     """A model with a convolution of its own in every site, and the filters."""
     model, _ = build(plain)
     model.requires_grad_(False).eval()
-    filters = [site.materialize() for site in hyena_dna.sites(model)]
+    filters = [site.materialize().k for site in hyena_dna.sites(model)]
     for site, k in zip(hyena_dna.sites(model), filters, strict=True):
         site.install(lambda u, gate=None, skip=None, k=k: make(k)(u, gate, skip))
     return model, filters
@@ -541,7 +542,7 @@ def test_a_classifier_without_labels_is_refused():
     tensors = dress(weights(TINY), DIALECTS["hf classifier"])
     tensors["score.weight"] = tensors["score.weight"][:0]
     with pytest.raises(ValueError, match="at least 1 label, got 0"):
-        hyena_dna.build(tensors, {}, None)
+        hyena_dna.build(tensors, {})
 
 
 def test_another_vocabulary_is_refused():

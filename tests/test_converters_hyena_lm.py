@@ -24,8 +24,8 @@ def some_ids(length=64, batch=2):
     return torch.randint(0, TOKENS, (batch, length))
 
 
-def build(plain=None, dialect="published", shift=None, **config):
-    return hyena_lm.build(dress(weights() if plain is None else plain, dialect), config, shift)
+def build(plain=None, dialect="published", **config):
+    return hyena_lm.build(dress(weights() if plain is None else plain, dialect), config)
 
 
 def truth(plain, ids, window=False):
@@ -81,7 +81,7 @@ def test_the_published_size_fits_without_memory_and_without_a_config(dialect):
 def test_every_layout_computes_what_the_formulas_say(dialect, tmp_path):
     p = load(write(tmp_path / "source", dialect))
     ids = some_ids()
-    assert (p.family, p.head, p.context, p.shift) == ("hyena_lm", "lm", 64, None)
+    assert (p.family, p.head, p.context, p.options) == ("hyena_lm", "lm", 64, {})
     assert_close(p.model(ids), truth(weights(), ids), FLOAT32)
     assert not any(w.requires_grad for w in p.model.parameters()) and not p.model.training
 
@@ -96,7 +96,7 @@ def test_float64_agrees_with_the_formulas(length):
     with pytest.raises(AssertionError):
         assert_close(torch.zeros_like(logits), expected, FLOAT32)
     for site in hyena_lm.sites(model):
-        k = site.materialize()
+        k = site.materialize().k
         site.install(lambda g, k=k: fftconv_ref(g, k[:, : g.shape[-1]]))
     assert_close(model(ids), expected, 1e-6)  # what remains is that kept filters are float32
 
@@ -170,12 +170,11 @@ def test_a_decay_window_on_request_has_no_floor(config):
     assert any("no decay window" in note for note in told) and silent == ()
     for model, shift in ((bare, None), (windowed, 0.0)):
         for i, site in enumerate(hyena_lm.sites(model)):
-            k = site.materialize()
+            k = site.materialize().k
             assert k.dtype == torch.float32 and k.shape == (12, 64) and site.causal and site.context == 64
             assert_close(k, torch.from_numpy(oracle_filter(arrays, i, shift)), 1e-7)
-    assert hyena_lm.choices(bare.config) == {"modulate": False} and hyena_lm.choices(windowed.config) == {
-        "modulate": True
-    }
+    made = [hyena_lm.config_overrides(model.config) for model in (bare, windowed)]
+    assert made == [{"modulate": False}, {"modulate": True}]
 
 
 def test_the_head_is_the_embedding_unless_it_has_values_of_its_own():
@@ -277,9 +276,9 @@ def test_another_vocabulary_is_refused(rows, tmp_path):
         load(write(tmp_path / "source", plain=plain))
 
 
-def test_a_shift_is_refused():
-    with pytest.raises(ValueError, match=r"got shift 0\.05, which is HyenaDNA's"):
-        build(shift=0.05)
+def test_an_option_of_another_family_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no option 'shift'; it has none"):
+        load(write(tmp_path / "source"), options={"shift": 0.05})
 
 
 def test_frequencies_that_differ_are_refused():

@@ -102,10 +102,10 @@ def some_ids(length=TINY.k, batch=2):
     return torch.randint(0, TINY.vocab, (batch, length))  # padding, 0, among them
 
 
-def build(plain=None, dialect="mlm", shift=None, sizes=TINY, **changed):
+def build(plain=None, dialect="mlm", sizes=TINY, **changed):
     kind = DIALECTS[dialect]
     tensors = dress(weights() if plain is None else plain, kind) | extras(sizes, kind)
-    model, notes = m2_bert.build(tensors, config(sizes, kind) | changed, shift)
+    model, notes = m2_bert.build(tensors, config(sizes, kind) | changed)
     return model.eval(), notes
 
 
@@ -133,7 +133,7 @@ def test_every_layout_computes_what_the_formulas_say(dialect, tmp_path):
     p, kind, plain = load(layouts_m2.write(tmp_path / "source", dialect)), DIALECTS[dialect], weights()
     ids = some_ids(20)
     states = oracle_hidden(plain, ids, kind.additions)
-    assert (p.family, p.head, p.context, p.shift) == ("m2_bert", kind.head or "encoder", TINY.k - 2, None)
+    assert (p.family, p.head, p.context, p.options) == ("m2_bert", kind.head or "encoder", TINY.k - 2, {})
     expected = oracle_words(plain, states) if p.head == "mlm" else states[:, 0]
     if kind.pooler:
         expected = oracle_pooled(plain, expected)
@@ -189,12 +189,12 @@ def test_materialized_filters_are_the_formulas(monkeypatch):
     w = {name: tensor.double() for name, tensor in plain.items()}
     for site in m2_bert.sites(model):
         k = site.materialize()
-        assert k.dtype == torch.float32 and k.shape == (site.channels, site.length) and not site.causal
+        assert k.k.dtype == torch.float32 and k.k.shape == (site.channels, site.length) and not site.causal
         forward, reverse = (oracle_filter(w, site.name, f"implicit_filter{end}") for end in ("", "_rev"))
-        assert_close(k[:, site.lookahead :], forward, 1e-7)  # lag 0 first
-        assert_close(k[:, : site.lookahead].flip(-1), reverse, 1e-7)  # lag -1 first
+        assert_close(k.k[:, k.lookahead :], forward, 1e-7)  # lag 0 first
+        assert_close(k.k[:, : k.lookahead].flip(-1), reverse, 1e-7)  # lag -1 first
         monkeypatch.setattr(implicit_filter, "FILTER_ROWS", 5)
-        assert torch.equal(site.materialize(), k)
+        assert torch.equal(site.materialize().k, k.k)
         monkeypatch.undo()
 
 
@@ -207,8 +207,8 @@ def test_the_reference_in_every_site_is_the_model(length):
     for site in m2_bert.sites(model):
         k = site.materialize()
 
-        def conv(u, gate=None, skip=None, k=k, lookahead=site.lookahead):
-            y = fftconv_ref(u, Filter(k, lookahead)) + skip[:, None].double() * u
+        def conv(u, gate=None, skip=None, k=k):
+            y = fftconv_ref(u, k) + skip[:, None].double() * u
             return (y if gate is None else gate * y).to(u.dtype)
 
         site.install(conv)
@@ -225,7 +225,7 @@ def with_kernels(plain, dialect="mlm"):
     """A model with the quick operator in every site."""
     model, _ = build(plain, dialect)
     for site in m2_bert.sites(model):
-        site.install(LongConv(site.materialize(), site.lookahead))
+        site.install(LongConv(site.materialize()))
     return model.requires_grad_(False)
 
 
@@ -309,17 +309,18 @@ def test_planned_convolutions_are_the_plan_s_filters(kind, length, tmp_path):
     plan = policies.make_plan(p.sites, p.filters, PLANS[kind])
     u = torch.randn(2, TINY.d, length)
     for name, conv in swap.operators(p.filters, plan).items():
-        kept = plan.filters[name].apply(p.filters[name], TINY.k)
+        kept = plan.filters[name].apply(p.filters[name])
         assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
-        dense = fftconv_ref(u, p.filters[name], TINY.k)
+        dense = fftconv_ref(u, p.filters[name])
         assert (relative_l2(conv(u), dense) > 1e-2) == (kind != "dense")
 
 
 def test_cut_leaves_filters_that_look_both_ways_alone(tmp_path):
     p = load(layouts_m2.write(tmp_path / "source"))
     for cut in (False, True):
-        convs = swap.operators(p.filters, Plan.dense(p.filters), cut, swap.ahead_of(p.sites))
-        assert all(torch.equal(conv.filter.k, p.filters[name]) and conv.filter.lookahead == TINY.k for name, conv in convs.items())
+        convs = swap.operators(p.filters, Plan.dense(p.filters), cut)
+        for name, conv in convs.items():
+            assert torch.equal(conv.filter.k, p.filters[name].k) and conv.filter.lookahead == TINY.k
 
 
 def test_a_full_mask_is_the_dense_filter(tmp_path):
@@ -328,9 +329,9 @@ def test_a_full_mask_is_the_dense_filter(tmp_path):
     plan = policies.make_plan(p.sites, p.filters, policies.low_pass(1.0))
     for name, k in p.filters.items():
         assert plan.filters[name].mask.n == TINY.k
-        kept = plan.filters[name].apply(Filter(k, TINY.k))
+        kept = plan.filters[name].apply(k)
         assert kept.lookahead == TINY.k
-        assert_close(kept.k, k, 1e-6)
+        assert_close(kept.k, k.k, 1e-6)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------
@@ -515,9 +516,9 @@ def test_half_precision_is_told():
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
-def test_a_shift_is_refused():
-    with pytest.raises(ValueError, match=r"got shift 0\.05, which is HyenaDNA's"):
-        build(shift=0.05)
+def test_an_option_of_another_family_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no option 'shift'; it has none"):
+        load(layouts_m2.write(tmp_path / "source"), options={"shift": 0.05})
 
 
 def test_padding_is_said_to_be_data():

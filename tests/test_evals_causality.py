@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsify import fftconv
+from sparsify import Filter, fftconv
 from sparsify.evals.causality import LEAK_LIMIT, ROUND_OFF, cut_positions, leak, others, relative, verdict
 from sparsify.evals.data import Document, windows
 
@@ -26,7 +26,7 @@ def convolution(lookahead):
         -0.01 * (torch.arange(300 + lookahead) - lookahead).abs()
     )
     head = torch.randn(8, V, generator=generator)
-    return lambda ids: fftconv(embedding[ids].transpose(1, 2), k, lookahead).transpose(1, 2) @ head
+    return lambda ids: fftconv(embedding[ids].transpose(1, 2), Filter(k, lookahead)).transpose(1, 2) @ head
 
 
 def test_a_causal_model_leaks_round_off_only(data):

@@ -7,11 +7,12 @@ from layouts import tiny_model
 from test_evals_planning import Flat, data
 
 from sparsify import swap
-from sparsify.evals.planning.candidates import LEAK_GOAL, Kept
-from sparsify.evals.planning.pareto import KINDS, SHARES, choices, compared, uniform, within
-from sparsify.evals.planning.planner import divide
+from sparsify.evals.runs import Runs
 from sparsify.plan import FilterPlan, Plan
 from sparsify.search.knapsack import Option
+from sparsify.search.pareto import KINDS, SHARES, choices, compared, uniform, within
+from sparsify.search.planner import divide
+from sparsify.search.task import LEAK_GOAL, Kept
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def fronts(tiny):
-    return compared(*tiny, *divide(data()), Kept())
+    return compared(Runs(*tiny), *divide(data()), Kept())
 
 
 def test_every_pair_costs_the_same_or_less(fronts, tiny):
@@ -44,7 +45,7 @@ def test_sensitivity_loses_less(fronts):
 def test_of_a_model_that_looks_both_ways():
     """Every mask is honest there, and what is chosen is nearer to the dense model than any of them at its cost."""
     model, sites = layouts_m2.tiny_model()
-    found = compared(model, sites, swap.Filters(sites), *divide(layouts_m2.masked_windows(60)), Kept())
+    found = compared(Runs(model, sites, swap.Filters(sites)), *divide(layouts_m2.masked_windows(60)), Kept())
     assert {pair.kind for pair in found.pairs} == set(KINDS) and found.figure == "pseudo-perplexity"
     for pair in found.pairs:
         density = uniform(sites, pair.kind, pair.share)[sites[0].name].density(64, 32)
@@ -86,5 +87,5 @@ def test_the_model_keeps_its_convolutions(tiny):
     with torch.no_grad():
         before = model(ids)
         with pytest.raises(RuntimeError, match="no plan is cheaper than the dense one"):
-            compared(*tiny, *divide(data()), Flat())
+            compared(Runs(*tiny), *divide(data()), Flat())
         assert torch.equal(model(ids), before)

@@ -304,20 +304,20 @@ def test_two_models_on_the_same_examples(name, tmp_path):
     assert tuple(figure.metric for figure in found) == task.metrics
     for figure in found:
         assert figure.values["dense"] == METRICS[figure.metric](said["dense"], labels) > figure.values["sparse"]
-        assert figure.versus.difference == figure.values["sparse"] - figure.values["dense"]
-        assert figure.versus.p_value < 0.05 and figure.versus.high < 0
+        assert figure.difference == figure.values["sparse"] - figure.values["dense"]
+        assert figure.p_value < 0.05 and figure.interval[1] < 0
         assert json.loads(json.dumps(figure.to_dict()))["values"] == dict(figure.values)
     accuracy = next((figure for figure in found if figure.metric == "accuracy"), None)
     if accuracy is not None:
         exact = mcnemar(said["dense"] == labels, said["sparse"] == labels)
-        assert accuracy.test == "McNemar" and accuracy.versus.p_value == exact.p_value == 2 / 2**18
+        assert accuracy.test == "McNemar" and accuracy.p_value == exact.p_value == 2 / 2**18
     assert agreement(said) == 42 / 60
 
 
 def test_one_model_is_compared_with_nothing(tmp_path):
     examples, labels = read_drawn("cola", tmp_path)
     found = figures(examples, answers({"dense": knowing(TASKS["cola"], labels, {1})}, examples))
-    assert found[0].versus is None and found[0].to_dict()["p_value"] is None
+    assert found[0].difference is None and found[0].to_dict()["p_value"] is None
 
 
 def test_a_model_of_another_task_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from sparsify.gpu import planner
 from sparsify.gpu.devices import CARDS
 from sparsify.gpu.tiling import Tiling
 from sparsify.plan import Filter
+from sparsify.report.schema import GpuCase
 
 CARD = replace(CARDS["sm_90"], l2=1)
 PEAK = {"bytes_per_second": 4e12, "flop_per_second": 8e14}
@@ -193,7 +194,9 @@ def test_a_case_has_every_way_checked_timed_and_described(on, few):
     few("dense", "partial 64")
     case = Case((1, 2, 256), "float16", gated=True)
     found = gpu_convolution.compare(on, case, PEAK, rounds=3)
-    assert found["failed"] == [] and json.dumps(found, allow_nan=False)
+    assert found["failed"] == []
+    read = json.loads(json.dumps(found, allow_nan=False))
+    assert GpuCase.from_dict(found).to_dict() == read  # nothing is lost on the way to a report
     ways = {way["name"]: way for way in found["ways"]}
     assert list(ways) == ["dense", "partial 64", baselines.TORCH, baselines.OWN]
     for way in ways.values():

@@ -19,13 +19,13 @@ from test_evals_planning import data
 
 from sparsify import swap
 from sparsify.cli.main import main
-from sparsify.evals.planning import journal, planner, runs
-from sparsify.evals.planning.candidates import Kept
-from sparsify.evals.planning.journal import Journal, about
-from sparsify.evals.planning.planner import divide, plan_within
-from sparsify.evals.planning.runs import Runs
-from sparsify.search import sensitivity
+from sparsify.evals import runs
+from sparsify.evals.runs import Runs
+from sparsify.search import journal, planner, sensitivity
+from sparsify.search.journal import Journal, about
+from sparsify.search.planner import divide, plan_within
 from sparsify.search.sensitivity import Moments
+from sparsify.search.task import Kept
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = [0.1 + 0.2, 5e-324, float("inf"), {"kl": 1 / 3, "none": None}, "words"]
@@ -165,25 +165,27 @@ def passes_of(model, monkeypatch, most=10**9):
 
 
 def figures(found):
-    return replace(found, passes=0).to_dict(), found.plan.to_dict()
+    return replace(found.search, passes=0).to_dict(), found.plan.to_dict()
 
 
 def test_interrupted_again_and_again(tiny, short, tmp_path, monkeypatch):
     """After one forward pass, then after two more, and so on: inside every stage, the same plan and figures."""
     halves = divide(data())
-    straight = plan_within(*tiny, *halves, 0.03, Kept())
-    assert len(straight.steps) > 1 and any(step.leak > 0 for step in straight.steps)
+    straight = plan_within(Runs(*tiny), *halves, 0.03, Kept())
+    assert len(straight.search.steps) > 1 and any(step.leak > 0 for step in straight.search.steps)
     kept, taken = [], []
     for most in range(1, 100):
         with monkeypatch.context() as patch:
             taken.append(passes_of(tiny[0], patch, most))
             try:
-                found = plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+                found = plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
                 break
             except KeyboardInterrupt:
                 kept += [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert figures(found) == figures(straight) and len(taken) > 5
-    assert sum(map(sum, taken)) > found.passes * 28 >= straight.passes * 28  # what was lost is not counted
+    assert (
+        sum(map(sum, taken)) > found.search.passes * 28 >= straight.search.passes * 28
+    )  # what was lost is not counted
     assert len({*kept}) == len({json.loads(line).get("key") for line in kept})  # nothing was measured twice
 
 
@@ -191,7 +193,7 @@ def test_masked_tokens_go_on_where_they_were(short, tmp_path, monkeypatch):
     """Of a model that looks both ways; other masks on the same text find nothing of it."""
     model, sites = layouts_m2.tiny_model()
     filters, halves = swap.Filters(sites), divide(layouts_m2.masked_windows(40))
-    straight = plan_within(model, sites, filters, *halves, 0.03, Kept())
+    straight = plan_within(Runs(model, sites, filters), *halves, 0.03, Kept())
     hidden, most = type(model).hidden, itertools.count(1)
     taken = []
 
@@ -205,7 +207,7 @@ def test_masked_tokens_go_on_where_they_were(short, tmp_path, monkeypatch):
     while True:
         taken.append(next(most))
         try:
-            found = plan_within(model, sites, filters, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+            found = plan_within(Runs(model, sites, filters, Journal(tmp_path)), *halves, 0.03, Kept())
             break
         except KeyboardInterrupt:
             continue
@@ -219,38 +221,38 @@ def test_masked_tokens_go_on_where_they_were(short, tmp_path, monkeypatch):
 def test_what_is_recalled_is_believed(tiny, short, tmp_path, monkeypatch):
     """And needs no forward pass: a search that was done is done again from its journal alone, whatever that says."""
     halves = divide(data())
-    straight = plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+    straight = plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
     (path,) = tmp_path.glob("*.jsonl")
     none = passes_of(tiny[0], monkeypatch, 0)
-    again = plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
-    assert again.to_dict() == straight.to_dict() and not none
-    measured = repr(straight.chosen.increase + 1)
+    again = plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
+    assert again.search == straight.search and not none
+    measured = repr(straight.search.chosen.increase + 1)
     assert measured in path.read_text()
     path.write_text(path.read_text().replace(measured, "1.00390625"))
-    assert 0.00390625 in [step.increase for step in
-                          plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path)).steps]  # fmt: skip
+    again = plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
+    assert 0.00390625 in [step.increase for step in again.search.steps]
 
 
 def test_another_budget_uses_the_same_probes(tiny, short, tmp_path, monkeypatch):
     halves = divide(data())
-    alone = plan_within(*tiny, *halves, 0.003, Kept())
-    plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+    alone = plan_within(Runs(*tiny), *halves, 0.003, Kept())
+    plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
     lines = []
     taken = passes_of(tiny[0], monkeypatch)
-    found = plan_within(*tiny, *halves, 0.003, Kept(), progress=lines.append, journal=Journal(tmp_path))
-    assert figures(found) == figures(alone) and sum(taken) < 0.6 * 28 * alone.passes
+    found = plan_within(Runs(*tiny, Journal(tmp_path), lines.append), *halves, 0.003, Kept())
+    assert figures(found) == figures(alone) and sum(taken) < 0.6 * 28 * alone.search.passes
     assert lines[0].startswith("going on from ") and lines[0].endswith(f"28 windows kept in {tmp_path}")
 
 
 def test_other_weights_find_nothing(tiny, short, tmp_path, monkeypatch):
     halves = divide(data())
-    plan_within(*tiny, *halves, 0.03, Kept(), journal=Journal(tmp_path))
+    plan_within(Runs(*tiny, Journal(tmp_path)), *halves, 0.03, Kept())
     model, _, filters = tiny
     changed = {name: k.clone() for name, k in filters.items()}
     next(iter(changed.values()))[0, 0] += 1
     lines, taken = [], passes_of(model, monkeypatch)
-    found = plan_within(*tiny[:2], changed, *halves, 0.03, Kept(), progress=lines.append, journal=Journal(tmp_path))
-    assert sum(taken) == 28 * found.passes
+    found = plan_within(Runs(*tiny[:2], changed, Journal(tmp_path), lines.append), *halves, 0.03, Kept())
+    assert sum(taken) == 28 * found.search.passes
     assert lines[0] == f"{tmp_path} holds measurements of other weights or versions; they are left alone"
 
 
@@ -329,7 +331,7 @@ def test_a_full_disk_is_one_sentence(ask, tmp_path, small_disk, fill_up, monkeyp
 KILLED = """
 import os, signal, sys
 from sparsify.cli import main
-from sparsify.evals.planning.journal import Journal
+from sparsify.search.journal import Journal
 append = Journal.append
 def killed(self, entry):
     if len(self.known) == 5:

@@ -64,8 +64,8 @@ def test_figures_are_those_of_the_definition():
     assert versus.nll_difference_stderr == pytest.approx((gap.std() / 40**0.5).item(), rel=1e-9)
     p, q = (whole[name].log_softmax(-1) for name in ("dense", "sparse"))
     assert versus.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-9)
-    assert found["dense"].versus is None and "pseudo_perplexity_ratio" in found["sparse"].to_dict()
-    assert not any(key.startswith("perplexity") for key in found["sparse"].to_dict())
+    assert found["dense"].versus is None and "pseudo_perplexity_ratio" in found["sparse"].report().to_dict()
+    assert not any(key.startswith("perplexity") for key in found["sparse"].report().to_dict())
 
 
 def test_windows_of_a_document_count_once():

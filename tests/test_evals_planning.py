@@ -11,15 +11,16 @@ from layouts import tiny_model
 
 from sparsify import swap
 from sparsify.converters import load, m2_bert
-from sparsify.evals import causality
+from sparsify.evals import causality, runs
 from sparsify.evals.data import Document, read_documents, windows
-from sparsify.evals.planning import candidates, planner, runs
-from sparsify.evals.planning.candidates import LEAK_GOAL, Kept, alike, options, quickest
-from sparsify.evals.planning.planner import divide, parse_budget, plan_within
+from sparsify.evals.runs import Runs
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, Plan, policies
-from sparsify.search import sensitivity
+from sparsify.search import planner, sensitivity
+from sparsify.search import task as candidates
+from sparsify.search.planner import divide, parse_budget, plan_within
 from sparsify.search.sensitivity import Candidate, Errors
+from sparsify.search.task import LEAK_GOAL, Kept, alike, options, quickest
 
 
 def data(count=40, context=64, stride=None):
@@ -49,7 +50,7 @@ def tiny():
 def planned(tiny):
     """Plans within three budgets, random weights."""
     calibration, held_out = divide(data())
-    return [plan_within(*tiny, calibration, held_out, budget, Kept()) for budget in (1e-4, 3e-3, 3e-2)]
+    return [plan_within(Runs(*tiny), calibration, held_out, budget, Kept()) for budget in (1e-4, 3e-3, 3e-2)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def both_ways():
 @pytest.fixture(scope="module")
 def planned_both_ways(both_ways):
     halves = divide(layouts_m2.masked_windows(60))
-    return [plan_within(*both_ways, *halves, budget, Kept()) for budget in (3e-3, 3e-2, 0.1)]
+    return [plan_within(Runs(*both_ways), *halves, budget, Kept()) for budget in (3e-3, 3e-2, 0.1)]
 
 
 def test_windows_are_divided():
@@ -94,31 +95,36 @@ def test_budgets_are_read():
 
 def test_the_promise_is_kept(planned):
     for found in planned:
-        assert found.chosen.fits and found.chosen.increase + found.chosen.stderr <= found.budget
-        assert found.chosen in found.steps and 1 <= len(found.steps) <= planner.STEPS
-        assert found.chosen.leak <= LEAK_GOAL
-        assert found.bound <= found.chosen.cost * (1 + 1e-9) < found.dense_cost
-        assert found.plan.policy == f"max-ppl-increase {100 * found.budget:g}%"
+        assert (
+            found.search.chosen.fits
+            and found.search.chosen.increase + found.search.chosen.stderr <= found.search.budget
+        )
+        assert found.search.chosen in found.search.steps and 1 <= len(found.search.steps) <= planner.STEPS
+        assert found.search.chosen.leak <= LEAK_GOAL
+        assert found.search.bound <= found.search.chosen.cost * (1 + 1e-9) < found.search.dense_cost
+        assert found.plan.policy == f"max-ppl-increase {100 * found.search.budget:g}%"
 
 
 def test_more_is_allowed_more_is_left_out(planned):
-    costs = [found.chosen.cost for found in planned]
+    costs = [found.search.chosen.cost for found in planned]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
 
 
 def test_it_costs_few_passes(planned):
-    assert all(found.passes < 40 for found in planned)
+    assert all(found.search.passes < 40 for found in planned)
 
 
 def test_few_windows_and_many_sites_cost_no_more(tiny, monkeypatch):
     """The allowance bends before it breaks."""
     model, sites, filters = tiny
     calibration, held_out = divide(data(10))
-    found = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
-    assert found.calibration_windows == 7 and found.passes < 40
+    found = plan_within(Runs(model, sites, filters), calibration, held_out, 0.03, Kept())
+    assert found.search.calibration_windows == 7 and found.search.passes < 40
     monkeypatch.setattr(candidates, "PROBE_PASSES", 1)
-    again = plan_within(model, sites, filters, calibration, held_out, 0.03, Kept())
-    assert again.passes < found.passes and not all(row["probed"] for row in again.sites if row["plan"] != "dense")
+    again = plan_within(Runs(model, sites, filters), calibration, held_out, 0.03, Kept())
+    assert again.search.passes < found.search.passes and not all(
+        row.probed for row in again.search.sites if row.plan != "dense"
+    )
 
 
 def increase(tiny, plan, held_out, cut):
@@ -135,9 +141,9 @@ def test_what_was_measured_is_what_another_measures(planned, tiny):
     model, sites, filters = tiny
     _, held_out = divide(data())
     for found in planned:
-        assert found.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
+        assert found.search.chosen.increase == pytest.approx(increase(tiny, found.plan, held_out, cut=True), abs=1e-7)
         leak = causality.leak(swap.variant(model, sites, swap.operators(filters, found.plan)), held_out).worst
-        assert leak == pytest.approx(found.chosen.leak, abs=1e-6)
+        assert leak == pytest.approx(found.search.chosen.leak, abs=1e-6)
 
 
 # --- models that look both ways ------------------------------------------------------------------------------------
@@ -162,18 +168,18 @@ def test_the_promise_is_kept_of_masked_tokens(planned_both_ways, both_ways):
     _, held_out = divide(layouts_m2.masked_windows(60))
     per_window = held_out.per_window.tolist()
     for found in planned_both_ways:
-        step = found.chosen
-        assert step.fits and step.increase + step.stderr <= found.budget and step.leak == 0
-        assert found.bound <= step.cost * (1 + 1e-9) < found.dense_cost and found.passes < 40
+        step = found.search.chosen
+        assert step.fits and step.increase + step.stderr <= found.search.budget and step.leak == 0
+        assert found.search.bound <= step.cost * (1 + 1e-9) < found.search.dense_cost and found.search.passes < 40
         worse, kl = filled_in(both_ways, found.plan, held_out)
         assert step.increase == pytest.approx(math.expm1(worse.mean()), abs=1e-6)
         assert step.kl == pytest.approx(kl, rel=1e-3, abs=1e-9)
         by_window = torch.stack([part.mean() for part in worse.split(per_window)])
         spread = float(by_window.std()) / len(held_out) ** 0.5  # of a logarithm
         assert step.stderr == pytest.approx((1 + step.increase) * spread, rel=1e-3)
-        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        told = json.loads(json.dumps(found.search.to_dict(), allow_nan=False))
         assert told["figure"] == "pseudo-perplexity" and told["held_out_windows"] == 18
-    costs = [found.chosen.cost for found in planned_both_ways]
+    costs = [found.search.chosen.cost for found in planned_both_ways]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
 
 
@@ -193,12 +199,12 @@ def test_nothing_chosen_by_hand_is_as_cheap(planned_both_ways, both_ways):
 
     by_hand, by_split = by_cost(plain), by_cost(parted)
     for found in planned_both_ways:
-        near, parted_near = ([c for c, kl in some if kl <= found.chosen.kl] for some in (by_hand, by_split))
+        near, parted_near = ([c for c, kl in some if kl <= found.search.chosen.kl] for some in (by_hand, by_split))
         assert cost(found.plan) < 0.8 * min(near) and cost(found.plan) <= min(parted_near, default=math.inf)
 
 
 def test_masks_alone_are_offered(both_ways):
-    runs = candidates.prepared(planner.Runs(*both_ways), task := candidates.Task(
+    runs = candidates.prepared(Runs(*both_ways), task := candidates.Task(
         *divide(layouts_m2.masked_windows(20)), Kept()))  # fmt: skip
     offered = {one.plan for some in candidates.candidates_of(runs, task).values() for one in some}
     assert {"frequency-sparse", "split", "partial", "dense"} == {plan.kind for plan in offered}
@@ -213,9 +219,9 @@ def test_masked_windows_are_few_tokens():
 
 def test_a_refit_of_both_sides_is_nearer(both_ways):
     halves = divide(layouts_m2.masked_windows(60))
-    plain, better = (plan_within(*both_ways, *halves, 0.03, Kept(), refit=refit) for refit in (False, True))
-    assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
-    assert filled_in(both_ways, better.plan, halves[1])[1] == pytest.approx(better.chosen.kl, rel=1e-3)
+    plain, better = (plan_within(Runs(*both_ways), *halves, 0.03, Kept(), refit=refit) for refit in (False, True))
+    assert better.search.chosen.kl < plain.search.chosen.kl and better.search.chosen.cost == plain.search.chosen.cost
+    assert filled_in(both_ways, better.plan, halves[1])[1] == pytest.approx(better.search.chosen.kl, rel=1e-3)
 
 
 def test_a_plan_fits_a_classifier_of_the_same_trunk(planned_both_ways, both_ways):
@@ -240,7 +246,7 @@ def test_model_is_left_as_it_was(tiny):
     mine = {name: torch.nn.Identity() for name in filters}
     before = swap.install(sites, mine)
     try:
-        plan_within(model, sites, filters, *divide(data()), 0.03, Kept())
+        plan_within(Runs(model, sites, filters), *divide(data()), 0.03, Kept())
         assert swap.install(sites, mine) == mine
     finally:
         swap.install(sites, before)
@@ -248,7 +254,7 @@ def test_model_is_left_as_it_was(tiny):
 
 def test_report_is_json(planned):
     for found in planned:
-        told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        told = json.loads(json.dumps(found.search.to_dict(), allow_nan=False))
         assert told["plan"] == found.plan.policy and told["chosen"] in told["steps"]
         assert [row["name"] for row in told["sites"]] == list(found.plan.filters)
         gains = [gain for gain, _ in told["points"]]
@@ -257,7 +263,7 @@ def test_report_is_json(planned):
 
 def test_progress_is_told(tiny):
     lines = []
-    plan_within(*tiny, *divide(data()), 0.03, Kept(), progress=lines.append)
+    plan_within(Runs(*tiny, None, lines.append), *divide(data()), 0.03, Kept())
     assert lines[0] == "planning for kept taps plus bins: reading 28 windows of 64 tokens"
     assert sum(line.startswith("step ") for line in lines) >= 1 and any("candidates run on" in line for line in lines)
 
@@ -266,7 +272,7 @@ def test_what_cannot_be_met(tiny, monkeypatch):
     """Nothing cheaper; nothing that fits once measured; nothing that is predicted to."""
     halves = divide(data())
     with pytest.raises(RuntimeError, match="no plan is cheaper than the dense one on flat at 64 tokens"):
-        plan_within(*tiny, *halves, 0.01, Flat())
+        plan_within(Runs(*tiny), *halves, 0.01, Flat())
     monkeypatch.setattr(sensitivity, "TAPS", (1, 2))
     monkeypatch.setattr(sensitivity, "HEADS", ())
     monkeypatch.setattr(sensitivity, "LARGEST_ERROR", math.inf)
@@ -274,12 +280,12 @@ def test_what_cannot_be_met(tiny, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"no plan but the dense one fits a budget of 1e-07%: .* [0-9.]+% can be met"
     ):
-        plan_within(*tiny, *halves, 1e-9, Kept())
+        plan_within(Runs(*tiny), *halves, 1e-9, Kept())
     monkeypatch.setattr(sensitivity, "predicted", lambda some, kl: [0.0] + [math.log(1.25)] * (len(some) - 1))
     with pytest.raises(
         RuntimeError, match=r"a budget of 0\.1% is too small .* lose less than 25\.000%; allow about that"
     ):
-        plan_within(*tiny, *halves, 1e-3, Kept())
+        plan_within(Runs(*tiny), *halves, 1e-3, Kept())
 
 
 def test_the_leakiest_are_blamed():
@@ -300,11 +306,11 @@ def test_leaks_are_bounded_unless_allowed(tiny, monkeypatch):
     monkeypatch.setattr(sensitivity, "TAPS", ())
     halves = divide(data())
     with pytest.raises(RuntimeError, match="when the future changes"):
-        plan_within(*tiny, *halves, 0.03, Kept())
-    found = plan_within(*tiny, *halves, 0.03, Kept(), allow_leak=True)
-    assert found.plan.leaks and found.chosen.leak == 0  # not measured
+        plan_within(Runs(*tiny), *halves, 0.03, Kept())
+    found = plan_within(Runs(*tiny), *halves, 0.03, Kept(), allow_leak=True)
+    assert found.plan.leaks and found.search.chosen.leak == 0  # not measured
     honest, told = (increase(tiny, found.plan, halves[1], cut) for cut in (True, False))
-    assert found.chosen.increase == pytest.approx(honest, abs=1e-7) and abs(told - honest) > 1e-5
+    assert found.search.chosen.increase == pytest.approx(honest, abs=1e-7) and abs(told - honest) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -320,7 +326,7 @@ def test_refusals(tiny, change, says):
     first, last = divide(data())
     model, sites, filters = tiny
     with pytest.raises(ValueError, match=says):
-        plan_within(model, sites, filters, **{"calibration": first, "held_out": last, "budget": 0.01} | change,
+        plan_within(Runs(model, sites, filters), **{"calibration": first, "held_out": last, "budget": 0.01} | change,
                     target=Kept())  # fmt: skip
 
 
@@ -344,11 +350,13 @@ def test_no_further_than_the_predictions_may_move(tiny, monkeypatch):
         return dataclasses.replace(measure(self, dense, picks, windows), perplexity_ratio=0.9)
 
     monkeypatch.setattr(runs.Runs, "versus", lucky)
-    found = plan_within(*tiny, *halves, 3e-3, Kept())
-    assert found.chosen.fits and all(step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.steps)
-    assert 3e-3 < found.chosen.predicted < 6.1e-3
+    found = plan_within(Runs(*tiny), *halves, 3e-3, Kept())
+    assert found.search.chosen.fits and all(
+        step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.search.steps
+    )
+    assert 3e-3 < found.search.chosen.predicted < 6.1e-3
     monkeypatch.setattr(planner, "KL_TIMES", 100.0)
-    assert plan_within(*tiny, *halves, 3e-3, Kept()).chosen.predicted > 6.1e-3
+    assert plan_within(Runs(*tiny), *halves, 3e-3, Kept()).search.chosen.predicted > 6.1e-3
 
 
 def test_sites_that_make_up_for_each_other():
@@ -368,13 +376,13 @@ def test_sites_that_make_up_for_each_other():
 
 def test_a_refit_is_taken_where_it_is_nearer(tiny, monkeypatch):
     halves = divide(data())
-    plain = plan_within(*tiny, *halves, 0.03, Kept())
-    better = plan_within(*tiny, *halves, 0.03, Kept(), refit=True)
-    assert better.chosen.kl < plain.chosen.kl and better.chosen.cost == plain.chosen.cost
+    plain = plan_within(Runs(*tiny), *halves, 0.03, Kept())
+    better = plan_within(Runs(*tiny), *halves, 0.03, Kept(), refit=True)
+    assert better.search.chosen.kl < plain.search.chosen.kl and better.search.chosen.cost == plain.search.chosen.cost
     assert any(plan.values is not None for plan in better.plan.filters.values())
-    assert any("re-fitted" in site["plan"] for site in better.sites)
+    assert any("re-fitted" in site.plan for site in better.search.sites)
     monkeypatch.setattr(planner, "refitted", lambda plan, *rest, **options: plan)
-    assert plan_within(*tiny, *halves, 0.03, Kept(), refit=True) == plain
+    assert plan_within(Runs(*tiny), *halves, 0.03, Kept(), refit=True) == plain
 
 
 @pytest.mark.parametrize("plan", [FilterPlan("dense"), FilterPlan("partial", 16)])
@@ -391,6 +399,6 @@ def test_published_weights_keep_a_fifth(test_data, monkeypatch):
     documents = read_documents(test_data / "dna" / "chr20_30-38Mb.txt.gz")
     first, last = divide(windows(documents, p.tokenizer.encode, 1024, alphabet="ACGT", limit=40))
     monkeypatch.setattr(candidates, "PROBE_WINDOWS", 2)
-    found = plan_within(p.model, p.sites, p.filters, first, last, 1e-3, Kept())
-    assert found.chosen.density <= 0.2 and found.chosen.leak < 1e-3
-    assert found.chosen.increase + found.chosen.stderr <= 1e-3
+    found = plan_within(Runs(p.model, p.sites, p.filters), first, last, 1e-3, Kept())
+    assert found.search.chosen.density <= 0.2 and found.search.chosen.leak < 1e-3
+    assert found.search.chosen.increase + found.search.chosen.stderr <= 1e-3

@@ -9,8 +9,8 @@ from test_evals_planning import data
 
 from sparsify import swap
 from sparsify.evals.causality import leak
-from sparsify.evals.planning.runs import Remembered, Runs
 from sparsify.evals.quality import compare
+from sparsify.evals.runs import Remembered, Runs
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, Plan
 

@@ -30,6 +30,7 @@ from helpers import assert_close, relative_l2
 
 from sparsify import LongConv, fftconv_ref
 from sparsify.cpu import backend as cpu
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask, monarch_conv
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner
@@ -303,7 +304,7 @@ def test_nothing_else_is_written(dtype, monkeypatch):
         return around.as_strided(u_shape, (3 * 541, 541, 1), 20)
 
     k, u = torch.randn(3, 501), torch.randn(7, 3, 501).to(dtype)
-    prepared = gpu.make(way, k, 0, u.device)
+    prepared = gpu.make(way, Filter(k))
     with monkeypatch.context() as patch:
         patch.setattr(gpu.torch, "empty", inside)
         y = gpu.fftconv(u, prepared.tables, prepared.layout, launch=emulation.Emulator())
@@ -326,7 +327,7 @@ def test_a_mask_is_the_formula(name):
     waves = torch.exp(2j * math.pi * f[:, None, None] * lag / m)
     matrix = torch.einsum("hf,fts->hts", k_f, waves).real / m
     y_ref = torch.einsum("hts,bhs->bht", matrix, u.double())
-    prepared = gpu.make(replace(way, masked=True), k, 0, u.device, mask.bins())
+    prepared = gpu.make(replace(way, masked=True), Filter(k), mask.bins())
     emulator = emulation.Emulator()
     y = gpu.fftconv(u, prepared.tables, prepared.layout, launch=emulator)
     assert_close(y, y_ref, BARS[HALF])
@@ -404,7 +405,7 @@ def test_one_preparation_serves_other_lengths_and_batches():
 
 
 def test_nothing_in_nothing_out():
-    prepared = gpu.make(PLANNED[0], torch.randn(3, 200), 0, torch.device("cpu"))
+    prepared = gpu.make(PLANNED[0], Filter(torch.randn(3, 200)))
     for shape in ((0, 3, 200), (2, 3, 0)):
         y = gpu.fftconv(torch.empty(shape, dtype=HALF), prepared.tables, prepared.layout, launch=emulation.Emulator())
         assert y.shape == shape
@@ -419,7 +420,7 @@ def test_filters_and_skips_of_any_size(dtype, size, skip):
     way = PICKS[512, dtype]
     k, u = size * torch.randn(3, 500), (10 if size < 1 else 0.02) * torch.randn(1, 3, 500).to(dtype)
     d = None if skip is None else torch.tensor([skip, -skip, 0.5 * skip])
-    prepared = gpu.make(way, k, 0, u.device)
+    prepared = gpu.make(way, Filter(k))
     y = gpu.fftconv(u, prepared.tables, prepared.layout, None, d, launch=emulation.Emulator())
     y_ref = fftconv_ref(u, k) + (0 if d is None else d.double()[:, None] * u.double())
     assert_close(y, y_ref, BARS[dtype])
@@ -430,7 +431,7 @@ def test_a_loud_constant_does_not_overflow(dtype):
     """All of a constant's energy meets in a few bins: M / sqrt(M) = 64 times the signal there."""
     way = PICKS[4096, dtype]
     k, u = torch.exp(-torch.arange(4096) / 300.0).expand(3, -1) / 300, torch.full((1, 3, 4096), 200.0).to(dtype)
-    prepared = gpu.make(way, k, 0, u.device)
+    prepared = gpu.make(way, Filter(k))
     y = gpu.fftconv(u, prepared.tables, prepared.layout, launch=emulation.Emulator())
     assert_close(y, fftconv_ref(u, k), BARS[dtype])
 
@@ -443,7 +444,7 @@ def test_rows_may_lie_gigabytes_apart(dtype, tmp_path, monkeypatch):
     u, result = (memory[at:].as_strided((2, 1, 256), (apart, 256, 1)) for at in (0, 4096))
     u.copy_(torch.randn(2, 1, 256))
     k = torch.randn(1, 256)
-    prepared = gpu.make(way, k, 0, u.device)
+    prepared = gpu.make(way, Filter(k))
     with monkeypatch.context() as patch:
         patch.setattr(gpu.torch, "empty", lambda shape, dtype, device: result)
         y = gpu.fftconv(u, prepared.tables, prepared.layout, gate=u, launch=emulation.Emulator())
@@ -776,13 +777,13 @@ def test_signals_longer_than_any_kernel_takes_go_through_torch():
     k = torch.randn(1, 1 << 20)
     with pytest.warns(RuntimeWarning, match="through torch.fft: no block holds 1048576 .*up to 786432") as told:
         for _ in range(2):
-            prepared = dispatch.prepare(k, 0, 1 << 20, FLOAT, card=CARDS["sm_86"])
+            prepared = dispatch.prepare(Filter(k), 1 << 20, FLOAT, card=CARDS["sm_86"])
     assert len(told) == 1 and prepared.layout[0] != cpu.KERNEL
-    band = cpu.Structure(BlockMask.low_pass(1 << 20, 1 / 64))
+    band = Structure(BlockMask.low_pass(1 << 20, 1 / 64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for known in ({"k": k[:, :1000]}, {"k": k, "structure": band}):  # in blocks, or at a lower rate
-            prepared = dispatch.prepare(lookahead=0, seqlen=1 << 20, dtype=FLOAT, card=CARDS["sm_86"], **known)
+        for known in (Filter(k[:, :1000]), Filter(k, structure=band)):  # in blocks, or at a lower rate
+            prepared = dispatch.prepare(known, 1 << 20, FLOAT, card=CARDS["sm_86"])
             assert prepared.layout[0] == cpu.KERNEL
 
 
@@ -798,7 +799,7 @@ def test_a_way_is_numbers_and_back(case):
 def test_structures_are_those_of_the_kernels():
     """The emulator compares sizes at every launch; here one that does not fit is refused."""
     case = Case(PLANNED[0])
-    prepared = gpu.make(case.way, torch.randn(3, 256), 0, torch.device("cpu"))
+    prepared = gpu.make(case.way, Filter(torch.randn(3, 256)))
 
     class Longer(Call):
         _fields_ = (("more", ctypes.c_int * 2),)
@@ -903,7 +904,7 @@ def test_a_captured_graph_replays(name):
         graph.replay()
         assert torch.equal(y, conv(u, gate, skip, gate))
     g = u.cpu().double() * gate.cpu().double()
-    y_ref = (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip.cpu().double()[:, None] * g) * gate.cpu().double()
+    y_ref = (fftconv_ref(g, conv.filter.to("cpu")) + skip.cpu().double()[:, None] * g) * gate.cpu().double()
     assert_close(y, y_ref, BARS[HALF])
 
 

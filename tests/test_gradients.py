@@ -12,6 +12,7 @@ from helpers import assert_close, relative_l2
 from sparsify import LongConv, swap
 from sparsify.converters import load
 from sparsify.fftconv import fftconv_ref
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, policies
 
@@ -70,7 +71,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
     ours = torch.autograd.grad(conv(*given), given, dy)
     u, gate, skip, pregate = (t.detach().double().requires_grad_() for t in given)
     g = pregate * u
-    y_ref = gate * (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip[:, None] * g)
+    y_ref = gate * (fftconv_ref(g, conv.filter) + skip[:, None] * g)
     for name, found, expected in zip(
         ("u", "gate", "skip", "pregate"), ours, torch.autograd.grad(y_ref, (u, gate, skip, pregate), dy.double()),
         strict=True,
@@ -78,7 +79,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
         assert found.dtype == torch.float32
         assert relative_l2(found, expected) < 2e-6, name
     if seqlen > 7:
-        conv._adjoint = [LongConv(conv.filter.k, conv.filter.lookahead)]
+        conv._adjoint = [LongConv(conv.filter)]
         wrong, *_ = torch.autograd.grad(conv(*given), given, dy)
         assert relative_l2(wrong, torch.autograd.grad(y_ref_again(conv, given), given, dy)[0].double()) > 1e-2
 
@@ -86,7 +87,7 @@ def test_float32_against_autograd_in_float64(kind, side, seqlen):
 def y_ref_again(conv, given):
     u, gate, skip, pregate = given
     g = pregate * u
-    return (gate * (fftconv_ref(g, conv.filter.k, conv.filter.lookahead) + skip[:, None] * g)).float()
+    return (gate * (fftconv_ref(g, conv.filter) + skip[:, None] * g)).float()
 
 
 def test_nothing_but_the_inputs_is_saved():
@@ -109,7 +110,7 @@ def test_half_precision(dtype):
 
 
 def conv_of_double(conv):
-    return LongConv(conv.filter.k.double(), conv.filter.lookahead)
+    return LongConv(conv.filter.to(torch.float64))
 
 
 def test_a_filter_that_changes_before_backward_is_refused():

@@ -99,7 +99,7 @@ def test_a_dense_checkpoint_of_the_hub_needs_no_remote_code(tmp_path, shift):
     source, u = layouts.write(tmp_path / "source", "hf"), ids()
     said = {} if shift is None else {"shift": shift}
     model = AutoModelForCausalLM.from_pretrained(source, **said)
-    assert torch.equal(model(u).logits, load(source, shift=shift).model(u))
+    assert torch.equal(model(u).logits, load(source, options=said).model(u))
     assert model.plan.is_dense and model.config.shift == (shift or 0.0)
     planned = AutoModelForCausalLM.from_pretrained(source, **said, quantization_config=SparsifyConfig(model.plan))
     assert torch.equal(planned(u).logits, model(u).logits)
@@ -357,7 +357,7 @@ def remote(folder, **kwargs):
 def test_remote_code_runs_the_planned_convolutions(tmp_path, foreign):
     model, dense, u = remote(foreign), remote(tmp_path / "source"), ids()
     assert type(model).__module__.startswith("transformers_modules")
-    assert relative_l2(dense(u).logits, load(tmp_path / "source", shift=0.05).model(u)) < 1e-5
+    assert relative_l2(dense(u).logits, load(tmp_path / "source", options={"shift": 0.05}).model(u)) < 1e-5
     ours = load(foreign).model(u)
     calls = type(filter_fn_of(dense)).calls
     assert relative_l2(model(u).logits, ours) < 1e-5 < relative_l2(dense(u).logits, ours)
@@ -429,7 +429,7 @@ def test_without_this_package_the_folder_is_the_dense_model_and_says_so(tmp_path
     done = python(WITHOUT.format(folder=str(foreign), to=str(tmp_path / "logits")), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Unknown quantization type, got sparsify" in done.stderr
-    dense = load(tmp_path / "source", shift=0.05).model(torch.arange(40)[None] % 4 + 7)
+    dense = load(tmp_path / "source", options={"shift": 0.05}).model(torch.arange(40)[None] % 4 + 7)
     assert relative_l2(torch.load(tmp_path / "logits"), dense) < 1e-5
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sparsify.cli.push import in_words
 from sparsify.converters import load
 from sparsify.converters.hub.upload import published
 from sparsify.converters.tensors import read_tensors
+from sparsify.report.schema import Push
 from sparsify.storage.files import readable_size
 from sparsify.storage.tensors import fingerprint
 
@@ -193,24 +195,17 @@ def test_what_is_said_of_a_push(hub, program, tmp_path):
 
 
 def test_the_words_for_what_was_done():
-    done = {
-        **{
-            "repo": "me/x",
-            "url": "http://hub/me/x",
-            "commit": "c0",
-            "changed": True,
-            "created": False,
-            "load": "load it",
-        },
-        **{"uploaded": {"a": 1234}, "deleted": ["b"], "unchanged": ["c", "d"], "pull_request": None, "dry_run": False},
-    }
+    done = Push(
+        repo="me/x", branch="main", url="http://hub/me/x", commit="c0", changed=True, created=False, pull_request=None,
+        uploaded={"a": 1234}, deleted=["b"], unchanged=["c", "d"], dry_run=False, load="load it",
+    )  # fmt: skip
     files = ["  + a  1.23 kB", "  - b", "  = 2 unchanged"]
     assert in_words(done).splitlines() == [*files, "pushed to http://hub/me/x, commit c0", "load it"]
-    proposed = in_words(done | {"pull_request": "http://hub/me/x/discussions/1"}).splitlines()
+    proposed = in_words(replace(done, pull_request="http://hub/me/x/discussions/1")).splitlines()
     assert proposed[3] == "pull request: http://hub/me/x/discussions/1"
-    would = done | {"dry_run": True}
+    would = replace(done, dry_run=True)
     assert in_words(would).splitlines() == ["http://hub/me/x would change:", *files]
-    assert in_words(would | {"created": True}).startswith("http://hub/me/x would be made:")
+    assert in_words(replace(would, created=True)).startswith("http://hub/me/x would be made:")
     same = {"uploaded": {}, "deleted": [], "changed": False}
-    assert in_words(would | same).splitlines() == ["http://hub/me/x would stay as it is:", files[2]]
-    assert "nothing to push: the same is at http://hub/me/x, commit c0" in in_words(done | same)
+    assert in_words(replace(would, **same)).splitlines() == ["http://hub/me/x would stay as it is:", files[2]]
+    assert "nothing to push: the same is at http://hub/me/x, commit c0" in in_words(replace(done, **same))

@@ -11,6 +11,7 @@ from helpers import RELATIVE_L2, assert_close, relative_l2
 from sparsify import LongConv, fftconv_ref
 from sparsify.cpu import backend as cpu
 from sparsify.cpu import native
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 
@@ -74,12 +75,11 @@ def test_what_a_mask_leaves(isa, share, seqlen):
     for mask in (BlockMask.low_pass(n, share), BlockMask.comb(n, share, (8, n // 8))):  # all vectors fit 256 points
         for plan in (FilterPlan("frequency-sparse", mask=mask), FilterPlan("split", 32, mask)):
             kept = plan.apply(k)
-            structure, y_ref = cpu.Structure(kept.mask, kept.head), fftconv_ref(u, kept)
+            y_ref = fftconv_ref(u, kept)
             # a lone sample feels one tap, in which the error of all may meet
             scale = y_ref.norm() if seqlen > 1 else kept.k.norm(dim=-1).mean() * u.norm()
-            for _, way in cpu.structured(seqlen, structure):
-                make = cpu.prepare_comb if way == "comb" else lambda *a: cpu.prepare_slow(*a[:2], seqlen, a[2])
-                prepared = make(kept.k, kept.lookahead, structure)
+            for _, way in cpu.structured(seqlen, kept.structure):
+                prepared = cpu.prepare_comb(kept) if way == "comb" else cpu.prepare_slow(kept, seqlen)
                 assert (cpu.fftconv(u, prepared.tables, prepared.layout) - y_ref).norm() < 1e-6 * scale
 
 
@@ -115,7 +115,7 @@ def test_filters_that_look_both_ways_take_the_quicker_ways_too():
         (FilterPlan("frequency-sparse", mask=comb), cpu.COMB),
         (FilterPlan("split", 32, low), cpu.HEAD),
     ):
-        kept = plan.apply(k, n)
+        kept = plan.apply(Filter(k, n))
         conv = LongConv(kept)
         assert conv.prepare(u).layout[0] == kind, plan
         assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
@@ -125,7 +125,7 @@ def test_a_sequence_longer_than_the_mask_takes_the_whole_filter():
     """It feels taps that the mask did not touch."""
     kept = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(1 << 12, 1 / 16)).apply(torch.randn(2, 5000))
     u = torch.randn(1, 2, 4500)
-    conv = LongConv(kept.k, kept.lookahead, mask=kept.mask)
+    conv = LongConv(kept)
     assert_close(conv(u), fftconv_ref(u, kept), 1e-6)
 
 
@@ -174,8 +174,8 @@ class TestAroundTheConvolution:
         assert (out[..., ::2] == 7).all()
 
     def test_threads_agree_bit_for_bit(self):
-        u, k = torch.randn(3, 5, 3000), torch.randn(5, 3000)
-        ways = [cpu.prepare(k, 0, 3000), cpu.prepare(k, 0, 3000, spectra_bytes=0), cpu.prepare(k[:, :100], 0, 3000)]
+        u, k = torch.randn(3, 5, 3000), Filter(torch.randn(5, 3000))
+        ways = [cpu.prepare(*some) for some in ((k, 3000), (k, 3000, 0), (Filter(k.k[:, :100]), 3000))]
         results = []
         threads = torch.get_num_threads()
         for count in (1, 2, 3):

@@ -16,7 +16,6 @@ from sparsify.pipeline import progress
 from sparsify.pipeline.evaluate import KINDS, evaluate
 from sparsify.pipeline.inspect import doctor
 from sparsify.pipeline.progress import Event, session
-from sparsify.pipeline.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO, HELD_OUT = ROOT / "demo" / "hyenadna-chr20-8k", ROOT / "demo" / "chr20-held-out.fa.gz"
@@ -100,15 +99,18 @@ def test_all_that_is_promised_is_there():
 
 
 def test_a_result_stays_what_it_is():
-    found = Result({"sites": [{"name": "a"}], "pair": (1, 2)})
+    found = doctor()
     with pytest.raises(FrozenInstanceError):
-        found.found = {}
+        found.checks = ()
     with pytest.raises(TypeError):
-        found["sites"] = []
-    found["sites"].append("b")
-    found.to_dict()["sites"].append("b")
-    assert found["sites"] == [{"name": "a"}] and len(found) == 2 and dict(found) == found.to_dict()
-    assert found.to_dict() == json.loads(found.to_json()) and found["pair"] == [1, 2] and "sites" in repr(found)
+        found["checks"] = []
+    found["checks"].append("b")
+    found.to_dict()["checks"].append("b")
+    assert found["checks"] == found.to_dict()["checks"] and found["checks"][0]["name"] == found.checks[0].name
+    assert dict(found) == found.to_dict() == json.loads(found.to_json()) and len(found) == 3
+    assert repr(found) == "Health of version, ok, checks" and "text" not in found
+    with pytest.raises(KeyError, match="text"):
+        found["text"]
 
 
 def test_notes_are_told_and_belong_to_one_call(checkpoint, data, tmp_path):
@@ -190,7 +192,7 @@ def test_numbers_that_the_command_line_would_not_take_are_refused(checkpoint, da
         ("linears in 'float16'; choose one of float32, bfloat16",
          lambda: evaluate(src, data=data, context=50, linears="float16")),
         ("there is no evaluation 'perplexity'; choose one of ppl, front, glue, mlm, retrieval",
-         lambda: evaluate(src, "perplexity")),
+         lambda: evaluate(src, data, kind="perplexity")),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):
             call()

@@ -4,17 +4,17 @@ import pytest
 import torch
 from test_split import smooth_filter
 
+from sparsify.filters.filter import Filter
 from sparsify.filters.spectra import energy_by_tap
 from sparsify.plan import policies
 from sparsify.sites import ConvSite
 
 
-def site(k, causal=True):
-    return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
-
-
-def both_ways(k, lookahead):
-    return ConvSite("site", k.shape[0], k.shape[1], lookahead, False, lambda: k, lambda conv: None, lookahead)
+def chosen(policy, k, causal=True):
+    """What a policy keeps of a filter; one that looks both ways has half of its taps ahead."""
+    k = k if isinstance(k, Filter) else Filter(k)
+    context = k.lookahead or k.taps
+    return policy.choose(k, ConvSite("site", k.channels, k.taps, context, causal, lambda: k, lambda conv: None))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
@@ -23,8 +23,8 @@ def test_energy_keeps_its_share_of_both_directions(share):
     kinds = set()
     for half in (smooth, fast):
         k = torch.cat([0.7 * half.flip(-1), half], dim=-1)
-        plan = policies.energy(share).choose(k, both_ways(k, 1024))
-        kept, lost = plan.apply(k, 1024), k.clone().double()
+        plan = chosen(policies.energy(share), Filter(k, 1024), causal=False)
+        kept, lost = plan.apply(Filter(k, 1024)), k.clone().double()
         lost[:, 1024 - kept.lookahead : 1024 - kept.lookahead + kept.k.shape[-1]] -= kept.k.double()
         assert lost.square().sum() <= (1 - share) * k.double().square().sum() * (1 + 1e-6)
         assert plan.density(2048, 1024) <= 1
@@ -33,21 +33,21 @@ def test_energy_keeps_its_share_of_both_directions(share):
 
 
 def test_taps_of_both_directions():
-    k = torch.randn(2, 64)
-    assert policies.taps(31).choose(k, both_ways(k, 32)).taps == 31
-    assert policies.taps(32).choose(k, both_ways(k, 32)).kind == "dense"  # lags -31 .. 31, all that is felt
+    k = Filter(torch.randn(2, 64), 32)
+    assert chosen(policies.taps(31), k, causal=False).taps == 31
+    assert chosen(policies.taps(32), k, causal=False).kind == "dense"  # lags -31 .. 31, all that is felt
 
 
 def test_taps():
     k = smooth_filter()
-    assert policies.taps(100).choose(k, site(k)).taps == 100
-    assert policies.taps(5000).choose(k, site(k)).kind == "dense"  # nothing to cut
+    assert chosen(policies.taps(100), k).taps == 100
+    assert chosen(policies.taps(5000), k).kind == "dense"  # nothing to cut
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_energy_keeps_its_share(share):
     for k in (smooth_filter(), torch.randn(4, 1024) * torch.exp(-torch.arange(1024) / 30.0)):
-        plan = policies.energy(share).choose(k, site(k))
+        plan = chosen(policies.energy(share), k)
         kept = plan.apply(k)
         lost = k.clone().double()
         lost -= kept.k[:, kept.lookahead : kept.lookahead + 1024].double() if plan.leaks else 0
@@ -59,19 +59,19 @@ def test_energy_keeps_its_share(share):
 
 def test_energy_prefers_the_shorter_description():
     late = smooth_filter().flip(-1)  # smooth, and long: few bins, many taps
-    assert policies.energy(0.999).choose(late, site(late)).kind in ("split", "dense")
+    assert chosen(policies.energy(0.999), late).kind in ("split", "dense")
     short = torch.zeros(4, 1024)
     short[:, :20] = torch.randn(4, 20)  # rough, and short: few taps
-    assert policies.energy(0.999).choose(short, site(short)).kind == "partial"
+    assert chosen(policies.energy(0.999), short).kind == "partial"
     noise = torch.randn(4, 1024)  # neither
-    assert policies.energy(0.9999).choose(noise, site(noise)).density(1024) > 0.99
+    assert chosen(policies.energy(0.9999), noise).density(1024) > 0.99
 
 
 def test_only_bidirectional_models_get_a_mask_alone():
     k = smooth_filter()
     for share in (0.9, 0.99, 0.999):
-        assert policies.energy(share).choose(k, site(k)).kind != "frequency-sparse"
-    kinds = {policies.energy(share).choose(k, site(k, causal=False)).kind for share in (0.5, 0.8, 0.9)}
+        assert chosen(policies.energy(share), k).kind != "frequency-sparse"
+    kinds = {chosen(policies.energy(share), k, causal=False).kind for share in (0.5, 0.8, 0.9)}
     assert "frequency-sparse" in kinds
 
 

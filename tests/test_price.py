@@ -9,6 +9,7 @@ import torch
 from sparsify.cpu import backend as cpu
 from sparsify.cpu import cost_model, native
 from sparsify.cpu.cost_model import DEFAULT
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import dispatch
 from sparsify.gpu.devices import CARDS, Card
@@ -49,10 +50,8 @@ def without_kernels(monkeypatch):
 
 def prepared(plan, taps, seqlen, channels=2, before=0):
     """What the CPU makes ready, and the sizes that the price goes by."""
-    k = plan.apply(torch.randn(channels, taps), before)
-    structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_lookahead)
-    outlined, lookahead, own = latency.outline(plan, taps, seqlen, before)
-    return cpu.prepare(k.k, k.lookahead, seqlen, structure), (outlined.shape[-1], lookahead, seqlen, own)
+    k = plan.apply(Filter(torch.randn(channels, taps), before))
+    return cpu.prepare(k, seqlen), latency.outline(plan, taps, seqlen, before)
 
 
 # --- the ways that are taken ---------------------------------------------------------------------------------------
@@ -66,16 +65,14 @@ def test_outline_has_the_sizes_of_the_filter(taps, seqlen, before):
     """Whether it looks back, both ways, or ahead alone."""
     before = min(taps - 1, before if isinstance(before, int) else round(before * taps))
     for plan in plans(256):
-        kept = plan.apply(torch.randn(1, taps), before)
-        felt, lookahead = cpu.crop(kept.k, kept.lookahead, seqlen)
-        outlined, own_lookahead, structure = latency.outline(plan, taps, seqlen, before)
-        assert outlined.is_meta and (outlined.shape, own_lookahead) == (felt.shape, lookahead)
-        assert (structure is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
-        if structure is not None:
-            assert structure.mask == kept.mask
-            assert (structure.head is None) == (kept.head is None)
-            assert structure.head is None or structure.head.shape == kept.head.shape
-            assert structure.head_lookahead == kept.head_lookahead
+        kept = plan.apply(Filter(torch.randn(1, taps), before))
+        felt, outlined = kept.felt(seqlen), latency.outline(plan, taps, seqlen, before)
+        assert outlined.k.is_meta and (outlined.taps, outlined.lookahead) == (felt.taps, felt.lookahead)
+        assert (outlined.mask is not None) == (kept.mask is not None and seqlen <= kept.mask.n)
+        if outlined.mask is not None:
+            assert outlined.mask == kept.mask and (outlined.head is None) == (kept.head is None)
+            if outlined.head is not None:
+                assert (outlined.head.taps, outlined.head.lookahead) == (kept.head.taps, kept.head.lookahead)
 
 
 WAYS = {
@@ -93,11 +90,11 @@ WAYS = {
 def test_the_price_is_that_of_the_way_prepared(taps, seqlen, both):
     seen, before = set(), taps if both else 0
     for plan in plans(N):
-        made, sizes = prepared(plan, taps + before, seqlen, before=before)
+        made, outlined = prepared(plan, taps + before, seqlen, before=before)
         way = WAYS[type(cpu.parts_of(made.tables, made.layout)[-1])]  # a head comes before its tail
-        assert latency.cpu_way(*sizes)[1] == way
+        assert latency.cpu_way(outlined, seqlen)[1] == way
         found = CPU.seconds(plan, 2, taps + before, seqlen, lookahead=before)
-        assert found == pytest.approx(2e-9 * latency.cpu_way(*sizes)[0])
+        assert found == pytest.approx(2e-9 * latency.cpu_way(outlined, seqlen)[0])
         seen.add(way)
     assert seen == (set(WAYS.values()) if seqlen <= N else {"few taps", "whole"})
 
@@ -105,7 +102,7 @@ def test_the_price_is_that_of_the_way_prepared(taps, seqlen, both):
 @compiled
 @pytest.mark.parametrize("spectra_bytes", [None, 8 * 4096 * 2, 8 * 4096 * 2 - 1, 0])
 def test_spectra_that_are_not_kept_cost_more(spectra_bytes):
-    made = cpu.prepare(torch.randn(2, 4096), 0, 4096, spectra_bytes=spectra_bytes)
+    made = cpu.prepare(Filter(torch.randn(2, 4096)), 4096, spectra_bytes)
     kept = cpu.parts_of(made.tables, made.layout)[0].spectra is not None
     cheap, now = CPU.seconds(DENSE, 2, 4096, 4096), CPU.seconds(DENSE, 2, 4096, 4096, spectra_bytes=spectra_bytes)
     assert (now == cheap) is kept and now >= cheap
@@ -119,9 +116,9 @@ def test_spectra_that_are_not_kept_cost_more(spectra_bytes):
 def test_without_kernels_a_mask_saves_nothing(without_kernels, seqlen):
     dense = CPU.seconds(DENSE, 2, 4096, seqlen)
     for plan in plans(4096):
-        made, sizes = prepared(plan, 4096, seqlen)
+        made, outlined = prepared(plan, 4096, seqlen)
         n, hop = made.layout[1:]
-        assert made.layout[0] == cpu.TORCH and (n, hop) == cpu.choose_size(seqlen, *sizes[:2])
+        assert made.layout[0] == cpu.TORCH and (n, hop) == cpu.choose_size(seqlen, outlined.taps, outlined.lookahead)
         seconds = CPU.seconds(plan, 2, 4096, seqlen)
         assert seconds == dense if plan.mask else 0 < seconds <= dense
     short, long = (CPU.seconds(FilterPlan("partial", 16), 2, n, n) for n in (1 << 16, 1 << 17))
@@ -134,11 +131,10 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
     card, own = CARDS["sm_90"], dtype or torch.float16
     for plan in plans(1024):
         k = plan.apply(torch.randn(2, taps))
-        structure = None if k.mask is None else cpu.Structure(k.mask, k.head)
-        way = way_from(dispatch.prepare(k.k, k.lookahead, seqlen, own, 3, structure, card).layout)
+        way = way_from(dispatch.prepare(k, seqlen, own, 3, card).layout)
         how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
-        felt, lookahead, outlined = latency.outline(plan, taps, seqlen)
-        found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.shape[-1], lookahead, outlined)
+        felt = latency.outline(plan, taps, seqlen)
+        found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.taps, felt.lookahead, felt.structure)
         assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]
 
 
@@ -160,10 +156,9 @@ def test_the_other_side_costs_where_it_is_taken_along():
 def test_a_card_takes_filters_that_look_both_ways():
     card, n = CARDS["sm_90"], 1024
     for plan in plans(n):
-        k = plan.apply(torch.randn(2, 2 * n), n)
-        structure = None if k.mask is None else cpu.Structure(k.mask, k.head, k.head_lookahead)
-        felt, lookahead = cpu.crop(k.k, k.lookahead, n)
-        found = dispatch.ways(dispatch.Layer(card, torch.float16, n, 3, 2), felt.shape[-1], lookahead, structure)
+        k = plan.apply(Filter(torch.randn(2, 2 * n), n))
+        layer, felt = dispatch.Layer(card, torch.float16, n, 3, 2), k.felt(n)
+        found = dispatch.ways(layer, felt.taps, felt.lookahead, k.structure)
         best = min(seconds for seconds, _ in found.values())
         assert target("sm_90").seconds(plan, 2, 2 * n, n, 3, lookahead=n) == best
 

@@ -18,6 +18,7 @@ from sparsify.cpu.backend import masked_spectrum
 from sparsify.evals.data import read_documents, windows
 from sparsify.evals.quality import compare
 from sparsify.fftconv import LongConv, fftconv_ref
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, Plan
 from sparsify.plan.coefficients import Coefficients
@@ -80,16 +81,16 @@ def test_leading_taps_solve_the_equations(gathered, monkeypatch):
 def test_a_filter_that_looks_both_ways(gathered, plan, lookahead):
     """No other coefficients nearby do better, at either side; the kernels get the structure that they are promised."""
     _, _, _, moments = gathered
-    k = torch.cat([torch.ones(H, max(0, lookahead - L)), two_sided(min(lookahead, L))], dim=-1)
-    found = refit(Filter(k, lookahead), plan, moments, False)
-    least, was = (errors(Filter(k, lookahead), some, moments, False).error for some in (found, plan))
+    k = Filter(torch.cat([torch.ones(H, max(0, lookahead - L)), two_sided(min(lookahead, L)).k], dim=-1), lookahead)
+    found = refit(k, plan, moments, False)
+    least, was = (errors(k, some, moments, False).error for some in (found, plan))
     assert least < (0.9 if plan.kind in ("partial", "split") else 1) * was
     for name, part in found.values:
         sides = [part, part.flip(-1)] if name == "taps" else [part]
         for noise in (0.1 * side.abs() * torch.randn(part.shape) for side in sides for _ in range(2)):
             other = {**dict(found.values), name: part + noise}
-            assert errors(Filter(k, lookahead), replace(found, values=Coefficients(**other)), moments, False).error > least
-    kept, u = found.apply(Filter(k, lookahead)), torch.randn(2, H, L)
+            assert errors(k, replace(found, values=Coefficients(**other)), moments, False).error > least
+    kept, u = found.apply(k), torch.randn(2, H, L)
     fast = LongConv(kept)
     assert_close(fast(u), fftconv_ref(u, kept), 1e-5)
 
@@ -99,22 +100,22 @@ def test_taps_of_both_sides_solve_the_equations(gathered, monkeypatch):
     monkeypatch.setattr("sparsify.search.refit.CLOSE", 1e-7)
     _, _, _, moments = gathered
     k, lags = two_sided(L), torch.arange(-L, L)
-    found = refit(k, PLANS[0], moments, False, L).values.taps
+    found = refit(k, PLANS[0], moments, False).values.taps
     f, felt = torch.arange(N).double() + 0.25, (1 - lags.abs() / L).clamp_min(0).sqrt().double()
     kept = lags.abs() < 24
     for h in range(H):
         power = moments.power[h].double() / moments.power[h].double().mean()
         r = (torch.exp(2j * torch.pi * torch.arange(2 * L)[:, None] * f / N) @ power.to(torch.complex128)).real / N
         gram = felt[:, None] * r[(lags[:, None] - lags).abs()] * felt + FLOOR * torch.eye(2 * L)
-        assert_close(found[h], torch.linalg.solve(gram[kept][:, kept], gram[kept] @ k[h].double()), 1e-4)
+        assert_close(found[h], torch.linalg.solve(gram[kept][:, kept], gram[kept] @ k.k[h].double()), 1e-4)
 
 
 @pytest.mark.parametrize("plan", PLANS[:3], ids=str)
 def test_it_holds_on_signals_it_did_not_see(gathered, plan):
     k, g, gate, _ = gathered
     found = refit(k, plan, recorded(g[:30], gate[:30]), causal=False)
-    was, now = (sensitivity.difference(k, some.apply(k)) for some in (plan, found))
-    assert measured(now[0], g[30:], gate[30:], now[1]) < measured(was[0], g[30:], gate[30:], was[1])
+    was, now = (sensitivity.difference(Filter(k), some.apply(k)) for some in (plan, found))
+    assert measured(now, g[30:], gate[30:]) < measured(was, g[30:], gate[30:])
 
 
 @pytest.mark.parametrize("plan", PLANS[1:], ids=str)

@@ -8,15 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reports import PLANS, converted, planned, row, rows
+from reports import PLANS, converted, page, planned, row, rows
 
 from sparsify.evals import causality
-from sparsify.evals.planning import candidates
 from sparsify.plan import FilterPlan
 from sparsify.report.curves import curves
 from sparsify.report.figures import COUNTED, COUNTED_UNIT, gain_unit
 from sparsify.report.filters import OPEN, short
-from sparsify.report.page import LEAK_LIMIT, page, tone
+from sparsify.report.page import LEAK_LIMIT, tone
+from sparsify.report.schema import Conversion
+from sparsify.search import task as candidates
 
 VOID = {"meta", "wbr"}
 
@@ -164,7 +165,7 @@ def test_verdict_conditions_and_next_command_are_said(result):
 )  # fmt: skip
 def test_tone_says_whether_the_figure_can_be_trusted(result, leak, stderr, colour):
     result["evaluation"] |= {"leak": leak, "perplexity_stderr": stderr}
-    assert tone(result["evaluation"])[0] == colour
+    assert tone(Conversion.from_dict(result).evaluation)[0] == colour
     assert f'class="verdict {colour}"' in page(result)
 
 
@@ -185,7 +186,8 @@ def test_names_are_those_of_the_evals():
 )
 def test_tone_says_whether_the_budget_is_kept(promised, change, word):
     promised["evaluation"] |= {"perplexity_stderr": 0.1, "leak": 0.0, **change}
-    assert tone(promised["evaluation"], promised["planned"])[1] == word
+    found = Conversion.from_dict(promised)
+    assert tone(found.evaluation, found.planned)[1] == word
     assert f"<strong>{word}</strong>" in page(promised)
 
 
@@ -316,7 +318,7 @@ def test_a_fine_comb_is_said_to_be_one(result):
 
 
 def test_a_filter_of_one_tap_is_drawn(result):
-    result["filters"][0]["curves"] = curves(torch.ones(2, 1), FilterPlan("dense"), 1)
+    result["filters"][0]["curves"] = curves(torch.ones(2, 1), FilterPlan("dense"), 1).to_dict()
     Page(page(result))
 
 

@@ -9,15 +9,18 @@ import pytest
 import torch
 from reports import PLANS, decaying, planned, rows
 
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.spectra import energy_by_bin, energy_by_tap
 from sparsify.filters.split import split
 from sparsify.plan import FilterPlan
-from sparsify.report.charts import Frame, decades, factors, symlog
+from sparsify.report.charts import svg
+from sparsify.report.charts.chart import Dot, Frame, decades, factors, symlog
+from sparsify.report.charts.labels import NARROW, box, placed, touch
 from sparsify.report.curves import FLOOR_DB, MOST_BANDS, bands, cells, curve, curves
 from sparsify.report.figures import percent
-from sparsify.report.labels import NARROW, box, touch
-from sparsify.report.pareto import MOST, Dot, Series, axes, below, chart, drawable, placed, series_of
+from sparsify.report.pareto import MOST, Series, axes, below, chart, drawable, series_of
+from sparsify.report.schema import Curves, Search
 
 # --- numbers of a filter -------------------------------------------------------------------------------------------
 
@@ -59,10 +62,10 @@ def test_what_is_drawn_of_both_directions():
     k, mask = torch.cat([0.3 * decaying().flip(-1), decaying()], dim=-1), BlockMask.low_pass(64, 0.25)
     taps, length = 5, decaying().shape[-1]
     found = curves(k, FilterPlan("split", taps, mask), 64, length)
-    assert found["taps"] == curve(energy_by_tap(k, length)) and found["kept_taps"] == taps
-    assert found["tail"] == curve(energy_by_bin(split(k, taps, mask, length)[1], 64, length))
-    by_ramp = curve(energy_by_bin(split(k, taps, lookahead=length)[1], 64, length))
-    assert found["tail"] != by_ramp and found["bins"] == curve(energy_by_bin(k, 64, length))
+    assert found.taps == curve(energy_by_tap(Filter(k, length))) and found.kept_taps == taps
+    assert found.tail == curve(energy_by_bin(split(Filter(k, length), taps, mask)[1], 64))
+    by_ramp = curve(energy_by_bin(split(Filter(k, length), taps)[1], 64))
+    assert found.tail != by_ramp and found.bins == curve(energy_by_bin(Filter(k, length), 64))
 
 
 def test_cells_say_where():
@@ -84,11 +87,11 @@ def test_teeth_of_a_comb_are_listed_up_to_a_number():
 def test_curves_say_what_a_plan_keeps(kind):
     plan = PLANS[kind]
     found = curves(decaying(), plan, 64)
-    assert json.loads(json.dumps(found)) == found
-    area = sum(sum(held for held, _ in strip) / len(strip) for strip in found["cells"].values() if strip)
+    assert Curves.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    area = sum(sum(held for held, _ in strip) / len(strip) for strip in (found.cells.taps, found.cells.bins) if strip)
     assert area == pytest.approx(plan.density(64), abs=1e-3)
-    assert (found["tail"] is not None) == (kind == "split")
-    assert found["bins"] == curve(energy_by_bin(decaying(), 64))
+    assert (found.tail is not None) == (kind == "split")
+    assert found.bins == curve(energy_by_bin(decaying(), 64))
 
 
 # --- scales --------------------------------------------------------------------------------------------------------
@@ -141,7 +144,7 @@ def test_small_changes_get_the_digits_they_need(change, stderr, words):
 
 @pytest.fixture
 def found():
-    return planned(rows(3))
+    return Search.from_dict(planned(rows(3)))
 
 
 def circles(html):
@@ -153,38 +156,38 @@ def circles(html):
 
 def test_series_say_what_was_found(found):
     by_name = {one.name: one for one in series_of(found)}
-    assert [d.gain for d in by_name["measured, fits"].dots] == pytest.approx([3, 5.5, 5.9])
-    assert [d.increase for d in by_name["measured, does not fit"].dots] == [2.1e-3, 1e-4, 8e-4]
-    assert [(d.gain, d.increase) for d in by_name["dense"].dots] == [(1, 0)]
+    assert [d.x for d in by_name["measured, fits"].dots] == pytest.approx([3, 5.5, 5.9])
+    assert [d.y for d in by_name["measured, does not fit"].dots] == [2.1e-3, 1e-4, 8e-4]
+    assert [(d.x, d.y) for d in by_name["dense"].dots] == [(1, 0)]
     assert [d.label for one in by_name.values() for d in one.dots if d.label] == ["chosen: 5.90x", "dense"]
     assert len(by_name["predicted"].dots) == 40 and by_name["predicted"].line
 
 
 def test_dots_lie_where_their_numbers_say(found):
     series = series_of(found)
-    across, up, _ = axes(drawable(series), found["budget"])
+    across, up, _ = axes(drawable(series), found.budget)
     frame = Frame(across, up, 340)
-    dots = circles(chart(series, found["budget"], "faster"))
-    expected = [(one.kind, frame.x(d.gain), frame.y(d.increase)) for one in series if not one.line for d in one.dots]
+    dots = circles(svg.drawn(chart(series, found.budget, "faster")))
+    expected = [(one.kind, frame.x(d.x), frame.y(d.y)) for one in series if not one.line for d in one.dots]
     assert dots == expected and len(dots) == 7
-    line = frame.y(found["budget"])
+    line = frame.y(found.budget)
     too_much = [y < line for _, _, y in dots]
     assert too_much == [True, False, False, False, False, False, False]
 
 
 def test_whiskers_reach_one_standard_error(found):
     series = [Series("one", "kept", (Dot(2, 1e-3, 5e-4),))]
-    html = chart(series, 1e-3, "faster")
+    html = svg.drawn(chart(series, 1e-3, "faster"))
     across, up, _ = axes(series, 1e-3)
     frame = Frame(across, up, 340)
     assert f'd="M0,{frame.y(1.5e-3):g}V{frame.y(5e-4):g}M' in html
-    assert 'class="line"' not in chart([Series("one", "kept", (Dot(2, 1e-3),))], 1e-3, "faster")
+    assert 'class="line"' not in svg.drawn(chart([Series("one", "kept", (Dot(2, 1e-3),))], 1e-3, "faster"))
 
 
 def test_lines_end_where_predictions_do(found):
     front = drawable(series_of(found))[0].dots
-    assert front[-1].increase == MOST and front[-2].increase < MOST
-    assert len(front) < 40 and all(a.increase < b.increase for a, b in pairwise(front))
+    assert front[-1].y == MOST and front[-2].y < MOST
+    assert len(front) < 40 and all(a.y < b.y for a, b in pairwise(front))
     flat = [Dot(1, 0), Dot(2, 1e-3)]
     assert list(below(flat)) == flat
 
@@ -197,10 +200,10 @@ def test_every_scale_fits(budget, scale):
     series = [Series("masks", "tail", dots), Series("dense", "whole", (Dot(1, 0, None, "dense"),))]
     across, up, even = axes(series, budget)
     frame = Frame(across, up, 340)
-    assert all(0 <= frame.x(dot.gain) <= 100 for dot in dots)
-    assert all(0 <= frame.y(dot.increase + side * dot.stderr) <= 340 for dot in dots for side in (-1, 1))
+    assert all(0 <= frame.x(dot.x) <= 100 for dot in dots)
+    assert all(0 <= frame.y(dot.y + side * dot.error) <= 340 for dot in dots for side in (-1, 1))
     assert math.log10(even) == pytest.approx(round(math.log10(even)))
-    boxes = [box(*place) for place in placed(frame, series, budget)]
+    boxes = [box(*place) for place in placed(frame, chart(series, budget, "faster"))]
     assert len(boxes) >= 4 and not any(touch(a, b) for a, b in combinations(boxes, 2))
     assert all(a >= 0 and b >= 0 and c <= NARROW + 8 and d <= 340 for a, b, c, d in boxes)
 
@@ -209,12 +212,12 @@ def test_a_crowd_keeps_labels_apart():
     dots = tuple(Dot(2 + i / 100, 1e-3, None, f"the same place {i}") for i in range(30))
     series = [Series("masks", "tail", dots)]
     across, up, _ = axes(series, None)
-    found = placed(Frame(across, up, 340), series, None)
+    found = placed(Frame(across, up, 340), chart(series, None, "faster"))
     boxes = [box(*place) for place in found]
     assert 1 <= len(found) < 30 and not any(touch(a, b) for a, b in combinations(boxes, 2))
 
 
 def test_names_of_series_are_escaped():
     series = [Series("<one>", "tail", (Dot(2, 1e-3, None, "<two>", "<three>"),))]
-    html = chart(series, None, "<four>")
+    html = svg.drawn(chart(series, None, "<four>"))
     assert all(f"&lt;{word}&gt;" in html and f"<{word}>" not in html for word in ("one", "two", "three", "four"))

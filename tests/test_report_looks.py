@@ -2,9 +2,7 @@
 
 import browser
 import pytest
-from reports import converted, planned, rows
-
-from sparsify.report.page import page
+from reports import converted, page, planned, rows
 
 WIDTHS = (400, 1000, 1600)
 SITES = 24

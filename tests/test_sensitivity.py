@@ -12,6 +12,7 @@ from test_split import smooth_filter
 from sparsify import swap
 from sparsify.converters import load
 from sparsify.fftconv import LongConv, fftconv_ref
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.spectra import spectrum
 from sparsify.plan import FilterPlan
@@ -26,13 +27,13 @@ LOW = FilterPlan("frequency-sparse", mask=BlockMask.low_pass(N, 0.125))
 
 
 def site(k, causal=True):
-    return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: k, lambda conv: None)
+    return ConvSite("site", k.shape[0], k.shape[1], k.shape[1], causal, lambda: Filter(k), lambda conv: None)
 
 
 def two_sided(lookahead, channels=H):
-    """Slow waves to either side of lag 0, others ahead of it than behind it, which jump there: (H, ahead + L)."""
+    """Slow waves to either side of lag 0, others ahead of it than behind it, which jump there: lookahead + L taps."""
     behind, before = smooth_filter(L, channels), -0.6 * smooth_filter(L, channels).flip(0)
-    return torch.cat([before[:, :lookahead].flip(-1), behind], dim=-1)
+    return Filter(torch.cat([before[:, :lookahead].flip(-1), behind], dim=-1), lookahead)
 
 
 def signals(windows=400, color=0.9):
@@ -51,8 +52,8 @@ def recorded(g, gate=None):
     return recorder.moments()
 
 
-def measured(k, g, gate, lookahead=0):
-    return float((gate * fftconv_ref(g, Filter(k, lookahead))).square().sum())
+def measured(k, g, gate):
+    return float((gate * fftconv_ref(g, k)).square().sum())
 
 
 @pytest.mark.parametrize("plan", [FilterPlan("partial", 10), FilterPlan("partial", 60), SPLIT, LOW], ids=str)
@@ -61,16 +62,16 @@ def test_predicted_error_is_the_measured_one(plan, causal):
     k, (g, gate) = smooth_filter(L, H), signals()
     kept = plan.apply(k)
     shown = kept.past() if causal else kept
-    lost, lookahead = sensitivity.difference(k, shown)
+    lost = sensitivity.difference(Filter(k), shown)
     whole = measured(k.double(), g, gate)
     found = sensitivity.errors(k, plan, recorded(g, gate), causal)
-    assert found.error == pytest.approx(measured(lost, g, gate, lookahead) / whole, rel=0.1)
+    assert found.error == pytest.approx(measured(lost, g, gate) / whole, rel=0.1)
     assert found.error == pytest.approx(sensitivity.output_error(k, shown, recorded(g, gate)), rel=1e-9)
     if causal and kept.lookahead:
-        future = torch.nn.functional.pad(kept.k[:, : kept.lookahead].double(), (0, 1))
-        assert found.lookahead == pytest.approx(measured(future, g, gate, kept.lookahead) / whole, rel=0.1)
+        future = Filter(torch.nn.functional.pad(kept.k[:, : kept.lookahead].double(), (0, 1)), kept.lookahead)
+        assert found.future == pytest.approx(measured(future, g, gate) / whole, rel=0.1)
     else:
-        assert found.lookahead == 0
+        assert found.future == 0
 
 
 PARTIAL = FilterPlan("partial", 10)
@@ -84,26 +85,25 @@ BOTH_WAYS = [PARTIAL, FilterPlan("partial", 60), SPLIT, SHORT, LOW, COMB]
 def test_predicted_error_of_a_filter_that_looks_both_ways(plan, lookahead):
     """By what each side loses, and where: it is not the error of one side, nor of the same taps at other lags."""
     k, (g, gate) = two_sided(lookahead), signals()
-    moments, kept = recorded(g, gate), plan.apply(Filter(k, lookahead))
-    lost, before = sensitivity.difference(k, kept, lookahead)
-    expected = measured(lost, g, gate, before) / measured(k.double(), g, gate, lookahead)
-    found = sensitivity.errors(k, plan, moments, causal=False, lookahead=lookahead)
-    assert found.error == pytest.approx(expected, rel=0.05) and found.lookahead == 0
-    assert found.error == pytest.approx(sensitivity.output_error(k, kept, moments, lookahead), rel=1e-9)
-    wrong = [sensitivity.errors(k[:, lookahead:], plan, moments, causal=False)]
-    wrong += [sensitivity.errors(k, plan, moments, causal=False)] if plan.taps else []
+    moments, kept = recorded(g, gate), plan.apply(k)
+    expected = measured(sensitivity.difference(k, kept), g, gate) / measured(k.to(torch.float64), g, gate)
+    found = sensitivity.errors(k, plan, moments, causal=False)
+    assert found.error == pytest.approx(expected, rel=0.05) and found.future == 0
+    assert found.error == pytest.approx(sensitivity.output_error(k, kept, moments), rel=1e-9)
+    wrong = [sensitivity.errors(k.past(), plan, moments, causal=False)]
+    wrong += [sensitivity.errors(k.k, plan, moments, causal=False)] if plan.taps else []
     assert all(abs(other.error / expected - 1) > 0.08 for other in wrong)
 
 
 def test_what_is_taken_away_of_a_filter_that_looks_both_ways():
-    k, kept = two_sided(3), FilterPlan("partial", 2).apply(two_sided(3), 3)
-    lost, lookahead = sensitivity.difference(k, kept, 3)
-    expected = k.double().clone()
+    k, kept = two_sided(3), FilterPlan("partial", 2).apply(two_sided(3))
+    lost = sensitivity.difference(k, kept)
+    expected = k.k.double().clone()
     expected[:, 2:5] = 0  # lags -1, 0, 1
-    assert lookahead == 3 and torch.equal(lost, expected)
-    lost, lookahead = sensitivity.difference(k, LOW.apply(Filter(k, 3)), 3)
-    assert lookahead == N and lost.shape == (H, 2 * N)
-    assert_close(lost[:, N - 3 : N + L] + LOW.apply(Filter(k, 3)).k[:, N - 3 : N + L], k, 1e-6)
+    assert lost.lookahead == 3 and torch.equal(lost.k, expected)
+    lost = sensitivity.difference(k, LOW.apply(k))
+    assert lost.lookahead == N and lost.k.shape == (H, 2 * N)
+    assert_close(lost.k[:, N - 3 : N + L] + LOW.apply(k).k[:, N - 3 : N + L], k.k, 1e-6)
 
 
 def test_what_arrives_decides():
@@ -126,9 +126,8 @@ def test_channels_in_pieces_say_the_same(monkeypatch):
     whole = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
     monkeypatch.setattr(sensitivity, "CHUNK_BYTES", 1)
     pieces = sensitivity.errors(k, SPLIT, recorded(g, gate), causal=True)
-    assert pieces.error == pytest.approx(whole.error, rel=1e-5) and pieces.lookahead == pytest.approx(
-        whole.lookahead, rel=1e-5
-    )
+    assert pieces.error == pytest.approx(whole.error, rel=1e-5)
+    assert pieces.future == pytest.approx(whole.future, rel=1e-5)
 
 
 def test_nothing_lost_is_no_error():
@@ -153,8 +152,8 @@ def test_recorder_convolves_and_takes_note():
     ungated = Recorder(k, 64)
     ungated(u)
     assert torch.equal(ungated.moments().gate, torch.ones(H))
-    both_ways = Recorder(k, 64, lookahead=9)
-    assert_close(both_ways(u), fftconv_ref(u, k, 9), 1e-5)
+    both_ways = Recorder(Filter(k, 9), 64)
+    assert_close(both_ways(u), fftconv_ref(u, Filter(k, 9)), 1e-5)
 
 
 def test_recording_reads_a_model_and_leaves_it_as_it_was():
@@ -215,13 +214,13 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
     k, moments = smooth_filter(taps, H), recorded(*signals(20))
     there = site(k[:, :L], causal)
     rungs = 0
-    for ladder in sensitivity.ladders(k, there, masks_alone=True):
+    for ladder in sensitivity.ladders(Filter(k), there, masks_alone=True):
         found = sensitivity.walked(k, ladder, moments, causal)
         assert [plan for plan, _ in found] == ladder[: len(found)]
         for plan, error in found:
             expected = sensitivity.errors(k, plan, moments, causal)
             assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-12)
-            assert error.future == pytest.approx(expected.lookahead, rel=1e-4, abs=1e-12)
+            assert error.future == pytest.approx(expected.future, rel=1e-4, abs=1e-12)
         if len(found) < len(ladder):
             beyond = sensitivity.errors(k, ladder[len(found)], moments, causal).error
             assert beyond > sensitivity.LARGEST_ERROR
@@ -236,18 +235,17 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
 @pytest.mark.parametrize("lookahead", [1, 30, L, N, N + 9])
 def test_a_ladder_of_a_filter_that_looks_both_ways(lookahead):
     """Rung by rung what `errors` says, in float64, with heads on both sides and lags that no window feels."""
-    k = torch.cat(
-        [torch.randn(H, max(0, lookahead - L)), two_sided(min(lookahead, L)), torch.randn(H, 2 * (N - L))], dim=-1
-    )
+    parts = torch.randn(H, max(0, lookahead - L)), two_sided(min(lookahead, L)).k, torch.randn(H, 2 * (N - L))
+    k = Filter(torch.cat(parts, dim=-1), lookahead)
     moments, rungs = recorded(*signals(20)), 0
-    there = ConvSite("site", H, k.shape[-1], L, False, lambda: k, lambda conv: None, lookahead=lookahead)
+    there = ConvSite("site", H, k.taps, L, False, lambda: k, lambda conv: None)
     for ladder in sensitivity.ladders(k, there, masks_alone=True):
-        found = sensitivity.walked(k, ladder, moments, False, lookahead)
+        found = sensitivity.walked(k, ladder, moments, False)
         for plan, error in found:
-            expected = sensitivity.errors(k, plan, moments, False, lookahead)
+            expected = sensitivity.errors(k, plan, moments, False)
             assert error.error == pytest.approx(expected.error, rel=1e-4, abs=1e-9) and error.future == 0
         if len(found) < len(ladder):
-            beyond = sensitivity.errors(k, ladder[len(found)], moments, False, lookahead).error
+            beyond = sensitivity.errors(k, ladder[len(found)], moments, False).error
             assert beyond > sensitivity.LARGEST_ERROR
         rungs += len(found)
     assert rungs > 60
@@ -264,7 +262,7 @@ def test_a_ladder_leaves_out_what_leaks():
         few = sensitivity.walked(k, ladder, moments, causal=True, future=limit)
         assert [plan for plan, _ in few] == [
             plan for plan, leak in zip(ladder, leaks, strict=True)
-            if found[plan].lookahead <= limit and leak <= sensitivity.AHEAD_LIMIT
+            if found[plan].future <= limit and leak <= sensitivity.AHEAD_LIMIT
         ]  # fmt: skip
     assert few and len(few) < 3
 
@@ -273,7 +271,7 @@ def test_a_ladder_leaves_out_what_leaks():
 def test_leak_of_what_is_left(plan):
     k, (turn, _) = smooth_filter(N + 2, H), sensitivity.turns(N, L)
     rung = sensitivity.Rung(plan, None if plan.mask is None else ~plan.mask.bins())
-    (lost,) = sensitivity.taken(k[:, :N], [rung], turn)
+    (lost,) = sensitivity.taken(Filter(k[:, :N]), [rung], turn)
     kept = plan.apply(k).past().k
     now = torch.nn.functional.pad(kept, (0, len(k[0]) - len(kept[0])))[:, :N]
     assert_close(k[:, :N] - lost.real, now, 1e-6)
@@ -359,14 +357,14 @@ def test_moments_that_do_not_fit_are_refused():
 def test_a_filter_that_looks_both_ways_may_keep_anything():
     """Masks alone and the shortest heads, which a causal site of the same taps is not offered."""
     k, moments = two_sided(L), recorded(*signals(20))
-    there = ConvSite("site", H, 2 * L, L, False, lambda: k, lambda conv: None, lookahead=L)
+    there = ConvSite("site", H, 2 * L, L, False, lambda: k, lambda conv: None)
     dense, *others = sensitivity.candidates(k, there, moments, lambda plan: plan.density(2 * L, L))
     assert dense.plan == DENSE and all(one.seconds < 1 for one in others)
     kinds = {(one.plan.kind, one.plan.taps) for one in others}
     assert ("frequency-sparse", None) in kinds and any(kind == "split" and taps <= 12 for kind, taps in kinds)
     assert all(taps is None or taps < L for _, taps in kinds)
     for one in others:
-        assert one.errors == sensitivity.walked(k, [one.plan], moments, False, L)[0][1]
+        assert one.errors == sensitivity.walked(k, [one.plan], moments, False)[0][1]
 
 
 def test_recording_reads_a_model_that_looks_both_ways(tmp_path):
@@ -375,20 +373,20 @@ def test_recording_reads_a_model_that_looks_both_ways(tmp_path):
     ids = torch.randint(5, 30, (6, 32))
     seen = {}
 
-    def watch(name, k, lookahead):
+    def watch(name, k):
         def conv(g, gate=None, skip=None):
-            seen[name] = g.clone(), torch.ones(6, len(k), 1) if gate is None else gate.clone()
-            return (1 if gate is None else gate) * (fftconv_ref(g, Filter(k, lookahead)).float() + skip[:, None] * g)
+            seen[name] = g.clone(), torch.ones(6, k.channels, 1) if gate is None else gate.clone()
+            return (1 if gate is None else gate) * (fftconv_ref(g, k).float() + skip[:, None] * g)
 
         return conv
 
     with torch.no_grad():
         with sensitivity.recording(p.sites, p.filters) as so_far:
             logits = p.model(ids)
-        convs = {site.name: watch(site.name, p.filters[site.name], site.lookahead) for site in p.sites}
+        convs = {site.name: watch(site.name, p.filters[site.name]) for site in p.sites}
         with swap.installed(p.sites, convs):
             assert_close(p.model(ids), logits, 1e-4)
-    assert len(p.sites) == 4 and all(site.lookahead == 32 for site in p.sites)
+    assert len(p.sites) == 4 and all(k.lookahead == 32 for k in p.filters.values())
     for name, found in so_far().items():
         g, gate = seen[name]
         expected = torch.stack([spectrum(window, 32).abs().square() for window in g]).mean(0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import assert_close
 
+from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.spectra import (
     analyze,

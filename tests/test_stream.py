@@ -11,6 +11,7 @@ from helpers import RELATIVE_L2, assert_close, relative_l2
 from sparsify import LongConv, fftconv_ref, stream, swap
 from sparsify.converters import hyena_dna, load
 from sparsify.evals.data import read_documents, windows
+from sparsify.filters.filter import Filter
 from sparsify.plan import policies
 from sparsify.stream import ConvStream, Stream
 
@@ -138,7 +139,7 @@ def tensors(held):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"k": torch.zeros(8)}, r"expected torch.float32 \(channels, taps\)"),
+        ({"k": torch.zeros(8)}, r"shape \(8,\), expected \(channels, taps\)"),
         ({"k": torch.zeros(2, 8).double()}, r"filter k is torch.float64 \(2, 8\)"),
         ({"k": Filter(torch.zeros(2, 8), 3)}, r"reads 3 samples ahead.*past\(\)"),
         ({"k": torch.zeros(2, 8), "batch": 0}, "batch must be at least 1, got 0"),

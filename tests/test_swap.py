@@ -7,7 +7,7 @@ import torch
 from helpers import assert_close, reference_conv
 from layouts import tiny_model
 
-from sparsify import swap
+from sparsify import Filter, swap
 from sparsify.evals.causality import relative
 from sparsify.plan import policies
 
@@ -62,9 +62,9 @@ def test_undo_brings_back_an_earlier_plan(model):
 
 def test_damaged_filters_are_refused(model):
     _, sites, _ = model
-    broken = replace(sites[0], materialize=lambda: torch.full((12, 66), torch.nan))
+    broken = replace(sites[0], materialize=lambda: Filter(torch.full((12, 66), torch.nan)))
     with pytest.raises(ValueError, match=r"filter of backbone.layers.0.mixer has infinite or undefined taps"):
-        swap.Filters([broken, *sites[1:]])
+        swap.Filters([broken, *sites[1:]])[broken.name]
 
 
 @torch.no_grad()

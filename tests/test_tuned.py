@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from sparsify.cli.main import main
 from sparsify.cpu import cost_model
-from sparsify.filters.filter import Filter, Structure
 from sparsify.evals.speed import autotune, gpu_convolution, gpu_machine
 from sparsify.evals.speed.gpu_convolution import Case
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import dispatch, jit, tuning_cache
 from sparsify.gpu.devices import CARDS
@@ -20,6 +20,7 @@ from sparsify.gpu.launch_spec import way_from
 from sparsify.gpu.tiling import Tiling, TwoLevel
 from sparsify.gpu.tuning_cache import Choice
 from sparsify.plan import FilterPlan
+from sparsify.report.schema import TunedCase
 
 CARD = CARDS["sm_90"]
 PLAIN = tuning_cache.Case.plain("float16", 4096, 4, 64, 4096)
@@ -185,7 +186,7 @@ def test_the_backend_takes_what_was_timed():
     k = torch.randn(64, 4096)
 
     def factors():
-        way = way_from(tuple(dispatch.prepare(k, 0, 4096, torch.float16, 4, card=CARD).layout))
+        way = way_from(tuple(dispatch.prepare(Filter(k), 4096, torch.float16, 4, CARD).layout))
         return way.factors, way.warps, way.resident
 
     other = Choice("plain", Tiling((16, 8, 32), 1, 2), 1)
@@ -247,6 +248,7 @@ def test_the_quickest_kernel_that_is_right_is_kept(brief):
     taken = tuning_cache.choice(CARD, tuning_cache.Case.plain("float16", 256, 1, 2, 256))
     assert (taken.how, taken.tiling) == ("plain", quickest.tiling) and taken.seconds == pytest.approx(0.025, rel=1e-3)
     assert json.loads(json.dumps(found))["choice"] == json.loads(json.dumps(asdict(taken))) and planned != taken
+    assert TunedCase.from_dict(found).to_dict() == json.loads(json.dumps(found))
 
 
 def test_who_cannot_be_tuned_is_told_and_left_out(brief):

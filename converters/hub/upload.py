@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sparsify import __version__
 from sparsify.converters.load import ours, recorded, saved_plan
 from sparsify.converters.tensors import INDEX, read_config, read_tensors
+from sparsify.report.schema import Pushed
 from sparsify.storage.tensors import fingerprint
 
 from .download import HUB_ID, PICKLES, Listing, list_files, matches
@@ -21,26 +22,6 @@ BEGUN_WITH = {".gitattributes"}  # what the hub puts into a repository that some
 WEIGHTS = ("*.safetensors", f"*{INDEX}", *PICKLES)
 CONFIG_BYTES = 1 << 24  # a longer config.json is not ours
 PULLS_SEEN = 10  # newest pull requests that are compared with what is to be pushed
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What a push did, or with `dry_run` would do."""
-
-    repo: str
-    branch: str
-    url: str  # where people look at it
-    commit: str | None  # that holds the folder; None if it does not exist yet
-    changed: bool  # whether a commit was made
-    created: bool  # whether the repository was made
-    pull_request: str | None  # its address
-    uploaded: dict[str, int]  # name -> bytes
-    deleted: list[str]  # of an earlier push
-    unchanged: list[str]
-    dry_run: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsify.report.schema import DevScore
 from sparsify.storage.files import write_whole
 from sparsify.storage.tensors import fingerprint
 
@@ -106,26 +107,17 @@ class Tokens:
         return [found[i] for i in turn]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The dev set after so many steps."""
-
-    step: int
-    value: float  # of the task's first metric
-    loss: float  # mean training loss since the evaluation before
-
-
 @dataclass
 class Run:
     """Where a run stands.  The learning rate and the order of the data follow from the step and the seed."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last evaluation
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[DevScore] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
 
     @property
-    def best_evaluation(self) -> Evaluation:
+    def best_evaluation(self) -> DevScore:
         return max(self.evaluations, key=lambda e: (e.value, -e.step))
 
     def since_best(self) -> int:
@@ -139,8 +131,8 @@ class Outcome:
 
     steps: int  # taken
     planned_steps: int
-    evaluations: tuple[Evaluation, ...]
-    best: Evaluation
+    evaluations: tuple[DevScore, ...]
+    best: DevScore
     resumed_at: int  # 0 for a run from the start
 
 
@@ -249,7 +241,7 @@ def train_step(
 def evaluate(model: nn.Module, task: Task, dev: Tokens, run: Run, batch: int) -> None:
     """Score the dev set, and keep these weights if they are the best so far."""
     value = score(model, task, dev, batch)
-    run.evaluations.append(Evaluation(run.step, value, sum(run.losses) / len(run.losses)))
+    run.evaluations.append(DevScore(run.step, value, sum(run.losses) / len(run.losses)))
     run.losses = []
     if run.best_evaluation is run.evaluations[-1]:
         run.best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -286,7 +278,7 @@ def state_bytes(setup: Mapping[str, str], run: Run, model: nn.Module, optimizer:
         "setup": dict(setup),
         "step": run.step,
         "losses": run.losses,
-        "evaluations": [asdict(e) for e in run.evaluations],
+        "evaluations": [e.to_dict() for e in run.evaluations],
         "best": run.best,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -318,4 +310,4 @@ def read_state(path: Path, setup: Mapping[str, str], model: nn.Module, optimizer
     torch.set_rng_state(content["rng"])
     if content["cuda_rng"] and device.type == "cuda":
         torch.cuda.set_rng_state_all(content["cuda_rng"])
-    return Run(content["step"], content["losses"], [Evaluation(**e) for e in content["evaluations"]], content["best"])
+    return Run(content["step"], content["losses"], [DevScore(**e) for e in content["evaluations"]], content["best"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sparsify.report.schema import Average, Figure
 
 from .metrics import METRICS, Values
 from .significance import LEVEL, Difference, bootstrap, mcnemar
@@ -16,34 +17,6 @@ from .tasks import TASKS, Examples, Task
 
 Scores = Callable[[Sequence[str], Sequence[str] | None], Tensor]
 """Texts and, where the task has pairs, second texts -> logits (B, classes), or (B, 1) for a score; any float dtype."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One metric of one split: a value a variant, and the first against the second where there are two."""
-
-    task: str
-    split: str
-    metric: str
-    n: int
-    values: Mapping[str, float]  # variant -> metric, the baseline first
-    versus: Difference | None
-    test: str | None  # that p-value and interval are of: "McNemar" or "bootstrap"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plainly named numbers, JSON types only."""
-        versus = self.versus
-        return {
-            "task": self.task,
-            "split": self.split,
-            "metric": self.metric,
-            "n": self.n,
-            "values": dict(self.values),
-            "difference": versus and versus.difference,
-            "interval": versus and [versus.low, versus.high],
-            "p_value": versus and versus.p_value,
-            "test": self.test,
-        }
 
 
 def answers(
@@ -93,11 +66,12 @@ def figures(examples: Examples, said: Mapping[str, Values], seed: int = 0) -> li
     for name in examples.task.metrics:
         metric = METRICS[name]
         values = {variant: metric(answer, examples.labels) for variant, answer in said.items()}
-        versus, test = None, None
+        versus: tuple[float, list[float], float, str] | tuple[None, ...] = (None,) * 4
         if len(said) == 2:
             first, second = said.values()
-            versus, test = compared(name, first, second, examples.labels, seed)
-        found.append(Figure(examples.task.name, examples.split, name, len(examples), values, versus, test))
+            found_by, test = compared(name, first, second, examples.labels, seed)
+            versus = found_by.difference, [found_by.low, found_by.high], found_by.p_value, test
+        found.append(Figure(examples.task.name, examples.split, name, len(examples), values, *versus))
     return found
 
 
@@ -113,16 +87,6 @@ def compared(name: str, first: Values, second: Values, labels: Values, seed: int
 def agreement(said: Mapping[str, Values]) -> float | None:
     """Share of examples of which two variants say the same; None for one variant."""
     return float(np.mean(np.equal(*said.values()))) if len(said) == 2 else None
-
-
-@dataclass(frozen=True)
-class Average:
-    """A mean over tasks, and over which."""
-
-    values: Mapping[str, float]  # variant -> mean over tasks; a task's metrics and splits are averaged first
-    tasks: tuple[str, ...]
-    missing: tuple[str, ...]  # tasks of GLUE that are not in it
-    convention: str
 
 
 def average(found: Sequence[Figure]) -> Average | None:
@@ -164,18 +128,18 @@ def verdict(found: Sequence[Figure]) -> list[str]:
     """What the figures of two variants come to, a plain sentence each; none where there is just one."""
     sentences = []
     for figure in found:
-        if (versus := figure.versus) is None:
+        if (difference := figure.difference) is None or (p_value := figure.p_value) is None:
             continue
         (first, before), (second, after) = figure.values.items()
         split = f" {figure.split}" if len(TASKS[figure.task].dev) > 1 else ""
         said = f"{TASKS[figure.task].title}{split} {figure.metric}: {second} {after:.4f} against {first} {before:.4f}"
-        p = f"p = {versus.p_value:.2g}, {figure.test}"
-        if versus.difference == 0:
+        p = f"p = {p_value:.2g}, {figure.test}"
+        if difference == 0:
             sentences.append(f"{said}, the same")
-        elif versus.p_value < LEVEL:
-            sentences.append(f"{said}, {points(versus.difference)}, more than chance explains ({p})")
+        elif p_value < LEVEL:
+            sentences.append(f"{said}, {points(difference)}, more than chance explains ({p})")
         else:
-            sentences.append(f"{said}, {points(versus.difference)}, which {figure.n} examples cannot tell from 0 ({p})")
+            sentences.append(f"{said}, {points(difference)}, which {figure.n} examples cannot tell from 0 ({p})")
     return sentences
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparsify.cpu import native
 from sparsify.cpu.linear import BlockDiagonal
+from sparsify.report.schema import Part
 from sparsify.sites import ConvSite
 
 from .throughput import wall_clock
@@ -44,15 +44,6 @@ FUNCTIONS: Mapping[str, str] = {  # by their names, for torch has several functi
     "fft_irfft": CONVOLUTIONS,
 }
 KERNELS: Mapping[str, str] = {"short_gate": SHORT, "gelu_gate": LINEAR}  # functions of sparsify.cpu.native
-
-
-@dataclass(frozen=True)
-class Part:
-    """Time spent in one part of a model in one forward pass, median over rounds."""
-
-    name: str
-    seconds: float
-    share: float
 
 
 class Stopwatch:

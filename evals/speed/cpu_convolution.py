@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +16,7 @@ from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, in_memory
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
+from sparsify.report.schema import Ratio, Way
 from sparsify.sites import Conv
 
 from .throughput import in_rounds
@@ -40,26 +40,6 @@ MASKS_FROM = 1 << 15  # samples from which masked filters are timed; below, a ma
 TEETH = 16  # a comb of every so manieth bin
 BAR = 1e-6  # relative L2 error against float64 above which a time means nothing
 ROWS = 4  # channels planned at a time: what is done in float64 takes many times the room of a filter
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster, median and quartiles over rounds."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to convolve, as measured."""
-
-    name: str
-    kept: str  # of the filter, in words
-    error: float  # relative L2 against float64, on some channels
-    seconds: float  # a call, median over rounds
-    faster_than: Mapping[str, Ratio]  # baseline -> paired ratio
 
 
 def reference(u: Tensor, k: Filter) -> Tensor:

@@ -28,10 +28,11 @@ from sparsify.gpu.launch_spec import Build, SlowWay, Way, way_from
 from sparsify.gpu.tiling import type_name
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
+from sparsify.report.schema import Ratio
 from sparsify.storage.files import first_line, write_whole
 
 from . import baselines as rivals
-from .cpu_convolution import Ratio, Shape, kept_of
+from .cpu_convolution import Shape, kept_of
 from .gpu_machine import Machine, ceilings, high_precision, poisoned
 from .throughput import AT_LEAST, Rounds, Work, in_rounds
 

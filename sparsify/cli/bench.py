@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from sparsify.pipeline import bench as timing
-from sparsify.pipeline.result import Result
+from sparsify.storage.records import Result
 
 from .options import AS_JSON, BASELINE, LINEARS, SOURCE, emit
 

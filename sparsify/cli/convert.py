@@ -58,5 +58,5 @@ def convert(src: str, out: Path, as_json: bool, **options: Any) -> None:
     """Choose what to keep of every convolution of SRC and write the sparsified checkpoint to the folder OUT."""
     result = converting.convert(src, out, **options)
     emit(result, as_json, "converted")
-    if result["repo"] and not as_json:
-        tell(in_words(result["pushed"]))
+    if result.pushed and not as_json:
+        tell(in_words(result.pushed))

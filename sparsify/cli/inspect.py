@@ -50,5 +50,5 @@ def doctor(seqlen: int | None, arch: str | None, as_json: bool) -> None:
         return tell(found.to_json() if as_json else planner.as_text(found))
     result = looking.doctor()
     emit(result, as_json, "checked")
-    if not result["ok"]:
+    if not result.ok:
         sys.exit(1)

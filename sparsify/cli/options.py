@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from sparsify.pipeline.checkpoints import BFLOAT16, FLOAT32
-from sparsify.pipeline.result import Result
 from sparsify.pipeline.texts import DEFAULT_WINDOWS
+from sparsify.storage.records import Result
 
 from .terminal import tell
 
@@ -88,4 +88,4 @@ def emit(result: Result, as_json: bool, table: str) -> None:
         def on_broken_pipe(self) -> None:
             raise  # the BrokenPipeError that it is called for, as everywhere; else rich ends the program
 
-    getattr(tables, table)(Paper(highlight=False, width=None if sys.stdout.isatty() else 140), result.to_dict())
+    getattr(tables, table)(Paper(highlight=False, width=None if sys.stdout.isatty() else 140), result)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sparsify.pipeline import push as publishing
+from sparsify.report.schema import Push
 from sparsify.storage.files import readable_size
 
 from .options import AS_JSON
@@ -38,17 +38,17 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     tell(result.to_json() if as_json else in_words(result))
 
 
-def in_words(result: Mapping[str, Any]) -> str:
+def in_words(result: Push) -> str:
     """What was done, or would be: a line a file, then where to find it."""
-    lines = [f"  + {name}  {readable_size(size)}" for name, size in result["uploaded"].items()]
-    lines += [f"  - {name}" for name in result["deleted"]]
-    if result["unchanged"]:
-        lines.append(f"  = {len(result['unchanged'])} unchanged")
-    if result["dry_run"]:
-        anew = result["uploaded"] or result["deleted"]
-        would = "be made" if result["created"] else "change" if anew else "stay as it is"
-        return "\n".join([f"{result['url']} would {would}:", *lines])
-    if result["pull_request"]:
-        lines.append(f"pull request: {result['pull_request']}")
-    done = "pushed to" if result["changed"] else "nothing to push: the same is at"
-    return "\n".join([*lines, f"{done} {result['url']}, commit {result['commit']}", result["load"]])
+    lines = [f"  + {name}  {readable_size(size)}" for name, size in result.uploaded.items()]
+    lines += [f"  - {name}" for name in result.deleted]
+    if result.unchanged:
+        lines.append(f"  = {len(result.unchanged)} unchanged")
+    if result.dry_run:
+        anew = result.uploaded or result.deleted
+        would = "be made" if result.created else "change" if anew else "stay as it is"
+        return "\n".join([f"{result.url} would {would}:", *lines])
+    if result.pull_request:
+        lines.append(f"pull request: {result.pull_request}")
+    done = "pushed to" if result.changed else "nothing to push: the same is at"
+    return "\n".join([*lines, f"{done} {result.url}, commit {result.commit}", result.load])

@@ -7,8 +7,8 @@ over channels, in float64; by Parseval both views have the same total.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor

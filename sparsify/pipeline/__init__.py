@@ -1,5 +1,5 @@
 """The verbs as plain functions: they load, measure and write, and neither parse a command line nor print.
 
-Each returns a `result.Result` and tells what it does to a callback, see `progress`.  `sparsify.convert` and its kin are
-found there when they are asked for.
+Each returns a `Result` of its own kind, see `sparsify.report.schema`, and tells what it does to a callback, see
+`progress`.  `sparsify.convert` and its kin are found there when they are asked for.
 """

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparsify.report.schema import Calibration, ConvolutionBench, GpuBench, ShapeBench, TunedCase, Tuning
 from sparsify.storage.files import write_whole
+from sparsify.storage.records import Result
 
 from .checkpoints import FLOAT32, at_least, check_length, open_baseline, open_checkpoint
 from .progress import Progress, say, session
-from .result import Result, as_text
 from .timing import timed_model
 
 OF_A_MODEL = ("baseline", "length", "batch", "linears", "revision", "options")
@@ -67,6 +68,7 @@ def bench(
     refuse_given(model, given | {name for name, value in alone.items() if value})
     where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     kept = None if save is None else Path(save)
+    found: Result
     with session(progress):
         if model is None:
             found = convolution_alone(shapes, quick, both_ways, calibrate, rounds, kept, device)
@@ -78,8 +80,8 @@ def bench(
             base = open_baseline(baseline, p, where) if baseline else p
             found = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds)
         if kept:
-            write_whole(kept, as_text(found) + "\n")
-        return Result(found)
+            write_whole(kept, found.to_json() + "\n")
+        return found
 
 
 ONLY_CALIBRATE = "--calibrate times ways to convolve, nothing else; give it alone"
@@ -88,7 +90,7 @@ ONLY_CALIBRATE = "--calibrate times ways to convolve, nothing else; give it alon
 def convolution_alone(
     shapes: Sequence[tuple[int, int, int]], quick: bool, both_ways: bool, calibrate: bool, rounds: int,
     save: Path | None, device: str | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Result:  # fmt: skip
     """What `bench` says without a model."""
     gpu = on_gpu(device)
     if both_ways and (gpu or calibrate):
@@ -129,7 +131,7 @@ def on_gpu(device: str | None) -> bool:
 
 def gpu_convolutions(
     shapes: Sequence[tuple[int, int, int]], quick: bool, rounds: int, save: Path | None, device: str | None
-) -> dict[str, Any]:
+) -> GpuBench:
     """The convolution alone on a GPU; with `save`, the file has every case as soon as it is timed."""
     from sparsify.evals.speed import gpu_convolution, gpu_machine
 
@@ -138,22 +140,23 @@ def gpu_convolutions(
     if save:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.unlink(missing_ok=True)  # what it has is not timed again, and this run is asked for
-    return gpu_convolution.bench(on, some, rounds, save, progress=say)
+    return GpuBench.from_dict(gpu_convolution.bench(on, some, rounds, save, progress=say))
 
 
-def tuned_here(shapes: Sequence[tuple[int, int, int]], rounds: int, device: str | None) -> dict[str, Any]:
+def tuned_here(shapes: Sequence[tuple[int, int, int]], rounds: int, device: str | None) -> Tuning:
     """The quickest kernels of this card, kept, beside those that the planner thinks so."""
     from sparsify.evals import results
     from sparsify.evals.speed import autotune, gpu_machine
 
     on = gpu_machine.machine(device or "cuda")
-    rows = list(autotune.tune_all(on, autotune.tuning_cases(shapes or None), rounds, say))
+    tried = autotune.tune_all(on, autotune.tuning_cases(shapes or None), rounds, say)
+    rows = tuple(TunedCase.from_dict(row) for row in tried)
     if not rows:
         raise RuntimeError("nothing could be tuned; the notes above say why")
-    return {"tuned": rows, "conditions": asdict(results.conditions(on.device))}
+    return Tuning(tuned=rows, conditions=results.conditions(on.device))
 
 
-def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int, both_ways: bool = False) -> dict[str, Any]:
+def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int, both_ways: bool = False) -> ConvolutionBench:
     """The convolution alone, at each of these shapes, with filters that look back or `both_ways`."""
     from sparsify.evals import results
     from sparsify.evals.speed import cpu_convolution
@@ -162,15 +165,15 @@ def convolutions(shapes: Sequence[tuple[int, int, int]], rounds: int, both_ways:
     for shape in shapes:
         label = " x ".join(f"{size:,}" for size in shape)
         ways = cpu_convolution.compare(shape, rounds, partial(say_of, label), both_ways)
-        timed.append({"shape": list(shape), "ways": [asdict(way) for way in ways]})
-    return {"shapes": timed, "both_ways": both_ways, "rounds": rounds, "conditions": asdict(results.conditions())}
+        timed.append(ShapeBench(shape, tuple(ways)))
+    return ConvolutionBench(shapes=tuple(timed), both_ways=both_ways, rounds=rounds, conditions=results.conditions())
 
 
 def say_of(what: str, step: str) -> None:
     say(f"{what}: {step}")
 
 
-def calibrated() -> dict[str, Any]:
+def calibrated() -> Calibration:
     """The constants of this machine, measured and kept, beside the defaults."""
     from sparsify.cpu import cost_model
     from sparsify.cpu.native import library
@@ -179,9 +182,7 @@ def calibrated() -> dict[str, Any]:
     if not there:
         raise ValueError(f"--calibrate times the compiled kernels, and there are none here: {found}")
     costs = cost_model.calibrate(say)
-    return {
-        **cost_model.machine(),
-        "path": str(cost_model.keep(costs)),
-        "costs": asdict(costs),
-        "defaults": asdict(cost_model.DEFAULT),
-    }
+    here: dict[str, Any] = cost_model.machine()
+    return Calibration(
+        **here, path=str(cost_model.keep(costs)), costs=asdict(costs), defaults=asdict(cost_model.DEFAULT)
+    )

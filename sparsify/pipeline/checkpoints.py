@@ -63,7 +63,7 @@ def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple
 
 
 def described(p: Pretrained) -> dict[str, Any]:
-    """Which checkpoint this is."""
+    """Which checkpoint this is: the fields of `schema.Checkpoint`."""
     return {
         "source": p.source.label,
         "revision": p.source.revision,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import Conversion
 from sparsify.storage.reading import is_stream, refuse_twice, short_name
 
 from .checkpoints import FLOAT32, at_least, described, open_checkpoint
@@ -14,7 +16,6 @@ from .evaluate import measured
 from .plans import check_search, chosen_plan, filter_report, only_one, planned_within, refuse_leaks
 from .progress import Progress, goes_on_from, say, session
 from .push import check_push, pushed
-from .result import Result, as_text
 from .texts import DEFAULT_WINDOWS, text_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def convert(
     benchmark: str | None = None, push: str | None = None, context: int | None = None, stride: int | None = None,
     limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Conversion:  # fmt: skip
     """Choose what to keep of every convolution of a model and write the sparsified checkpoint to a folder.
 
     One of the first six options says what to keep; without any, `energy` is 0.999.  A search that was interrupted goes
@@ -103,39 +104,36 @@ def convert(
         filters = filter_report(p, chosen)
         if not allow_leak:
             refuse_leaks(p, filters)
-        result = {
-            **described(p),
-            "out": str(out),
-            "plan": chosen.policy,
-            "plan_sha256": chosen.sha256,
-            "filters": filters,
-            "planned": planned.to_dict() if planned else None,
-            "evaluation": measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
-            "causal": any(site.causal for site in p.sites),
-            "data": measured_on and short_name(measured_on),
-            "benchmark": offered,
-            "origin": of_source(read_card(p.source.folder)),
-            "repo": push,
-        }
         repeated = typed(context, stride, limit, upper, linears)
         again = None if measured_on is None or is_stream(measured_on) else measured_on
-        result["next"] = next_step(p, out, again, repeated)
+        result = Conversion(
+            **described(p) | {"plan": chosen.policy},
+            out=str(out),
+            plan_sha256=chosen.sha256,
+            filters=filters,
+            planned=planned.search if planned else None,
+            evaluation=measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
+            causal=any(site.causal for site in p.sites),
+            data=short_name(measured_on) if measured_on else None,
+            benchmark=offered,
+            origin=of_source(read_card(p.source.folder)),
+            repo=push,
+            next=next_step(p, out, again, repeated),
+        )
         named = Path(out.resolve().name)  # what is published does not tell where folders lie here
-        published = {**result, "out": str(named), "next": next_step(p, named, again and again.name, repeated)}
+        published = replace(result, out=str(named), next=next_step(p, named, again and again.name, repeated))
         write_folder(out, p, chosen, {"plan.json": chosen.to_json(), **pages(published)}, force=force)
         if journal is not None:
             journal.remove()
             goes_on_from(None)
-        if push:
-            result["pushed"] = pushed(out, push)
-        return Result(result)
+        return replace(result, pushed=pushed(out, push)) if push else result
 
 
 def as_path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
+def pages(result: Conversion) -> dict[str, str | bytes]:
     """File name -> content, for what tells people and machines what was found."""
     from sparsify.report import plots
     from sparsify.report.card_metadata import eval_results
@@ -145,7 +143,7 @@ def pages(result: dict[str, Any]) -> dict[str, str | bytes]:
     if (picture := plots.picture(result)) is None:
         say(plots.HOW_TO_GET)
     return {
-        "report.json": as_text(result) + "\n",
+        "report.json": result.to_json() + "\n",
         "report.html": page(result),
         "README.md": card(result, plots.NAME if picture else None),
         **({plots.NAME: picture} if picture else {}),

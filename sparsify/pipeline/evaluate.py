@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import Evaluation, MaskedTokens, ParetoComparison, Retrieval
 from sparsify.storage.files import write_whole
 from sparsify.storage.reading import refuse_twice
+from sparsify.storage.records import Result
 
 from .checkpoints import (
     FLOAT32,
@@ -28,7 +29,6 @@ from .checkpoints import (
 )
 from .glue import evaluate_glue
 from .progress import Progress, bar, counting, note, noted, say, session
-from .result import Result, as_text
 from .texts import (
     DEFAULT_WINDOWS,
     batch_of,
@@ -89,7 +89,7 @@ def evaluate_perplexity(
     stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32,
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Evaluation:  # fmt: skip
     """Perplexity, paired with the dense model on the same tokens; leak and cut perplexity if the model has a plan.
 
     Args:
@@ -120,7 +120,7 @@ def evaluate_perplexity(
         p = open_checkpoint(model, **where)
         base = open_baseline(baseline, p, where) if baseline else None
         windows = windows_of(p, Path(data), context, stride, limit, upper)
-        return Result(measured(p, p.plan, windows, base, linears))
+        return measured(p, p.plan, windows, base, linears)
 
 
 def measured(
@@ -130,7 +130,7 @@ def measured(
     base: Pretrained | None = None,
     linears: str = FLOAT32,
     speed: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Quality, and speed if asked for, of a checkpoint under a plan, against the dense model on the same tokens.
 
     linears: what the variant multiplies in; the dense model has float32 always.
@@ -159,20 +159,22 @@ def measured(
         say("timing")
         first = windows.inputs(slice(1))
         timings = throughput.paired({name: partial(variants[name], *first) for name in shown})
-    report = results.report(comparison, results.conditions(p.device), cuts, leaks, timings, windows.context)
-    rows = {row["variant"]: row for row in report.pop("results")}
+    rows = results.variants(comparison, cuts, leaks, timings, windows.context)
     dense, row = rows["dense"], rows[name]
     verdict = []
-    if row is not dense and causal:
-        verdict = causality.verdict(dense["perplexity"], row["perplexity"], row["leak"], row["perplexity_cut"])
-    compared = {
-        "plan": plan.policy,
-        "linears": linears,
-        "dense": None if row is dense else dense,
-        "dense_source": own.source.label,
-        "parts": timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
-    }
-    return {**described(p), **report, **row, **compared, "verdict": verdict, "data_notes": noted()}
+    if row is not dense and causal and row.leak is not None:
+        verdict = causality.verdict(dense.perplexity, row.perplexity, row.leak, row.perplexity_cut)
+    return Evaluation(
+        **described(p) | {"plan": plan.policy},
+        **results.setting(comparison, results.conditions(p.device)),
+        **vars(row),
+        linears=linears,
+        dense=None if row is dense else dense,
+        dense_source=own.source.label,
+        parts=timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
+        verdict=verdict,
+        data_notes=noted(),
+    )
 
 
 # --- one mask for all, or a plan -----------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def evaluate_front(
     picture: str | Path | None = None, save: str | Path | None = None, context: int | None = None,
     stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> ParetoComparison:  # fmt: skip
     """One mask for every convolution of a model, compared with plans by sensitivity that cost the same.
 
     Args:
@@ -227,22 +229,23 @@ def evaluate_front(
         if held_out is None:
             known, held_out = planner.divide(known)
         found = pareto.compared(Runs(p.model, p.sites, p.filters, None, say, bar), known, held_out, price)
-        told = {"data_notes": noted(), "conditions": asdict(results.conditions(p.device))}
-        result = {**described(p), **found.to_dict(), **told}
+        taken_under = results.conditions(p.device)
+        result = ParetoComparison(**described(p), **vars(found), data_notes=noted(), conditions=taken_under)
         if save:
-            write_whole(Path(save), as_text(result) + "\n")
+            write_whole(Path(save), result.to_json() + "\n")
         if picture:
             write_whole(Path(picture), drawn(result))
-        return Result(result)
+        return result
 
 
-def drawn(result: dict[str, Any]) -> bytes:
+def drawn(result: ParetoComparison) -> bytes:
     """Speed against loss as a PNG."""
-    from sparsify.report import pareto, plots
-    from sparsify.report.figures import figure, gain_unit
+    from sparsify.report import pareto
+    from sparsify.report.charts import png
+    from sparsify.report.figures import gain_unit
 
-    series = pareto.series_of_fronts(result)
-    return plots.speed_against_loss(series, None, gain_unit(result["target"]), figure(result))
+    chart = pareto.chart(pareto.series_of_fronts(result), None, gain_unit(result.target), result.figure)
+    return png.drawn([[("", chart)]], 4.5)
 
 
 # --- masked tokens and retrieval -----------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def evaluate_mlm(
     model: str, data: str | Path, *, context: int | None = None, limit: int = DEFAULT_WINDOWS, share: float = 0.15,
     seed: int = 0, baseline: str | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> MaskedTokens:  # fmt: skip
     """Pseudo-perplexity on masked tokens of a text, paired with the dense model under the same masks.
 
     Args:
@@ -287,14 +290,12 @@ def evaluate_mlm(
         variants = {name: run for name, (_, run) in compared(p, base, saying).items()}
         with counting("masked tokens", len(masked), "window") as advance:
             found = filling.compare(variants, masked, batch_of(p, masked.context), advance)
-        return Result(
-            {
-                **described(p),
-                "variants": [row.to_dict() for row in found.values()],
-                "convention": masked.convention(),
-                "data_notes": noted(),
-                "conditions": asdict(results.conditions(p.device)),
-            }
+        return MaskedTokens(
+            **described(p),
+            variants=tuple(row.report() for row in found.values()),
+            convention=masked.convention(),
+            data_notes=noted(),
+            conditions=results.conditions(p.device),
         )
 
 
@@ -302,7 +303,7 @@ def evaluate_retrieval(
     model: str, data: str | Path, *, limit: int = 200, pad_to: int | None = None, baseline: str | None = None,
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Retrieval:  # fmt: skip
     """Whether sentence embeddings find the other halves of a text's paragraphs as the dense model's do.
 
     Args:
@@ -340,15 +341,13 @@ def evaluate_retrieval(
         with counting("embeddings", 2 * len(pairs), "text") as advance:
             found = searching.compare(variants, pairs, batch_of(p, length), advance)
         cut = too_long(p, (*pairs.queries, *pairs.passages), None, length)
-        return Result(
-            {
-                **described(p),
-                "variants": [row.to_dict() for row in found.values()],
-                "cut": cut,
-                "convention": f"{pairs.convention()}; {convention(p, length)}, as {cut:,} of {2 * len(pairs):,} were",
-                "data_notes": noted(),
-                "conditions": asdict(results.conditions(p.device)),
-            }
+        return Retrieval(
+            **described(p),
+            variants=tuple(found.values()),
+            cut=cut,
+            convention=f"{pairs.convention()}; {convention(p, length)}, as {cut:,} of {2 * len(pairs):,} were",
+            data_notes=noted(),
+            conditions=results.conditions(p.device),
         )
 
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import Finetuning
+
 from .checkpoints import at_least, described, open_checkpoint, operators
 from .commands import program, quoted
 from .glue import tell_left_out
 from .progress import KeptRun, Progress, counting, goes_on_from, noted, say, session
-from .result import Result
 from .texts import convention, padded, trained_with
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
@@ -32,7 +33,7 @@ def finetune(
     lr: float | None = None, weight_decay: float | None = None, epochs: int | None = None, batch: int | None = None,
     patience: int | None = None, pad_to: int | None = None, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Finetuning:  # fmt: skip
     """Fine-tune a model on a task of GLUE and write the classifier to a folder.
 
     If the model was sparsified its convolutions stay as planned, and all else learns.  Interrupted, the same call goes
@@ -84,15 +85,15 @@ def finetune(
             tell_left_out(examples)
         p = open_checkpoint(model, revision, options, device)
         length = padded(p, pad_to, trained_with(p))
-        result = trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out)
         score = f"{program()} eval glue {quoted(out)} --task {asked.name} --data {quoted(data)}"
-        return Result(result | {"next": score})
+        return trained(p, train.spread(limit) if limit else train, dev, recipe, seed, length, out, score)
 
 
 def trained(
-    p: Pretrained, train: Examples, dev: Examples, recipe: Recipe, seed: int, length: int, out: Path
-) -> dict[str, Any]:
-    """What the verb says of a classifier that it has trained and written to `out`."""
+    p: Pretrained, train: Examples, dev: Examples, recipe: Recipe, seed: int, length: int, out: Path,
+    score: str,
+) -> Finetuning:  # fmt: skip
+    """What the verb says of a classifier that it has trained and written to `out`.  score: the command to type next."""
     import torch
 
     from sparsify.evals import results
@@ -111,21 +112,22 @@ def trained(
         outcome = finetune(classifier, task, learnt, scored, recipe, seed, state, SAVE_EVERY, about, progress)
     write_classifier(classifier, out, p, task, length)
     state.unlink(missing_ok=True)
-    return {
+    return Finetuning(
         **described(p),
-        "task": task.name,
-        "out": str(out),
-        "seed": seed,
-        "recipe": asdict(recipe),
-        "n": len(train),
-        "available": train.available,
-        "parameters": sum(w.numel() for w in classifier.parameters()),
-        "metric": task.metrics[0],
-        **asdict(outcome),
-        "convention": convention(p, length),
-        "data_notes": noted(),
-        "conditions": asdict(results.conditions(p.device)),
-    }
+        task=task.name,
+        out=str(out),
+        seed=seed,
+        recipe=asdict(recipe),
+        n=len(train),
+        available=train.available,
+        parameters=sum(w.numel() for w in classifier.parameters()),
+        metric=task.metrics[0],
+        **vars(outcome),
+        convention=convention(p, length),
+        data_notes=noted(),
+        conditions=results.conditions(p.device),
+        next=score,
+    )
 
 
 def fresh_classifier(p: Pretrained, task: Task, recipe: Recipe) -> nn.Module:

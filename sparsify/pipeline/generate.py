@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import Generation
 from sparsify.storage.reading import label
 
 from .checkpoints import at_least, described, open_checkpoint
 from .progress import Progress, note, say, session
-from .result import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ def generate(
     temperature: float = 0.0, top_k: int | None = None, seed: int | None = None, upper: bool = False,
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Generation:  # fmt: skip
     """What a model writes after a prompt; convolutions are as planned, without the lags that read the future.
 
     Args:
@@ -41,7 +41,7 @@ def generate(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints; `result["text"]` is what was written.
+        What `--json` prints; `result.text` is what was written.
 
     Raises:
         ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
@@ -64,19 +64,17 @@ def generate(
         read = wall_clock()
         grown = stream.generate(ids[:, -1:], count, temperature, top_k, seed)
         done = wall_clock()
-        return Result(
-            {
-                **described(p),
-                "prompt_tokens": ids.shape[1],
-                "count": count,
-                "temperature": temperature,
-                "top_k": top_k,
-                "seed": seed,
-                "text": p.tokenizer.decode(grown[0, 1:].tolist()),
-                "prompt_seconds": read - began,
-                "seconds": done - read,
-                "tokens_per_second": count / (done - read),
-            }
+        return Generation(
+            **described(p),
+            prompt_tokens=ids.shape[1],
+            count=count,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            text=p.tokenizer.decode(grown[0, 1:].tolist()),
+            prompt_seconds=read - began,
+            seconds=done - read,
+            tokens_per_second=count / (done - read),
         )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import Figure, Glue, ScoredSplit
 from sparsify.storage.reading import short_name
 
 from .checkpoints import at_least, compared, described, pair_of
 from .progress import Progress, counting, leave_unfinished, note, noted, say, session
-from .result import Result
 from .texts import as_in_training, batch_of, check_head, convention, on_texts, padded, too_long, trained_with
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
@@ -26,7 +25,7 @@ def evaluate_glue(
     model: str, data: str, task: str = "all", *, split: str | None = None, limit: int = 0, skip_missing: bool = False,
     other_task: bool = False, pad_to: int | None = None, baseline: str | None = None, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Glue:  # fmt: skip
     """Scores of a model that was fine-tuned on a task of GLUE, paired with the dense model on the same examples.
 
     Args:
@@ -59,16 +58,16 @@ def evaluate_glue(
     with session(progress):
         found, missing = read_all(find_tasks(task), str(data), split, limit, may_miss=task == "all")
         pairs, lacking = models_of(found, model, baseline, where, skip_missing, other_task)
-        return Result(scored_by(found, pairs, missing + lacking, where, pad_to, other_task))
+        return scored_by(found, pairs, missing + lacking, where, pad_to, other_task)
 
 
 def scored_by(
     found: Sequence[Examples], pairs: Mapping[str, Pair], missing: list[str], where: Mapping[str, Any],
     pad_to: int | None, other_task: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> Glue:  # fmt: skip
     """What the verb says of every split that there is a model for; whatever fails, what was scored is left."""
-    figures: list[Any] = []
-    scored: list[dict[str, Any]] = []
+    figures: list[Figure] = []
+    scored: list[ScoredSplit] = []
     opened: dict[Pair, tuple[Pretrained, Pretrained]] = {}
     try:
         for examples in found:
@@ -79,37 +78,37 @@ def scored_by(
             p, base = opened[pair]
             own, row = score_split(p, base, examples, pad_to, other_task)
             figures += own
-            scored.append({**described(p), **row})
+            scored.append(row)
     except BaseException:
         if scored:  # hours of work, maybe
-            leave_unfinished(Result(summed_up(figures, scored, missing, pairs, p)))
+            leave_unfinished(summed_up(figures, scored, missing, pairs, p))
         raise
     return summed_up(figures, scored, missing, pairs, p)
 
 
 def summed_up(
-    figures: list[Any], scored: list[dict[str, Any]], missing: list[str], pairs: Mapping[str, Pair], p: Pretrained
-) -> dict[str, Any]:
+    figures: list[Figure], scored: list[ScoredSplit], missing: list[str], pairs: Mapping[str, Pair], p: Pretrained
+) -> Glue:
     """What the verb says of all figures together."""
     from sparsify.evals import results
     from sparsify.evals.glue import scores as scoring
 
-    done = {row["task"] for row in scored}
+    done = {row.task for row in scored}
     apart = len({pair for task, pair in pairs.items() if task in done}) == len(done)  # a model for every task
-    comparable = apart and not any(row["fine_tuned_for"] for row in scored)
+    comparable = apart and not any(row.fine_tuned_for for row in scored)
     whole, theirs = (scoring.average(figures), scoring.m2_bert_average(figures)) if comparable else (None, None)
-    return {
-        "scored": scored,
-        "figures": [figure.to_dict() for figure in figures],
-        "average": whole and asdict(whole),
-        "m2_bert_average": theirs and asdict(theirs),
-        "missing": missing,
-        "data_notes": noted(),
-        "convention": f"{scored[0]['convention']}; p-values and 95 % intervals: McNemar's exact test for an accuracy, "
+    return Glue(
+        scored=tuple(scored),
+        figures=tuple(figures),
+        average=whole,
+        m2_bert_average=theirs,
+        missing=missing,
+        data_notes=noted(),
+        convention=f"{scored[0].convention}; p-values and 95 % intervals: McNemar's exact test for an accuracy, "
         f"else a bootstrap of the examples",
-        "conditions": asdict(results.conditions(p.device)),
-        "verdict": scoring.verdict(figures),
-    }
+        conditions=results.conditions(p.device),
+        verdict=scoring.verdict(figures),
+    )
 
 
 def read_all(
@@ -191,7 +190,7 @@ def fits(src: str, revision: str | None, task: Task, other_task: bool) -> bool:
 
 def score_split(
     p: Pretrained, base: Pretrained, examples: Examples, pad_to: int | None, other_task: bool = False
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[list[Figure], ScoredSplit]:
     """The figures of one split, and what there is to say of it besides."""
     from sparsify.evals.glue import scores as scoring
 
@@ -205,19 +204,20 @@ def score_split(
         said = scoring.answers(variants, examples, batch_of(p, length), progress)
     cut = too_long(p, examples.texts, examples.pairs, length)
     other = made_for.title if made_for is not None and made_for != task else None
-    row = {
-        "task": task.name,
-        "split": examples.split,
-        "source_of_data": examples.source,
-        "n": len(examples),
-        "available": examples.available,
-        "left_out": examples.left_out.count,
-        "cut": cut,
-        "agreement": scoring.agreement(said),
-        "fine_tuned_for": other,
-        "convention": convention(p, length) + as_in_training(p, length)
+    row = ScoredSplit(
+        **described(p),
+        task=task.name,
+        split=examples.split,
+        source_of_data=examples.source,
+        n=len(examples),
+        available=examples.available,
+        left_out=examples.left_out.count,
+        cut=cut,
+        agreement=scoring.agreement(said),
+        fine_tuned_for=other,
+        convention=convention(p, length) + as_in_training(p, length)
         + (f"; fine-tuned for {other}, not for this task" if other else ""),
-    }  # fmt: skip
+    )  # fmt: skip
     return scoring.figures(examples, said), row
 
 

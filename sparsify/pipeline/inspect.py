@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparsify import __version__
+from sparsify.report.schema import Analysis, Check, Health, Inspection, Site, SiteEnergy, Tilings
 
 from .checkpoints import at_least, check_length, described, open_checkpoint
 from .progress import Progress, session
-from .result import Result
 from .timing import timed_parts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def inspect(
     src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Inspection:  # fmt: skip
     """The family of a checkpoint, its long convolutions, and where the time of a forward pass goes.
 
     Args:
@@ -44,34 +44,22 @@ def inspect(
     with session(progress):
         p = open_checkpoint(src, revision, options, device)
         length = length or min(p.context, 8192)
-        sites = [
-            {
-                "name": s.name,
-                "channels": s.channels,
-                "taps": s.length,
-                "causal": s.causal,
-                "plan": str(p.plan.filters[s.name]),
-            }
-            for s in p.sites
-        ]
         time = timed_parts(p, p.plan, 1, length)
-        return Result(
-            {
-                **described(p),
-                "parameters": sum(w.numel() for w in p.model.parameters()),
-                "context": p.context,
-                "sites": sites,
-                "timed_tokens": length,
-                "time": time["after"],
-                "upstream_time": time["before"],
-            }
+        return Inspection(
+            **described(p),
+            parameters=sum(w.numel() for w in p.model.parameters()),
+            context=p.context,
+            sites=tuple(Site(s.name, s.channels, s.length, s.causal, str(p.plan.filters[s.name])) for s in p.sites),
+            timed_tokens=length,
+            time=time.after,
+            upstream_time=time.before,
         )
 
 
 def analyze(
     src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Analysis:  # fmt: skip
     """How few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy.
 
     Args:
@@ -96,19 +84,17 @@ def analyze(
         p = open_checkpoint(src, revision, options, device)
         length = length or p.context
         check_length(p, length)
-        return Result(
-            {
-                **described(p),
-                "length": length,
-                "bins_in_all": policies.points(length),
-                "shares": spectra.SHARES,
-                "head": policies.HEAD,
-                "sites": [analyzed(p.filters[site.name], site, length) for site in p.sites],
-            }
+        return Analysis(
+            **described(p),
+            length=length,
+            bins_in_all=policies.points(length),
+            shares=spectra.SHARES,
+            head=policies.HEAD,
+            sites=tuple(analyzed(p.filters[site.name], site, length) for site in p.sites),
         )
 
 
-def analyzed(k: AnyFilter, site: ConvSite, length: int) -> dict[str, Any]:
+def analyzed(k: AnyFilter, site: ConvSite, length: int) -> SiteEnergy:
     """Where the energy of one filter lies."""
     from sparsify.filters import spectra
     from sparsify.filters.split import tail_of
@@ -119,25 +105,26 @@ def analyzed(k: AnyFilter, site: ConvSite, length: int) -> dict[str, Any]:
     k = k.felt(length)
     s = spectra.analyze(k, n)
     tail = spectra.analyze(tail_of(k, policies.HEAD), n)
-    lines = {"taps": s.by_tap, "bins": s.by_bin, "tail": tail.by_bin}
-    return {
-        "name": site.name,
-        "taps": s.taps,
-        "bins": s.bins,
-        "bandwidth": s.bandwidth,
-        "tail_bandwidth": tail.bandwidth,
-        **{f"{key}_line": sparkline(energy) for key, energy in lines.items()},
-    }
+    return SiteEnergy(
+        name=site.name,
+        taps=s.taps,
+        bins=s.bins,
+        bandwidth=s.bandwidth,
+        tail_bandwidth=tail.bandwidth,
+        taps_line=sparkline(s.by_tap),
+        bins_line=sparkline(s.by_bin),
+        tail_line=sparkline(tail.by_bin),
+    )
 
 
 # --- the machine ---------------------------------------------------------------------------------------------------
 
 
-def doctor() -> Result:
+def doctor() -> Health:
     """Whether this installation is right: versions, backends, and the convolution itself.
 
     Returns:
-        What `--json` prints; `result["ok"]` says whether all that is needed is there.
+        What `--json` prints; `result.ok` says whether all that is needed is there.
     """
     import torch
 
@@ -159,12 +146,10 @@ def doctor() -> Result:
         *(on_gpu := jit.describe()),
     ]
     optional = {"kernels", "gpu", *(name for name, _, _ in on_gpu)}
-    return Result(
-        {
-            "version": __version__,
-            "ok": all(ok for name, ok, _ in checks if name not in optional),
-            "checks": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in checks],
-        }
+    return Health(
+        version=__version__,
+        ok=all(ok for name, ok, _ in checks if name not in optional),
+        checks=tuple(Check(*check) for check in checks),
     )
 
 
@@ -191,7 +176,7 @@ def installed(name: str) -> tuple[str, bool, str]:
         return name, False, f"missing: pip install {name}"
 
 
-def tilings(length: int | None = None, arch: str | None = None) -> Result:
+def tilings(length: int | None = None, arch: str | None = None) -> Tilings:
     """Which GPU kernels fit a length, and why the others do not, for 64 sequences of 768 channels.
 
     Args:
@@ -209,4 +194,4 @@ def tilings(length: int | None = None, arch: str | None = None) -> Result:
     if length is None:
         raise ValueError("--arch is of --tiling; add the length that a kernel is sought for")
     at_least(1, tiling=length)
-    return Result(planner.facts(devices.card(arch), length, rows_total=64 * 768, batch=64))
+    return Tilings.from_dict(planner.facts(devices.card(arch), length, rows_total=64 * 768, batch=64))

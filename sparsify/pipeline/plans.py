@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.report.schema import FilterKept
+
 from .checkpoints import priced
 from .progress import bar, goes_on_from, say
 from .texts import remembered
@@ -127,12 +129,12 @@ def strangeness(plan: Plan, p: Pretrained, path: str) -> str:
     )
 
 
-def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:
+def refuse_leaks(p: Pretrained, filters: Sequence[FilterKept]) -> None:
     """Refuse a plan under which too much of a causal filter lies ahead.  filters: rows of `filter_report`."""
     from sparsify.plan.policies import AHEAD_LIMIT
 
     causal = {site.name for site in p.sites if site.causal}
-    leak, worst = max(((row["leak"], row["name"]) for row in filters if row["name"] in causal), default=(0.0, ""))
+    leak, worst = max(((row.leak, row.name) for row in filters if row.name in causal), default=(0.0, ""))
     if leak > AHEAD_LIMIT:
         raise ValueError(
             f"under this plan a causal model reads the future: {leak:.0%} of the filter of {worst} lies ahead, "
@@ -140,7 +142,7 @@ def refuse_leaks(p: Pretrained, filters: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
+def filter_report(p: Pretrained, plan: Plan) -> tuple[FilterKept, ...]:
     """What is kept of every filter, how much of it lies ahead, and where its energy lies."""
     from sparsify.plan import policies
     from sparsify.report.curves import curves
@@ -148,8 +150,13 @@ def filter_report(p: Pretrained, plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for site in p.sites:
         k, kept = p.filters[site.name], plan.filters[site.name]
-        leak = kept.apply(k).leak() if site.causal else 0.0
-        figures = {"density": kept.density(k.taps, k.lookahead), "leak": leak}
-        drawn = {"curves": curves(k, kept, policies.points(site.context))}
-        rows.append({"name": site.name, "kind": kept.kind, "plan": str(kept), **figures, **drawn})
-    return rows
+        row = FilterKept(
+            name=site.name,
+            kind=kept.kind,
+            plan=str(kept),
+            density=kept.density(k.taps, k.lookahead),
+            leak=kept.apply(k).leak() if site.causal else 0.0,
+            curves=curves(k, kept, policies.points(site.context)),
+        )
+        rows.append(row)
+    return tuple(rows)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .result import Result
+from sparsify.storage.records import Result
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparsify.report.schema import Push, Pushed
+
 from .progress import Progress, say, session
-from .result import Result
 
 
 def push(
     folder: str | Path, repo: str, *, private: bool = False, revision: str | None = None, create_pr: bool = False,
     dry_run: bool = False, message: str | None = None, force: bool = False, progress: Progress | None = None,
-) -> Result:  # fmt: skip
+) -> Push:  # fmt: skip
     """Make a repository of the hub hold the checkpoint that `convert` wrote to a folder, by one commit.
 
     The same again makes no commit.  The token is HF_TOKEN, or that of `hf auth login`.
@@ -35,16 +36,16 @@ def push(
         ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
     """
     with session(progress):
-        return Result(pushed(Path(folder), repo, private, revision, create_pr, dry_run, message, force))
+        return pushed(Path(folder), repo, private, revision, create_pr, dry_run, message, force)
 
 
-def pushed(folder: Path, repo: str, *options: Any) -> dict[str, Any]:
+def pushed(folder: Path, repo: str, *options: Any) -> Push:
     """What a push did, and how to load it.  options: those of `sparsify.converters.hub.upload.push`, in its order."""
     from sparsify.converters.hub import upload
 
     say(f"pushing {folder} to {repo}")
-    result = upload.push(folder, repo, *options).to_dict()
-    return {**result, "load": how_to_load(result)}
+    done = upload.push(folder, repo, *options)
+    return Push(**vars(done), load=how_to_load(done))
 
 
 def check_push(repo: str) -> None:
@@ -55,7 +56,7 @@ def check_push(repo: str) -> None:
     upload.check_target(repo)
 
 
-def how_to_load(result: dict[str, Any]) -> str:
+def how_to_load(done: Pushed) -> str:
     """Python that loads what was pushed, this very commit."""
-    revision = f', revision="{result["commit"]}"' if result["commit"] else ""
-    return f'import sparsify; sparsify.load("{result["repo"]}"{revision})'
+    revision = f', revision="{done.commit}"' if done.commit else ""
+    return f'import sparsify; sparsify.load("{done.repo}"{revision})'

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from sparsify.report.schema import ModelBench, Parts, Timed
 
 from .checkpoints import FLOAT32, check_linears, described, operators, running, some_tokens
 from .progress import say
@@ -22,9 +23,7 @@ BASELINES = ("dense", "torch", "upstream")  # prepared once by us; by torch.fft;
 SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
 
 
-def timed_parts(
-    p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5
-) -> dict[str, Any]:
+def timed_parts(p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5) -> Parts:
     """Where the time of one forward pass goes, by part: before, as upstream has it, and after, under the plan."""
     from sparsify.evals.speed.breakdown import Stopwatch, breakdown
 
@@ -33,14 +32,10 @@ def timed_parts(
     convs = {name: watch.wrap(conv) for name, conv in operators(p, plan).items()}
     runs = {"before": running(p, dict.fromkeys(p.filters)), "after": running(p, convs, linears)}
     found = breakdown(p.model, {name: partial(run, ids) for name, run in runs.items()}, watch, p.sites, rounds)
-    return {
-        "batch": batch,
-        "length": length,
-        **{name: [asdict(part) for part in parts] for name, parts in found.items()},
-    }
+    return Parts(batch, length, tuple(found["before"]), tuple(found["after"]))
 
 
-def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> dict[str, Any]:
+def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> ModelBench:
     """A model under its plan against `BASELINES`: end to end, all convolutions, every one; and where the time goes."""
     from sparsify.evals import results
 
@@ -61,18 +56,17 @@ def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linear
     whole = {name: partial(running(base, some), ids) for name, some in convs.items()}
     row = timed("whole model", {**whole, "sparse": partial(running(p, sparse, linears), ids)}, p.plan.policy, rounds)
     together = {way: partial(run_all, [runs[way] for runs in alone.values()]) for way in ("sparse", *BASELINES)}
-    return {
-        **described(p),
-        **row,
-        "length": length,
-        "batch": batch,
-        "linears": linears,
-        "tokens_per_second": batch * length / row["seconds"],
-        "parts": timed_parts(p, p.plan, batch, length, linears),
-        "convolutions": timed("all convolutions", together, p.plan.policy, rounds),
-        "sites": [timed(name, runs, str(p.plan.filters[name]), rounds) for name, runs in alone.items()],
-        "conditions": asdict(results.conditions(p.device)),
-    }
+    return ModelBench(
+        **described(p) | vars(row),
+        length=length,
+        batch=batch,
+        linears=linears,
+        tokens_per_second=batch * length / row.seconds,
+        parts=timed_parts(p, p.plan, batch, length, linears),
+        convolutions=timed("all convolutions", together, p.plan.policy, rounds),
+        sites=tuple(timed(name, runs, str(p.plan.filters[name]), rounds) for name, runs in alone.items()),
+        conditions=results.conditions(p.device),
+    )
 
 
 def torch_operators(p: Pretrained, batch: int, length: int) -> dict[str, Conv]:
@@ -122,7 +116,7 @@ def run_all(runs: Sequence[Callable[[], object]]) -> None:
         run()
 
 
-def timed(name: str, runs: Mapping[str, Callable[[], object]], plan: str, rounds: int) -> dict[str, Any]:
+def timed(name: str, runs: Mapping[str, Callable[[], object]], plan: str, rounds: int) -> Timed:
     """What the verb says of one thing: seconds under the plan, those of each baseline, and paired ratios."""
     import torch
 
@@ -131,12 +125,12 @@ def timed(name: str, runs: Mapping[str, Callable[[], object]], plan: str, rounds
     say(f"timing {name}")
     with torch.no_grad():
         taken = throughput.in_rounds(runs, rounds)
-    row: dict[str, Any] = {"name": name, "plan": plan}
+    row: dict[str, Any] = {}
     for baseline in BASELINES:
         against = taken.against(baseline)
         row |= {"seconds": against["sparse"].seconds, f"{baseline}_seconds": against[baseline].seconds}
         row |= faster("speedup" if baseline == "dense" else f"{baseline}_speedup", against["sparse"])
-    return row
+    return Timed(name=name, plan=plan, **row)
 
 
 def faster(key: str, timing: Timing) -> dict[str, Any]:

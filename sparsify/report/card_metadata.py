@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from . import figures
+from .schema import Conversion, Evaluation
 
 FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 LONGEST = 1 << 15  # characters of a front matter that are read
@@ -50,17 +49,17 @@ def is_word(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= WORD and value.isprintable()
 
 
-def called(result: Mapping[str, Any]) -> str:
+def called(result: Conversion) -> str:
     """What the model is called: as the repository it goes to, or as its folder."""
-    return PurePath(result["repo"] or result["out"]).name
+    return PurePath(result.repo or result.out).name
 
 
-def front_matter(result: Mapping[str, Any]) -> str:
+def front_matter(result: Conversion) -> str:
     """YAML between two rules, from what `sparsify convert` found."""
-    origin = result["origin"]
+    origin = result.origin
     data: Metadata = {"library_name": "sparsify", **{key: value for key, value in origin.items() if key != "tags"}}
-    if result["revision"]:  # the source has an address on the hub
-        data |= {"base_model": result["source"], "base_model_relation": "quantized"}
+    if result.revision:  # the source has an address on the hub
+        data |= {"base_model": result.source, "base_model_relation": "quantized"}
     data["tags"] = list(dict.fromkeys([*TAGS, *origin.get("tags", ())]))
     if index := model_index(result):
         data["model-index"] = index
@@ -71,21 +70,21 @@ def as_yaml(data: Any) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
 
 
-def figure(evaluation: Mapping[str, Any]) -> tuple[str, float]:
+def figure(evaluation: Evaluation) -> tuple[str, float]:
     """The one figure that stands for a model: perplexity without what it reads of the future, and its name."""
-    if evaluation["perplexity_cut"] is not None:
-        return "perplexity, negative lags cut", evaluation["perplexity_cut"]
-    return figures.figure(evaluation), evaluation["perplexity"]
+    if evaluation.perplexity_cut is not None:
+        return "perplexity, negative lags cut", evaluation.perplexity_cut
+    return evaluation.figure, evaluation.perplexity
 
 
-def model_index(result: Mapping[str, Any]) -> list[Metadata]:
+def model_index(result: Conversion) -> list[Metadata]:
     """That figure with its data and conditions, as the hub reads it from a card; [] where nothing was measured."""
-    if not (evaluation := result["evaluation"]):
+    if not (evaluation := result.evaluation):
         return []
     name, value = figure(evaluation)
-    task = {"type": result["origin"].get("pipeline_tag", "text-generation" if result["causal"] else "fill-mask")}
-    dataset = {"name": result["data"], "type": result["data"], "args": {"convention": evaluation["convention"]}}
-    metric = {"name": name, "type": figures.figure(evaluation), "value": value}
+    task = {"type": result.origin.get("pipeline_tag", "text-generation" if result.causal else "fill-mask")}
+    dataset = {"name": result.data, "type": result.data, "args": {"convention": evaluation.convention}}
+    metric = {"name": name, "type": evaluation.figure, "value": value}
     return [{"name": called(result), "results": [{"task": task, "dataset": dataset, "metrics": [metric]}]}]
 
 
@@ -98,12 +97,12 @@ def parse_benchmark(text: str | None) -> Metadata | None:
     return {"id": match[1], "task_id": match[2]}
 
 
-def eval_results(result: Mapping[str, Any]) -> dict[str, str]:
+def eval_results(result: Conversion) -> dict[str, str]:
     """File name -> YAML that offers the figure to a benchmark's leaderboard; {} where the data is of none."""
-    benchmark, evaluation = result["benchmark"], result["evaluation"]
+    benchmark, evaluation = result.benchmark, result.evaluation
     if not benchmark or not evaluation:
         return {}
     name, value = figure(evaluation)
-    notes = f"{name}; {evaluation['convention']}"
-    entry = {"dataset": benchmark, "value": value, "date": evaluation["conditions"]["date"], "notes": notes}
+    notes = f"{name}; {evaluation.convention}"
+    entry = {"dataset": benchmark, "value": value, "date": evaluation.conditions.date, "notes": notes}
     return {f".eval_results/{benchmark['id'].rpartition('/')[2]}.yaml": as_yaml([entry])}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from sparsify.filters.spectra import energy_by_bin, energy_by_tap, rising
 from sparsify.filters.split import tail_of
 from sparsify.plan import FilterPlan
 
+from .schema import Cells, Curves
+
 FLOOR_DB = -80.0  # quieter entries are drawn here
 POINTS = 160  # of a curve
 CELLS = 64  # of a row of the map
@@ -21,33 +22,28 @@ BARS = "▁▂▃▄▅▆▇█"
 LOWEST_DB = -60.0  # what a sparkline shows as its lowest bar
 
 
-def curves(k: Taps, kept: FilterPlan, n: int) -> dict[str, Any]:
+def curves(k: Taps, kept: FilterPlan, n: int) -> Curves:
     """Energy by tap and by bin, and what is kept of both.
 
-    n: points of the spectrum where the plan has no mask.  Returns
-    taps, bins, tail      as from `curve`; tail is the spectrum of the smooth rest, None without one
-    kept_taps             the first taps that are kept, None: all
-    kept_band             [[start, stop], ...] as shares of the band, None: all of it
-    kept_share            of the bins, None: all
-    cells                 {taps, bins}: as from `cells` for what is cut in time and in frequency, None for what is not
+    n: points of the spectrum where the plan has no mask.
     """
     n = kept.mask.n if kept.mask else n
     by_tap, by_bin = energy_by_tap(k), energy_by_bin(k, n)
     tail = energy_by_bin(tail_of(as_filter(k), kept.taps, kept.mask), n) if kept.taps and kept.mask else None
     mask = kept.mask.bins()[rising(n)] if kept.mask else None
     in_time = None if mask is not None and not kept.taps else torch.arange(len(by_tap)) < (kept.taps or len(by_tap))
-    return {
-        "taps": curve(by_tap),
-        "bins": curve(by_bin),
-        "tail": None if tail is None else curve(tail),
-        "kept_taps": kept.taps,
-        "kept_band": None if mask is None else bands(mask),
-        "kept_share": kept.mask and kept.mask.density,
-        "cells": {
-            "taps": None if in_time is None else cells(by_tap, in_time),
-            "bins": None if mask is None else cells(by_bin if tail is None else tail, mask),
-        },
-    }
+    return Curves(
+        taps=curve(by_tap),
+        bins=curve(by_bin),
+        tail=None if tail is None else curve(tail),
+        kept_taps=kept.taps,
+        kept_band=None if mask is None else bands(mask),
+        kept_share=kept.mask.density if kept.mask else None,
+        cells=Cells(
+            None if in_time is None else cells(by_tap, in_time),
+            None if mask is None else cells(by_bin if tail is None else tail, mask),
+        ),
+    )
 
 
 def curve(energy: Tensor, points: int = POINTS) -> list[list[float]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-Row = Mapping[str, Any]  # what was measured of one variant, see evals/results.py
+from .schema import PERPLEXITY, Evaluation, Fronts, Part, Point, Search, Variant
 
 COUNTED = "kept taps plus bins"  # the target that is no machine, as `search.task.Kept` names it
 COUNTED_UNIT = "fewer taps plus bins"
@@ -33,66 +32,56 @@ def percent(change: float, stderr: float | None = None) -> str:
     return f"{100 * change:+.{digits}f} %" + ("" if stderr is None else f" ± {100 * stderr:.{digits}f} %")
 
 
-def ratio(row: Row, key: str) -> str:
-    """Relative change against dense, with its standard error."""
-    return "" if row[key] is None else percent(row[key] - 1, row[f"{key}_stderr"])
+def ratio(value: float | None, stderr: float | None) -> str:
+    """Relative change against dense, with its standard error.  value: the ratio."""
+    return "" if value is None else percent(value - 1, stderr)
 
 
-def speed(row: Row) -> str:
+def speed(row: Variant) -> str:
     """Speedup with its quartiles, and throughput."""
-    if row.get("speedup") is None:
+    if row.speedup is None or row.speedup_quartiles is None:
         return ""
-    low, high = row["speedup_quartiles"]
-    return f"{row['speedup']:.2f}x ({low:.2f} - {high:.2f}), {row['tokens_per_second']:,.0f} tokens/s"
+    return f"{faster(row.speedup, row.speedup_quartiles)}, {row.tokens_per_second:,.0f} tokens/s"
 
 
-PERPLEXITY = "perplexity"
-
-
-def figure(row: Row) -> str:
-    """What was measured: perplexity, or as said the pseudo-perplexity of masked tokens, under the same keys."""
-    return str(row.get("figure", PERPLEXITY))
-
-
-def may_leak(row: Row) -> bool:
+def may_leak(row: Evaluation | Search | Fronts) -> bool:
     """Whether there is a future that it could read: models that fill in masked tokens look both ways anyhow."""
-    return figure(row) == PERPLEXITY
+    return row.figure == PERPLEXITY
 
 
-FIGURES: Sequence[tuple[str, Callable[[Row], str]]] = (  # label, cell of one variant
-    ("perplexity", lambda r: spread(r["perplexity"], r["perplexity_stderr"])),
-    ("perplexity, negative lags cut", lambda r: spread(r["perplexity_cut"], r["perplexity_cut_stderr"])),
-    ("against dense, paired", lambda r: ratio(r, "perplexity_ratio")),
-    ("cut against dense, paired", lambda r: ratio(r, "perplexity_cut_ratio")),
-    ("bits a token", lambda r: number(r["bits_per_token"])),
-    ("leak (reads the future)", lambda r: power(r["leak"])),
-    ("KL from dense, nats", lambda r: power(r["kl"], 2)),
-    ("top-1 agreement", lambda r: "" if r["top1_agreement"] is None else f"{r['top1_agreement']:.2%}"),
+FIGURES: Sequence[tuple[str, Callable[[Variant], str]]] = (  # label, cell of one variant
+    ("perplexity", lambda r: spread(r.perplexity, r.perplexity_stderr)),
+    ("perplexity, negative lags cut", lambda r: spread(r.perplexity_cut, r.perplexity_cut_stderr)),
+    ("against dense, paired", lambda r: ratio(r.perplexity_ratio, r.perplexity_ratio_stderr)),
+    ("cut against dense, paired", lambda r: ratio(r.perplexity_cut_ratio, r.perplexity_cut_ratio_stderr)),
+    ("bits a token", lambda r: number(r.bits_per_token)),
+    ("leak (reads the future)", lambda r: power(r.leak)),
+    ("KL from dense, nats", lambda r: power(r.kl, 2)),
+    ("top-1 agreement", lambda r: "" if r.top1_agreement is None else f"{r.top1_agreement:.2%}"),
     ("speed, with quartiles", speed),
 )
 
 
-def variants(evaluation: Row) -> dict[str, Row]:
+def variants(evaluation: Evaluation) -> dict[str, Variant]:
     """Name -> what was measured: dense and the variant of it, or the one model there is."""
-    dense = {"dense": evaluation["dense"]} if evaluation["dense"] else {}
-    return {**dense, evaluation["variant"]: evaluation}
+    dense = {"dense": evaluation.dense} if evaluation.dense else {}
+    return {**dense, evaluation.variant: evaluation}
 
 
-def figure_rows(evaluation: Row) -> list[tuple[str, ...]]:
+def figure_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """A row a figure that was measured: its label, then a cell a variant."""
-    name = figure(evaluation)
     rows = [
-        (label.replace(PERPLEXITY, name), *(cell(row) for row in variants(evaluation).values()))
+        (label.replace(PERPLEXITY, evaluation.figure), *(cell(row) for row in variants(evaluation).values()))
         for label, cell in FIGURES
     ]
     return [row for row in rows if any(row[1:])]
 
 
-def position_rows(evaluation: Row) -> list[tuple[str, ...]]:
+def position_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """A row a bucket of positions: its tokens, then the perplexity of every variant."""
-    columns = [row["perplexity_by_position"] for row in variants(evaluation).values()]
+    columns = [row.perplexity_by_position for row in variants(evaluation).values()]
     return [
-        (f"{buckets[0]['start']:,} - {buckets[0]['stop'] - 1:,}", *(number(b["perplexity"]) for b in buckets))
+        (f"{buckets[0].start:,} - {buckets[0].stop - 1:,}", *(number(b.perplexity) for b in buckets))
         for buckets in zip(*columns, strict=True)
     ]
 
@@ -106,71 +95,71 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x"
 
 
-def gain(planned: Row) -> str:
+def gain(planned: Search) -> str:
     """What the chosen plan gains, the number alone."""
-    return times(planned["chosen"]["gain"])
+    return times(planned.chosen.gain)
 
 
-def promise(planned: Row) -> str:
+def promise(planned: Search) -> str:
     """What was asked of a plan, and what was found on data that the search did not see."""
-    chosen = planned["chosen"]
-    leak = f", the worst leak {power(chosen['leak'])}" if chosen["leak"] else ""
+    chosen = planned.chosen
+    leak = f", the worst leak {power(chosen.leak)}" if chosen.leak else ""
     return (
-        f"{gain(planned)} {gain_unit(planned['target'])}, at "
-        f"{percent(chosen['increase'], chosen['stderr'])} {figure(planned)} on held-out windows; "
-        f"the budget is {100 * planned['budget']:g} %{leak}"
+        f"{gain(planned)} {gain_unit(planned.target)}, at "
+        f"{percent(chosen.increase, chosen.stderr)} {planned.figure} on held-out windows; "
+        f"the budget is {100 * planned.budget:g} %{leak}"
     )
 
 
-def step_columns(planned: Row) -> tuple[str, ...]:
+def step_columns(planned: Search) -> tuple[str, ...]:
     """Names of what `step_rows` has."""
     leak = ("leak",) if may_leak(planned) else ()
-    return "step", "gain, predicted", "density", f"{figure(planned)}, predicted", "measured, held out", *leak, "fits"
+    return "step", "gain, predicted", "density", f"{planned.figure}, predicted", "measured, held out", *leak, "fits"
 
 
-def step_rows(planned: Row) -> list[tuple[str, ...]]:
+def step_rows(planned: Search) -> list[tuple[str, ...]]:
     """A row a plan that was measured on the way to one within a budget."""
     return [
         (
-            f"{i}" + (" (chosen)" if step == planned["chosen"] else ""),
-            times(step["gain"]),
-            number(step["density"], 3),
-            percent(step["predicted"]),
-            percent(step["increase"], step["stderr"]),
-            *((power(step["leak"]),) if may_leak(planned) else ()),
-            "yes" if step["fits"] else "no",
+            f"{i}" + (" (chosen)" if step == planned.chosen else ""),
+            times(step.gain),
+            number(step.density, 3),
+            percent(step.predicted),
+            percent(step.increase, step.stderr),
+            *((power(step.leak),) if may_leak(planned) else ()),
+            "yes" if step.fits else "no",
         )
-        for i, step in enumerate(planned["steps"], 1)
+        for i, step in enumerate(planned.steps, 1)
     ]
 
 
-def front_columns(fronts: Row) -> tuple[str, ...]:
+def front_columns(fronts: Fronts) -> tuple[str, ...]:
     """Names of what `front_rows` has."""
-    losses = (figure(fronts), "KL", *(("leak",) if may_leak(fronts) else ()))
+    losses = (fronts.figure, "KL", *(("leak",) if may_leak(fronts) else ()))
     return "the same everywhere", "gain, predicted", *losses, "chosen: gain", *losses
 
 
-def front_rows(fronts: Row) -> list[tuple[str, ...]]:
+def front_rows(fronts: Fronts) -> list[tuple[str, ...]]:
     """A row a mask for every convolution, beside what sensitivity chooses at the same cost."""
 
-    def cells(one: Row) -> tuple[str, ...]:
+    def cells(one: Point) -> tuple[str, ...]:
         return (
-            times(fronts["dense_cost"] / one["cost"]),
-            percent(one["increase"], one["stderr"]),
-            power(one["kl"]),
-            *((power(one["leak"]),) if may_leak(fronts) else ()),
+            times(fronts.dense_cost / one.cost),
+            percent(one.increase, one.stderr),
+            power(one.kl),
+            *((power(one.leak),) if may_leak(fronts) else ()),
         )
 
-    return [(f"{p['kind']} {p['share']:g}", *cells(p["uniform"]), *cells(p["chosen"])) for p in fronts["pairs"]]
+    return [(f"{p.kind} {p.share:g}", *cells(p.uniform), *cells(p.chosen)) for p in fronts.pairs]
 
 
-def searched(planned: Row) -> str:
+def searched(planned: Search) -> str:
     """How a plan within a budget was found, in a sentence."""
-    most = f", at most {times(planned['most'])} among these candidates" if planned["most"] else ""
+    most = f", at most {times(planned.most)} among these candidates" if planned.most else ""
     cut = ", negative lags cut" if may_leak(planned) else ""
     return (
-        f"gain of the convolutions alone{most}; found on {planned['calibration_windows']} windows in "
-        f"{planned['passes']:.1f} passes over them, measured on {planned['held_out_windows']} others{cut}; "
+        f"gain of the convolutions alone{most}; found on {planned.calibration_windows} windows in "
+        f"{planned.passes:.1f} passes over them, measured on {planned.held_out_windows} others{cut}; "
         f"a step fits if its increase and one standard error do"
     )
 
@@ -186,22 +175,19 @@ def faster(ratio: float, quartiles: Sequence[float]) -> str:
     return f"{ratio:.2f}x ({low:.2f} - {high:.2f})"
 
 
-def both_parts(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[str, Row | None, Row | None]]:
-    """Parts of a forward pass side by side, the largest before first; None for a part that is not there.
-
-    before, after: rows of name, seconds and share, see evals/breakdown.py.
-    """
-    then, now = ({part["name"]: part for part in parts} for parts in (before, after))
+def both_parts(before: Sequence[Part], after: Sequence[Part]) -> list[tuple[str, Part | None, Part | None]]:
+    """Parts of a forward pass side by side, the largest before first; None for a part that is not there."""
+    then, now = ({part.name: part for part in parts} for parts in (before, after))
     return [(name, then.get(name), now.get(name)) for name in {**then, **now}]
 
 
-def part_rows(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[str, ...]]:
+def part_rows(before: Sequence[Part], after: Sequence[Part]) -> list[tuple[str, ...]]:
     """A row a part: its name, then time and share before and after; the sum last."""
 
-    def cells(part: Row | None) -> tuple[str, str]:
-        return (milliseconds(part["seconds"]), f"{part['share']:.0%}") if part else ("", "")
+    def cells(part: Part | None) -> tuple[str, str]:
+        return (milliseconds(part.seconds), f"{part.share:.0%}") if part else ("", "")
 
     rows = [(name, *cells(then), *cells(now)) for name, then, now in both_parts(before, after)]
-    sums = (milliseconds(sum(part["seconds"] for part in parts)) for parts in (before, after))
+    sums = (milliseconds(sum(part.seconds for part in parts)) for parts in (before, after))
     total = [text for one in sums for text in (one, "")]
     return [*rows, ("together", *total)]

@@ -1,20 +1,18 @@
-"""Pictures of filters: where the energy of each lies and what is kept of it, and a map of all of them.
-
-curves, everywhere: what `sparsify.curves` returns of one filter.
-"""
+"""Pictures of filters: where the energy of each lies and what is kept of it, and a map of all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby, pairwise, takewhile
-from typing import Any
 
-from .charts import Axis, Frame, Points, at, compact, decades, figure
+from .charts.chart import Area, Axis, Chart, Line, compact, decades
+from .charts.svg import drawn, swatches
 from .curves import FLOOR_DB
+from .schema import Curves, FilterKept, Points
 from .tables import dotted
 
-Filters = Sequence[Mapping[str, Any]]  # rows of the report: name, plan, density, curves and more
+Filters = Sequence[FilterKept]
 
 OPEN = 12  # sites up to which every filter is shown without a click
 TALL = 12  # sites up to which rows of the map are tall
@@ -24,75 +22,80 @@ LEVELS = Axis(FLOOR_DB, 0.0, {dB: f"{dB:.0f}".replace("-", "−") for dB in (0.0
 
 def spectra(filters: Filters) -> str:
     """Two panels a site: energy by tap and by bin, with what is kept of it; nothing for filters without curves."""
-    drawn = [f for f in filters if f.get("curves")]
-    if not drawn:
+    known = [(f, f.curves) for f in filters if f.curves]
+    if not known:
         return ""
     note = "Energy in dB below the loudest entry of its curve, both axes logarithmic."
-    if any(f["curves"]["tail"] for f in drawn):
+    if any(curves.tail for _, curves in known):
         note += (
             " A filter jumps at lag 0, and the jump alone spreads its spectrum (grey line). With the first taps faded"
             " out, the spectrum of the tail (orange) falls fast, so a narrow band holds nearly all of it."
         )
     cards = "".join(
-        f'<article><h3>{dotted(escape(f["name"]))}</h3><p class="soft">{escape(f["plan"])}</p>'
-        f'<div class="pair">{by_tap(f["name"], f["curves"])}{by_bin(f["name"], f["curves"])}</div></article>'
-        for f in drawn
+        f'<article><h3>{dotted(escape(f.name))}</h3><p class="soft">{escape(f.plan)}</p>'
+        f'<div class="pair">{drawn(by_tap(f.name, curves))}{drawn(by_bin(f.name, curves))}</div></article>'
+        for f, curves in known
     )
     sites = f'<div class="sites">{cards}</div>'
-    if len(drawn) > OPEN:
-        sites = f"<details><summary>Curves of all {len(drawn)} filters</summary>{sites}</details>"
+    if len(known) > OPEN:
+        sites = f"<details><summary>Curves of all {len(known)} filters</summary>{sites}</details>"
     return f'<p class="soft">{note}</p>{sites}'
 
 
-def by_tap(name: str, curves: Mapping[str, Any]) -> str:
-    points, kept = curves["taps"], curves["kept_taps"]
+def by_tap(name: str, curves: Curves) -> Chart:
+    points, kept = curves.taps, curves.kept_taps
     if kept is None or kept >= points[-1][0]:
         return panel(name, "tap", points, [], [("kept", "whole filter")])
-    if curves["tail"]:
+    if curves.tail:
         kinds = [("kept", "head, exact"), ("tail", "tail, band-limited")]
     else:
         kinds = [("kept", "kept"), ("kept gone", "dropped")]
     return panel(name, "tap", points, [(1, kept)], kinds, f"{kept:,} taps")
 
 
-def by_bin(name: str, curves: Mapping[str, Any]) -> str:
-    tail, band = curves["tail"], curves["kept_band"]
+def by_bin(name: str, curves: Curves) -> Chart:
+    tail, band = curves.tail, curves.kept_band
     if band is None:
-        return panel(name, "bin", curves["bins"], [], [("kept", "whole filter")])
-    hue, what, points = ("tail", "tail, kept", tail) if tail else ("kept", "kept", curves["bins"])
+        return panel(name, "bin", curves.bins, [], [("kept", "whole filter")])
+    hue, what, points = ("tail", "tail, kept", tail) if tail else ("kept", "kept", curves.bins)
     kept = [(start * points[-1][0], stop * points[-1][0]) for start, stop in band]
     covered = sum(stop - start for start, stop in band)
-    share = curves.get("kept_share") or covered
+    share = curves.kept_share or covered
     cut = f"{share:.3g} of the band"
     if share < 0.99 * covered:
         cut += ", in fine teeth"  # of a comb; the parts that it stands in are drawn
-    return panel(name, "bin", points, kept, [(hue, what), (f"{hue} gone", "dropped")], cut, tail and curves["bins"])
+    return panel(name, "bin", points, kept, [(hue, what), (f"{hue} gone", "dropped")], cut, tail and curves.bins)
 
 
 def panel(
     name: str, unit: str, points: Points, kept: Points, kinds: Sequence[tuple[str, str]], cut: str = "",
     whole: Points | None = None,
-) -> str:  # fmt: skip
+) -> Chart:  # fmt: skip
     """Energy by tap or bin, drawn as the first of `kinds` (class, label) where it is kept and as the second elsewhere.
 
     kept: [[start, stop], ...]; empty is everywhere.  cut: how much is kept, in words.  whole: a curve drawn on top.
     """
     end = points[-1][0]
-    frame = Frame(decades(end), LEVELS)
     edges = [min(max(edge, 1), end) for pair in kept or [(1, end)] for edge in pair]
     stretches = enumerate(pairwise([1, *edges, end]))  # the odd ones are kept
-    drawn = [frame.stretch(points, a, b, kinds[1 - i % 2][0]) for i, (a, b) in stretches if a < b]
+    marks: list[Line | Area] = [Area(kinds[1 - i % 2][0], points, a, b) for i, (a, b) in stretches if a < b]
     if end == 1:
-        drawn = [f'<g class="{kinds[0][0]}"><path class="line" d="M0,0H100"/></g>']
+        marks = [Line(kinds[0][0], [(1, 0), (2, 0)])]
     if whole:
-        drawn.append(f'<g class="whole">{frame.line(whole)}</g>')
+        marks.append(Line("whole", whole))
         kinds = [*kinds, ("whole", "whole filter")]
-    mark = at(frame.x(edges[-1]), f'<path class="cut" d="M0,0V{frame.height}"/>') if cut else ""
     if cut:
         kinds = [(kinds[0][0], f"{kinds[0][1]}: {cut}"), *kinds[1:]]
-    desc = f"{', '.join(label for _, label in kinds)}; {unit} 1 to {compact(end)}"
-    chart = frame.svg(f"{name}: energy by {unit}, dB", desc, "".join(drawn), mark)
-    return figure(f"energy by {unit}, dB", kinds, chart)
+    return Chart(
+        title=f"{name}: energy by {unit}, dB",
+        desc=f"{', '.join(label for _, label in kinds)}; {unit} 1 to {compact(end)}",
+        caption=f"energy by {unit}, dB",
+        across=decades(end),
+        up=LEVELS,
+        marks=marks,
+        legend=kinds,
+        cut=edges[-1] if cut else None,
+    )
 
 
 # --- the map -------------------------------------------------------------------------------------------------------
@@ -100,26 +103,24 @@ def panel(
 
 def site_map(filters: Filters) -> str:
     """All sites at a glance: a row each, its taps and its band on even scales, painted where they are kept."""
-    rows = [f for f in filters if (f.get("curves") or {}).get("cells")]
+    rows = [(f, f.curves, f.curves.cells) for f in filters if f.curves and f.curves.cells]
     if not rows:
         return ""
     height = 22 if len(rows) <= TALL else 13
-    names, lines = short([f["name"] for f in rows]), []
-    for name, f in zip(names, rows, strict=True):
-        taps, bins = f["curves"]["cells"]["taps"], f["curves"]["cells"]["bins"]
-        hue = "tail" if f["curves"]["tail"] else "kept"
-        strips = "".join(f"<td>{strip(cells, kind, height)}</td>" for cells, kind in ((taps, "kept"), (bins, hue)))
-        lines.append(f'<tr title="{escape(f["name"])}: {escape(f["plan"])}"><th scope="row">{dotted(escape(name))}</th>'
-                     f"{strips}<td>{f['density']:.1%}</td></tr>")  # fmt: skip
+    names, lines = short([f.name for f, *_ in rows]), []
+    for name, (f, curves, cells) in zip(names, rows, strict=True):
+        hues = (cells.taps, "kept"), (cells.bins, "tail" if curves.tail else "kept")
+        strips = "".join(f"<td>{strip(shares, kind, height)}</td>" for shares, kind in hues)
+        lines.append(f'<tr title="{escape(f.name)}: {escape(f.plan)}"><th scope="row">{dotted(escape(name))}</th>'
+                     f"{strips}<td>{f.density:.1%}</td></tr>")  # fmt: skip
     legend = [("kept", "kept"), ("whole gone", "dropped")]
-    if any(f["curves"]["tail"] for f in rows):
+    if any(curves.tail for _, curves, _ in rows):
         legend[1:1] = [("tail", "kept of the tail's spectrum")]
-    swatches = " ".join(f'<span><i class="{kind}"></i>{name}</span>' for kind, name in legend)
     widest = f"min({max(map(len, names)) + 1}ch,30vw)"
     return f"""<p class="soft">Even scales: what is painted is kept, and the painted area is what has to be
 computed. Where only a part is kept, as of a comb, the colour is lower. The stronger a colour, the more energy lies
 there; a thin line is an axis along which nothing is cut.</p>
-<figure><figcaption>{swatches}</figcaption><table class="map"><thead><tr>
+<figure><figcaption>{swatches(legend)}</figcaption><table class="map"><thead><tr>
 <th scope="col" style="width:{widest}">site</th><th scope="col">taps →</th><th scope="col">frequencies →</th>
 <th scope="col">kept</th></tr></thead><tbody>{"".join(lines)}</tbody></table></figure>"""
 

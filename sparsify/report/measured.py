@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from .charts import Axis, Frame, at, compact, figure, label, nice
-from .figures import Row, both_parts, milliseconds, part_rows, position_rows, variants
+from .charts.chart import Axis, Chart, Dot, Dots, Line, compact, nice
+from .charts.svg import at, drawn, figure, label
+from .figures import both_parts, milliseconds, part_rows, position_rows, variants
+from .schema import Evaluation, Part, Parts, PositionBucket
 from .tables import table
 
 ROW = 54  # pixels that a part of the time takes in height: its name and two bars
 LONGEST = 80  # percent of the width that the longest bar takes, its time beside it
 
 
-def positions(evaluation: Mapping[str, Any]) -> str:
-    """Perplexity by position as a chart, dense as rings and sparse as dots, and as a table."""
-    rows = {name: row["perplexity_by_position"] for name, row in variants(evaluation).items()}
-    buckets = evaluation["perplexity_by_position"]
-    frame = Frame(tokens(buckets), perplexities([bucket["perplexity"] for row in rows.values() for bucket in row]), 200)
-    marks = {name: ("whole", "ring", 5.5) if name == "dense" else ("kept", "dot", 3) for name in rows}
-    lines, dots = [], []
-    for name, (kind, shape, radius) in marks.items():
-        points = [(i + 0.5, bucket["perplexity"]) for i, bucket in enumerate(rows[name])]
-        lines.append(f'<g class="{kind}">{frame.line(points)}</g>')
-        circles = (f'<circle class="{shape}" cx="{frame.x(i):g}%" cy="{frame.y(v):g}" r="{radius}"/>'
-                   for i, v in points)  # fmt: skip
-        dots.append(f'<g class="{kind}">{"".join(circles)}</g>')
-    title = f"perplexity by tokens read so far, {' and '.join(rows)}"
-    chart = frame.svg(title, "the same numbers stand in the table", "".join(lines), "".join(dots))
-    legend = [(kind, name) for name, (kind, _, _) in marks.items()]
-    picture = figure("perplexity as computed", legend, chart, "tokens read so far →")
-    return f'<div class="pair positions">{picture}{table(["tokens", *rows], position_rows(evaluation))}</div>'
+def positions(evaluation: Evaluation) -> str:
+    """Perplexity by position as a chart and as a table."""
+    numbers = table(["tokens", *variants(evaluation)], position_rows(evaluation))
+    return f'<div class="pair positions">{drawn(position_chart(evaluation))}{numbers}</div>'
 
 
-def tokens(buckets: list[Mapping[str, Any]]) -> Axis:
+def position_chart(evaluation: Evaluation) -> Chart:
+    """Perplexity by position, dense as rings and sparse as dots."""
+    rows = {name: row.perplexity_by_position for name, row in variants(evaluation).items()}
+    marks: list[Line | Dots] = []
+    for name, buckets in rows.items():
+        kind, radius, hollow = ("whole", 5.5, True) if name == "dense" else ("kept", 3, False)
+        dots = [Dot(i + 0.5, bucket.perplexity) for i, bucket in enumerate(buckets)]
+        marks += [Line(kind, [(dot.x, dot.y) for dot in dots]), Dots(kind, dots, radius, hollow)]
+    return Chart(
+        title=f"perplexity by tokens read so far, {' and '.join(rows)}",
+        desc="the same numbers stand in the table",
+        caption="perplexity as computed",
+        across=tokens(evaluation.perplexity_by_position),
+        up=perplexities([bucket.perplexity for buckets in rows.values() for bucket in buckets]),
+        marks=marks,
+        legend=[("whole" if name == "dense" else "kept", name) for name in rows],
+        height=200,
+        below="tokens read so far →",
+    )
+
+
+def tokens(buckets: Sequence[PositionBucket]) -> Axis:
     """Buckets of positions side by side, with so few labels that they do not touch."""
-    edges = [*(bucket["start"] for bucket in buckets), buckets[-1]["stop"]]
+    edges = [*(bucket.start for bucket in buckets), buckets[-1].stop]
     every = 1 + len(buckets) // 7
     return Axis(0, len(buckets), {float(i): compact(edge) for i, edge in enumerate(edges) if i % every == 0})
 
@@ -50,12 +58,12 @@ def perplexities(values: list[float]) -> Axis:
     return Axis(low * step, high * step, {i * step: f"{i * step:.{digits}f}" for i in range(low, high + 1)})
 
 
-def parts(measured: Mapping[str, Any]) -> str:
+def parts(measured: Parts) -> str:
     """Where the time of one forward pass goes: two bars a part on one scale, and the numbers."""
-    before, after = measured["before"], measured["after"]
+    before, after = measured.before, measured.after
     rows = both_parts(before, after)
-    longest = max(part["seconds"] for part in (*before, *after))
-    drawn = [
+    longest = max(part.seconds for part in (*before, *after))
+    bars = [
         f'<text y="{ROW * i + 12}">{escape(name)}</text>'
         + bar("whole", ROW * i + 18, then, longest)
         + bar("kept", ROW * i + 33, now, longest)
@@ -63,9 +71,9 @@ def parts(measured: Mapping[str, Any]) -> str:
     ]
     title = "seconds of a forward pass by part, before and after"
     chart = (f'<svg role="img" height="{ROW * len(rows)}"><title>{title}</title>'
-             f"<desc>the same numbers stand in the table</desc>{''.join(drawn)}</svg>")  # fmt: skip
-    sums = [sum(part["seconds"] for part in found) for found in (before, after)]
-    one = f"one forward pass of {measured['length']:,} tokens"
+             f"<desc>the same numbers stand in the table</desc>{''.join(bars)}</svg>")  # fmt: skip
+    sums = [sum(part.seconds for part in found) for found in (before, after)]
+    one = f"one forward pass of {measured.length:,} tokens"
     caption = f"{one}: {milliseconds(sums[0])} before, {milliseconds(sums[1])} after"
     legend = [("whole", "before"), ("kept", "after")]
     note = (
@@ -77,10 +85,10 @@ def parts(measured: Mapping[str, Any]) -> str:
     return f'<p class="soft">{note}</p><div class="pair positions">{figure(caption, legend, chart)}{numbers}</div>'
 
 
-def bar(kind: str, y: int, part: Row | None, longest: float) -> str:
+def bar(kind: str, y: int, part: Part | None, longest: float) -> str:
     """One bar with its time at the end; nothing for a part that is not there."""
     if part is None:
         return ""
-    width = max(0.3, round(LONGEST * part["seconds"] / longest, 2))  # seen, however short
+    width = max(0.3, round(LONGEST * part.seconds / longest, 2))  # seen, however short
     shape = f'<g class="{kind}"><rect class="bar" y="{y}" width="{width:g}%" height="12" rx="1"/></g>'
-    return shape + at(width, label(milliseconds(part["seconds"]), y + 10, x=5))
+    return shape + at(width, label(milliseconds(part.seconds), y + 10, x=5))

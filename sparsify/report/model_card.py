@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sparsify import __version__
 
 from . import figures
 from .card_metadata import called, front_matter
+from .schema import Conversion, Evaluation, FilterKept, Search
 
 
-def card(result: Mapping[str, Any], picture: str | None = None) -> str:
+def card(result: Conversion, picture: str | None = None) -> str:
     """Markdown from what `sparsify convert` found.  picture: file beside it that `sparsify.report.plots` drew."""
     name = called(result)
     return f"""{front_matter(result)}
 # {name}
 
-{result["source"]} with its long convolutions under the plan *{result["plan"]}*, made by sparsify {__version__}.
+{result.source} with its long convolutions under the plan *{result.plan}*, made by sparsify {__version__}.
 The weights are those of the source, unchanged; without sparsify this folder holds the dense model.
 
 ```python
 import sparsify
 
-model = sparsify.load("{result["repo"] or name}").model
+model = sparsify.load("{result.repo or name}").model
 ```
-{promised(result["planned"]) if result.get("planned") else ""}{shown(result, picture) if picture else ""}
+{promised(result.planned) if result.planned else ""}{shown(result, picture) if picture else ""}
 ## What is kept
 
-{kept(result["filters"])}
+{kept(result.filters)}
 
 {causality(result)}
-{measured(result["evaluation"], result["data"]) if result["evaluation"] else ""}"""
+{measured(result.evaluation, result.data) if result.evaluation else ""}"""
 
 
-def promised(planned: Mapping[str, Any]) -> str:
+def promised(planned: Search) -> str:
     """The budget, and the plans that were measured for it."""
     rows = markdown(figures.step_columns(planned), figures.step_rows(planned))
     return "\n".join(["", f"{figures.promise(planned)}.", "", *rows, "", f"- {figures.searched(planned)}", ""])
 
 
-def shown(result: Mapping[str, Any], picture: str) -> str:
-    what = "speed against loss" if result.get("planned") else "what is kept of the filters"
+def shown(result: Conversion, picture: str) -> str:
+    what = "speed against loss" if result.planned else "what is kept of the filters"
     return f"\n![{what}]({picture})\n"
 
 
@@ -50,17 +50,17 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def kept(filters: Sequence[Mapping[str, Any]]) -> str:
+def kept(filters: Sequence[FilterKept]) -> str:
     """A row a convolution."""
-    rows = [(f["name"], f["plan"], f"{f['density']:.3f}", f"{f['leak']:.1e}") for f in filters]
+    rows = [(f.name, f.plan, f"{f.density:.3f}", f"{f.leak:.1e}") for f in filters]
     return "\n".join(markdown(("convolution", "kept", "density", "taps ahead / taps"), rows))
 
 
-def causality(result: Mapping[str, Any]) -> str:
+def causality(result: Conversion) -> str:
     """Whether this model reads the future, in words."""
-    if not result["causal"]:
+    if not result.causal:
         return "The model reads both ways, so no plan changes what it may see."
-    ahead = max(f["leak"] for f in result["filters"])
+    ahead = max(f.leak for f in result.filters)
     if ahead == 0:
         return "The model is causal, and stays so exactly: no filter has taps ahead."
     return (
@@ -69,15 +69,15 @@ def causality(result: Mapping[str, Any]) -> str:
     )
 
 
-def measured(evaluation: Mapping[str, Any], data: str) -> str:
+def measured(evaluation: Evaluation, data: str | None) -> str:
     """Dense against sparse, the verdict and the conditions."""
-    names, where = figures.variants(evaluation), evaluation["conditions"]
+    names, where = figures.variants(evaluation), evaluation.conditions
     rows = markdown(["", *names], figures.figure_rows(evaluation))
-    machine = f"{where['hardware']}, {where['threads']} threads, kernels {where['kernels']}, torch {where['torch']}"
+    machine = f"{where.hardware}, {where.threads} threads, kernels {where.kernels}, torch {where.torch}"
     notes = [
-        *evaluation["verdict"],
-        evaluation["convention"],
+        *evaluation.verdict,
+        evaluation.convention,
         "speed is that of one window, paired rounds",
-        f"{machine}, commit {where['commit']}, {where['date']}",
+        f"{machine}, commit {where.commit}, {where.date}",
     ]
     return "\n".join(["", f"## What it costs, on {data}", "", *rows, "", *(f"- {note}" for note in notes), ""])

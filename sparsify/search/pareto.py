@@ -7,12 +7,11 @@ measured beside the plan that is predicted to lose least among those that cost n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import band, points
+from sparsify.report.schema import Fronts, Pair, Point
 from sparsify.sites import ConvSite
 
 from .knapsack import Option, Options, cheapest
@@ -21,45 +20,6 @@ from .task import ALL, Price, Task, candidates_of, most_ahead, options, prepared
 
 KINDS = ("low-pass", "comb", "taps")
 SHARES = tuple(2.0**-i for i in range(1, 7))  # of bins, or of taps, that are kept everywhere
-
-
-@dataclass(frozen=True)
-class Point:
-    """A choice as measured: negative lags cut, but for the leak, which is of the choice as it is."""
-
-    kept: str
-    cost: float  # predicted, of all convolutions
-    increase: float  # of perplexity, relative
-    stderr: float
-    kl: float  # from the dense model, nats a token
-    leak: float  # relative to the logits
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same for every convolution, and what sensitivity chooses for no more."""
-
-    kind: str
-    share: float
-    uniform: Point
-    chosen: Point
-
-
-@dataclass(frozen=True)
-class Fronts:
-    """What was compared, and on what."""
-
-    target: str
-    figure: str  # "perplexity", or what stands for it
-    dense_cost: float
-    pairs: tuple[Pair, ...]
-    not_cheaper: tuple[str, ...]  # of the uniform ones, which cost as much as dense on this target
-    calibration_windows: int
-    held_out_windows: int
-    context: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def uniform(sites: Sequence[ConvSite], kind: str, share: float) -> dict[str, FilterPlan]:
@@ -129,10 +89,11 @@ def compared(runs: Measurements, calibration: Text, held_out: Text, target: Pric
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
                 runs.say(told(pair, most))
-    windows = len(task.calibration), len(task.held_out)
     return Fronts(
-        task.target.name, task.held_out.figure, most, tuple(pairs), tuple(dear), *windows, task.calibration.context
-    )
+        target=task.target.name, figure=task.held_out.figure, dense_cost=most, pairs=tuple(pairs), not_cheaper=dear,
+        calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
+        context=task.calibration.context,
+    )  # fmt: skip
 
 
 def price(runs: Measurements, task: Task, picks: Picks) -> float:

@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sparsify.plan import FilterPlan, Plan
+from sparsify.report.schema import PlannedSite, Search, Step, TriedPlan
 
 from .knapsack import Assignment, Option, front
 from .measuring import Measurements, Picks, Run, Text, share_kept
@@ -81,25 +82,10 @@ class Promise(Task):
 
 
 @dataclass(frozen=True)
-class Step:
-    """A plan that was measured on the held-out windows."""
-
-    limit: float  # on the sum of predicted losses, nats a token
-    predicted: float  # relative increase of perplexity
-    increase: float  # the same, measured with negative lags cut
-    stderr: float
-    kl: float  # measured, nats a token
-    leak: float  # worst found, relative to the logits
-    cost: float  # predicted, of all sites: seconds, or what the target counts
-    density: float  # kept taps plus bins, mean over sites
-    fits: bool
-
-
-@dataclass(frozen=True)
 class Found:
     """A plan that was measured, and the choice behind it."""
 
-    step: Step
+    step: TriedPlan
     plan: Plan
     assignment: Assignment
 
@@ -109,28 +95,7 @@ class Planned:
     """A plan within a budget, and what stands behind it."""
 
     plan: Plan
-    budget: float  # relative increase of perplexity
-    figure: str  # "perplexity", or what stands for it
-    target: str
-    chosen: Step
-    dense_cost: float  # the same, dense
-    bound: float  # no choice among the candidates, within the same limit on predicted losses, costs less
-    steps: tuple[Step, ...]
-    sites: tuple[Mapping[str, Any], ...]
-    points: tuple[tuple[float, float], ...]  # the front: (predicted gain, predicted increase)
-    calibration_windows: int
-    held_out_windows: int
-    passes: float  # over the calibration windows, forward: what the planning took, in all processes that had a part
-
-    def to_dict(self) -> dict[str, Any]:
-        data = asdict(replace(self, plan=Plan({}, self.plan.policy)))
-        most = self.dense_cost / self.bound if self.bound else None
-        gains = {"chosen": self.row(self.chosen), "steps": [self.row(step) for step in self.steps]}
-        return {**data, **gains, "most": most, "plan": self.plan.policy}
-
-    def row(self, step: Step) -> dict[str, Any]:
-        """A step, and how many times cheaper than dense it is."""
-        return {**asdict(step), "gain": self.dense_cost / step.cost}
+    search: Search
 
 
 def divide(windows: AnyText) -> tuple[AnyText, AnyText]:
@@ -191,7 +156,7 @@ def search(runs: Measurements, task: Promise, some: Candidates, kl: Measured) ->
     future = dict.fromkeys(some, most_ahead(runs, task))
     limit, fitting, failing = math.log1p(task.budget), 0.0, math.inf
     most = min(1.0, KL_TIMES * limit)
-    steps: list[Step] = []
+    steps: list[TriedPlan] = []
     best: Found | None = None
     tried: dict[Any, Found] = {}
     for _ in range(4 * STEPS):  # a limit that leads to a plan already measured, or to dense, is no step
@@ -267,7 +232,9 @@ def next_limit(limit: float, fitting: float, failing: float, room: float) -> flo
     return limit * max(CLOSE, room)
 
 
-def measure(runs: Measurements, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float) -> Step:
+def measure(
+    runs: Measurements, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float
+) -> TriedPlan:
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out)
     causal = bounded(runs, task)
@@ -278,10 +245,10 @@ def measure(runs: Measurements, task: Promise, dense: Run, plan: Plan, assignmen
     fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
     mean = sum(density) / len(density)
     predicted = math.expm1(assignment.loss)
-    return Step(limit, predicted, increase, stderr, found.kl, leak, assignment.seconds, mean, fits)
+    return TriedPlan(limit, predicted, increase, stderr, found.kl, leak, assignment.seconds, mean, fits)
 
 
-def told(number: int, step: Step, dense_cost: float) -> str:
+def told(number: int, step: TriedPlan, dense_cost: float) -> str:
     """A step in one line."""
     return (
         f"step {number}: predicted {dense_cost / step.cost:.2f}x at {step.predicted:+.3%}; {outcome(step)}: "
@@ -289,13 +256,13 @@ def told(number: int, step: Step, dense_cost: float) -> str:
     )
 
 
-def outcome(step: Step) -> str:
+def outcome(step: TriedPlan) -> str:
     """What was measured, in a few words."""
     leak = f", leak {step.leak:.1e}" if step.leak else ""
     return f"measured {step.increase:+.3%} +- {step.stderr:.3%}{leak}"
 
 
-def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Sequence[Option]]) -> str:
+def nothing_fits(task: Promise, steps: Sequence[TriedPlan], offered: Mapping[str, Sequence[Option]]) -> str:
     """Why there is no plan, and what budget has one.  offered: what was to choose from."""
     budget = f"a budget of {100 * task.budget:g}%"
     if not steps:
@@ -320,31 +287,25 @@ def nothing_fits(task: Promise, steps: Sequence[Step], offered: Mapping[str, Seq
 
 
 def summary(
-    runs: Measurements, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[Step, ...],
+    runs: Measurements, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[TriedPlan, ...],
     future: Mapping[str, float],
 ) -> Planned:  # fmt: skip
     """What was found, with what stands behind it."""
     dense = sum(few[0].seconds for few in some.values())
-    rows = []
+    sites = []
     for name, option in best.assignment.picks.items():
         one = next(one for one in some[name] if one.plan == option.plan)
-        rows.append(
-            {
-                "name": name,
-                "plan": str(best.plan.filters[name]),
-                "error": one.errors.error,
-                "ahead": one.errors.future,
-                "loss": option.loss,
-                "probed": option.plan in kl[name],
-                "cost": option.seconds,
-                "dense_cost": some[name][0].seconds,
-                "candidates": len(some[name]) - 1,
-            }
-        )
-    points = tuple((dense / found.seconds, math.expm1(found.loss)) for found in front(options(some, kl, future)))
-    return Planned(
-        plan=best.plan, budget=task.budget, figure=task.held_out.figure, target=task.target.name, chosen=best.step,
-        dense_cost=dense, bound=best.assignment.bound, steps=steps, sites=tuple(rows), points=points,
-        calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
-        passes=runs.windows / len(task.calibration),
+        probed, others = option.plan in kl[name], len(some[name]) - 1
+        found = one.errors.error, one.errors.future, option.loss, probed, option.seconds, some[name][0].seconds, others
+        sites.append(PlannedSite(name, str(best.plan.filters[name]), *found))
+    points = [[dense / found.seconds, math.expm1(found.loss)] for found in front(options(some, kl, future))]
+    rows = {step: Step(**vars(step), gain=dense / step.cost) for step in (best.step, *steps)}
+    bound = best.assignment.bound
+    search = Search(
+        plan=best.plan.policy, budget=task.budget, figure=task.held_out.figure, target=task.target.name,
+        chosen=rows[best.step], dense_cost=dense, bound=bound, steps=tuple(rows[step] for step in steps),
+        sites=tuple(sites), points=points, calibration_windows=len(task.calibration),
+        held_out_windows=len(task.held_out), passes=runs.windows / len(task.calibration),
+        most=dense / bound if bound else None,
     )  # fmt: skip
+    return Planned(best.plan, search)
