@@ -34,17 +34,17 @@ FORMAT = 1  # of quantization_config, see docs/format.md; what came before it ha
 class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
-    model: nn.Module  # float32, eval mode, frozen; ids (B, L) -> what its head gives
+    model: nn.Module  #: float32, eval mode, frozen; ids (B, L) -> what its head gives
     sites: tuple[ConvSite, ...]
     tokenizer: DnaTokenizer | TextTokenizer | BpeTokenizer
     family: str
-    head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
-    context: int  # tokens of text that fit beside the special ones
+    head: str  #: "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
+    context: int  #: tokens of text that fit beside the special ones
     source: Source
-    config: dict[str, Any]  # config.json as it lies in the source
-    choices: dict[str, Any]  # what config.json must say besides, so that a copy loads the same
-    sha256: str  # fingerprint of the stored tensors
-    notes: tuple[str, ...]  # decisions the checkpoint left open, a sentence each
+    config: dict[str, Any]  #: config.json as it lies in the source
+    choices: dict[str, Any]  #: what config.json must say besides, so that a copy loads the same
+    sha256: str  #: fingerprint of the stored tensors
+    notes: tuple[str, ...]  #: decisions the checkpoint left open, a sentence each
 
     @property
     def shift(self) -> float | None:
@@ -151,12 +151,25 @@ def load(
     shift: float | None = None,
     device: str | torch.device = "cpu",
 ) -> Pretrained:
-    """The model of `src`, a folder or a hub id "ORG/NAME", in float32 whatever it is stored in.
+    """Load a checkpoint, in float32 whatever it is stored in, frozen and in eval mode.
 
-    Its convolutions run under the plan it was saved with, or dense; either way their filters are prepared once.
+    Its convolutions run under the plan it was saved with, or dense; either way their filters are prepared once.  No
+    code of the checkpoint is run.
 
-    revision: branch, tag or commit on the hub.  shift: floor of HyenaDNA's decay window; None takes config.json's,
-    or 0.0 as in training (0.05 repeats the hub's modelling code).
+    Args:
+        src: A folder or a hub id, ORG/NAME.
+        revision: Branch, tag or commit on the hub; None is main.
+        shift: Floor of HyenaDNA's decay window; None takes config.json's, or 0.0 as in training (0.05 repeats the
+            hub's modelling code).
+        device: Where to run, as "cpu" or "cuda:1".
+
+    Returns:
+        The model with its convolution sites, its tokenizer and its plan.
+
+    Raises:
+        ValueError: The checkpoint is damaged, or there is no such device.
+        LookupError: The tensors are of no family that is known here.
+        OSError: There is no such folder or repository, or it cannot be read.
     """
     check_device(device)
     source = resolve(src, revision)

@@ -25,7 +25,18 @@ from .gpu import dispatch
 def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
     """Convolution of `u` with `k` in float64; every backend is measured against this.
 
-    u: (..., H, L) signal.  k: (H, K) filter, tap j at lag j - ahead.  Returns y: (..., H, L) float64.
+    The sum over all lags is computed as one FFT of at least L + K - 1 points, so nothing wraps around.
+
+    Args:
+        u: Signal, (..., H, L), any real dtype.
+        k: Filter, (H, K), tap j at lag j - ahead.
+        ahead: Taps at negative lags; 0 for a causal filter.
+
+    Returns:
+        y: (..., H, L), float64.
+
+    Raises:
+        ValueError: Shapes do not convolve, or `ahead` is not in [0, K).
     """
     check(u, k, ahead)
     n = u.shape[-1] + k.shape[-1] - 1  # room for every product, so nothing wraps around
@@ -34,10 +45,20 @@ def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
 
 
 def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
-    """Convolution of `u` with `k`, prepared for this call alone; a fixed filter is for `LongConv`, and for GPU kernels.
+    """Convolution of `u` with `k`, prepared for this call alone; differentiable in u and k.
 
-    u: (B, H, L), any strides, float16, bfloat16, float32 or float64.  k: (H, K), float32 or float64, tap j at lag
-    j - ahead.  Returns y: (B, H, L), dtype of u.  Differentiable in u and k.
+    A filter that is used more than once is cheaper in a `LongConv`, which also uses the GPU kernels.
+
+    Args:
+        u: Signal, (B, H, L), any strides; float16, bfloat16, float32 or float64.
+        k: Filter, (H, K), float32 or float64, tap j at lag j - ahead.
+        ahead: Taps at negative lags; 0 for a causal filter.
+
+    Returns:
+        y: (B, H, L), dtype of u.
+
+    Raises:
+        ValueError: Shapes do not convolve, or `ahead` is not in [0, K).
     """
     check(u, k, ahead)
     native.check_shapes(u, None, None)
@@ -106,13 +127,22 @@ class Following(Protocol):
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
-    k: (H, K) float32 or float64, tap j at lag j - ahead.  mask, head: what is known of it besides, for quicker ways to
-    the same numbers: k is `head` (H, taps), tap j at lag j - head_ahead, plus a rest with a spectrum of zeros off the
-    mask.
-    spectra_bytes: spectra of whole rows beyond these are not kept but made in every call (half as slow again).
-    forward: u (B, H, L) -> y (B, H, L), dtype of u.  Differentiable in u, gates and skip; the gradient is a convolution
-    by the same kernels, and nothing but these inputs is kept for it.
-    The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
+    It is differentiable in u, gates and skip.  The gradient is a convolution by the same kernels, and nothing but these
+    inputs is kept for it.  The filter is no buffer on purpose: casting a model to half precision must not cast its
+    filters.
+
+    Args:
+        k: Filter, (H, K), float32 or float64, tap j at lag j - ahead.
+        ahead: Taps at negative lags; 0 for a causal filter.
+        mask: If the filter's spectrum, but for `head`, is zero off this mask: the mask, for a quicker way to the same
+            numbers.
+        head: (H, taps), tap j at lag j - head_ahead: what the filter is besides what the mask keeps.
+        head_ahead: Taps of the head at negative lags.
+        spectra_bytes: Bytes beyond which spectra of whole rows are computed in every call, which is half as slow again,
+            rather than kept; None keeps all.
+
+    Raises:
+        ValueError: The filter is not (channels, taps), or `ahead` is not in [0, K).
     """
 
     CACHED_LENGTHS = 4  # lengths kept at a time; an evaluation uses one or two
@@ -207,9 +237,20 @@ class LongConv(nn.Module):
         pregate: Tensor | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        """gate * (k * g + skip * g), g = pregate * u, dtype of u.  u, gate, pregate: (B, H, L).  skip: (H,).
+        """Compute gate * (k * g + skip * g) with g = pregate * u.
 
-        source: the weights behind the filter, which it follows if it was made to.
+        Args:
+            u: Signal, (B, H, L); float16, bfloat16, float32 or float64.
+            gate: (B, H, L), multiplies the result; None leaves it out, as for the next two.
+            skip: (H,), the coefficient of the direct path.
+            pregate: (B, H, L), multiplies the signal first.
+            source: The weights behind the filter, which it follows if it was made to.
+
+        Returns:
+            y: (B, H, L), dtype of u.
+
+        Raises:
+            ValueError: A shape does not fit the filter or the signal.
         """
         check(u, self.k, self.ahead)
         native.check_shapes(u, gate, skip)

@@ -1,5 +1,6 @@
 """The documentation is true: its code runs, its commands parse, its links lead somewhere, its map is the tree."""
 
+import inspect
 import json
 import os
 import re
@@ -182,14 +183,18 @@ def test_a_wrong_command_is_seen(line):
         parse(line.split())
 
 
-def options() -> set[str]:
+def options() -> Iterator[click.Option]:
     """Every option of every verb."""
-    found, waiting = set(), [main]
+    waiting: list[click.Command] = [main]
     while waiting:
         command = waiting.pop()
-        found |= {name for parameter in command.params for name in parameter.opts}
+        yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
         waiting += command.commands.values() if isinstance(command, click.Group) else []
-    return found
+
+
+def test_every_option_says_what_it_does():
+    """In words before the default, if it says one."""
+    assert [option.name for option in options() if len((option.help or "").partition("[default")[0]) < 8] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -198,7 +203,7 @@ def test_options_in_the_text_exist(page):
     named = {
         option for code in re.findall(r"`([^`\n]+)`", text) for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", code)
     }
-    assert named <= options() | OTHERS
+    assert named <= {name for option in options() for name in option.opts} | OTHERS
 
 
 def shape(line: str) -> str:
@@ -340,10 +345,16 @@ def test_every_page_is_on_the_site():
 
 
 def test_exported_functions_are_documented():
-    """Every public name stands in the API reference, with what it takes, returns and refuses."""
+    """Every public name stands in the API reference, and says what each of its parameters is and what it returns."""
     text = (ROOT / "docs" / "reference" / "api.md").read_text()
     for name in sparsify.__all__:
         assert f":: sparsify.{name}\n" in text, name
+        public = getattr(sparsify, name)
+        if name in ("ConvSite", "LongConv"):
+            continue
+        for parameter in inspect.signature(public).parameters:
+            assert re.search(rf"^ {{8}}{parameter}: \S", public.__doc__, re.M), f"{name}: {parameter}"
+        assert "\n    Returns:\n" in public.__doc__ and "\n    Raises:\n" in public.__doc__, name
 
 
 def test_citation_has_the_version():

@@ -108,5 +108,15 @@ def make_plan(
     policy: Policy,
     source: Mapping[str, str | None] | None = None,
 ) -> Plan:
-    """A plan for every site.  filters: site name -> k (H, K) float32."""
+    """Decide for every site by one policy.
+
+    Args:
+        sites: The convolutions of a model, as `sparsify.load(...).sites`.
+        filters: Site name -> k (H, K) float32, as `sparsify.load(...).filters`.
+        policy: What to keep of a filter, as `taps(256)` or `split(64, 1 / 8)`.
+        source: Name, revision and sha256 of the checkpoint, which the plan remembers.
+
+    Returns:
+        A plan with an entry for every site.
+    """
     return Plan({site.name: policy.choose(filters[site.name], site) for site in sites}, policy.name, source or {})
