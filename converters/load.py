@@ -35,8 +35,8 @@ class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
     model: nn.Module  #: float32, eval mode, frozen; ids (B, L) -> what its head gives
-    sites: tuple[ConvSite, ...]
-    tokenizer: DnaTokenizer | TextTokenizer | BpeTokenizer
+    sites: tuple[ConvSite, ...]  #: its long convolutions
+    tokenizer: DnaTokenizer | TextTokenizer | BpeTokenizer  #: text <-> ids
     family: str
     head: str  #: "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
     context: int  #: tokens of text that fit beside the special ones

@@ -33,7 +33,7 @@ def fftconv_ref(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
         ahead: Taps at negative lags; 0 for a causal filter.
 
     Returns:
-        y: (..., H, L), float64.
+        The convolution y, (..., H, L), in float64.
 
     Raises:
         ValueError: Shapes do not convolve, or `ahead` is not in [0, K).
@@ -55,7 +55,7 @@ def fftconv(u: Tensor, k: Tensor, ahead: int = 0) -> Tensor:
         ahead: Taps at negative lags; 0 for a causal filter.
 
     Returns:
-        y: (B, H, L), dtype of u.
+        The convolution y, (B, H, L), in the dtype of u.
 
     Raises:
         ValueError: Shapes do not convolve, or `ahead` is not in [0, K).
@@ -247,7 +247,7 @@ class LongConv(nn.Module):
             source: The weights behind the filter, which it follows if it was made to.
 
         Returns:
-            y: (B, H, L), dtype of u.
+            y, (B, H, L), in the dtype of u.
 
         Raises:
             ValueError: A shape does not fit the filter or the signal.

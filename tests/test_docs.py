@@ -246,11 +246,14 @@ def test_figures_of_the_readme_are_those_that_were_measured():
     for start, found in (
         ("HyenaDNA tiny-1k", eighth["chosen"]),
         ("the same cost by a low-pass", eighth["uniform"]),
-        ("demo model", smallest["chosen"]),
+        ("demo model, 8,192", smallest["chosen"]),
     ):
         increase, stderr = re.search(r"([+-][\d.]+) % ± ([\d.]+) %", row(text, start)).groups()
         assert float(increase) == round(100 * found["increase"], len(increase.split(".")[1]))
         assert float(stderr) == round(100 * found["stderr"], len(stderr.split(".")[1]))
+    published, further = map(float, re.findall(r"([\d.]+)x", row(text, "demo model, a whole forward pass")))
+    whole = results("cpu-xeon-demo-8k")
+    assert (published, further) == (round(whole["upstream_speedup"], 2), round(whole["speedup"], 2))
     shapes = {tuple(s["shape"]): {w["name"]: w for w in s["ways"]} for s in results("cpu-zen4-convolutions")["shapes"]}
     for sizes in (1, 256, 32768), (1, 64, 1048576):
         ways = shapes[sizes]

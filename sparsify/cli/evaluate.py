@@ -91,7 +91,7 @@ def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> Non
 @SOURCE
 @AS_JSON
 def mlm(model: str, data: Path, as_json: bool, **options: Any) -> None:
-    """Measure the pseudo-perplexity of MODEL on masked tokens of a text, paired with the dense model under the same masks."""
+    """Measure the pseudo-perplexity of MODEL on masked tokens, paired with the dense model under the same masks."""
     emit(measuring.evaluate_mlm(model, data, **options), as_json, "filled_in")
 
 
@@ -104,5 +104,5 @@ def mlm(model: str, data: Path, as_json: bool, **options: Any) -> None:
 @SOURCE
 @AS_JSON
 def retrieval(model: str, data: Path, as_json: bool, **options: Any) -> None:
-    """Measure whether MODEL's sentence embeddings find the other halves of a text's paragraphs as the dense model's do."""
+    """Measure whether MODEL's embeddings find the other halves of a text's paragraphs as the dense model's do."""
     emit(measuring.evaluate_retrieval(model, data, **options), as_json, "retrieved")

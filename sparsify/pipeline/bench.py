@@ -50,10 +50,10 @@ def bench(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints.  Of a model: `seconds` of a forward pass and its `speedup` over the dense
-        model (median of paired ratios, with `speedup_quartiles`), over torch.fft and over upstream's code; the same
-        for all `convolutions` together and for each of the `sites`; the `parts` of a pass.  Of the convolution alone:
-        one entry a shape.  `conditions` says on what.
+        A mapping with what `--json` prints.  For a model it has `seconds` of a forward pass and the `speedup` over the
+        dense model (median of paired ratios, with `speedup_quartiles`), over torch.fft and over upstream's code; the
+        same for all `convolutions` together and for each of the `sites`; and the `parts` of a pass.  For the
+        convolution alone it has one entry a shape.  `conditions` says on what.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

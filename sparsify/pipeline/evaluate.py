@@ -108,10 +108,10 @@ def evaluate_perplexity(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: `perplexity` with its standard error over windows; `perplexity_ratio` to
-        the dense model, paired by window; `perplexity_cut`, with negative lags cut; `leak`, how far logits move when
-        the future changes, relative to their norm; `kl` in nats a token; `dense`, the same of the dense model; the
-        `verdict` in sentences; `convention` and `conditions`.
+        A mapping with what `--json` prints, among it `perplexity` with its standard error over windows;
+        `perplexity_ratio` to the dense model, paired by window; `perplexity_cut`, with negative lags cut; `leak`, how
+        far logits move when the future changes, relative to their norm; `kl` in nats a token; `dense`, the same of the
+        dense model; the `verdict` in sentences; `convention` and `conditions`.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
@@ -210,9 +210,9 @@ def evaluate_front(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: `pairs` of a choice that is the same everywhere (`uniform`) and the one by
-        sensitivity that costs no more (`chosen`), each with the `increase` of the perplexity (relative), its standard
-        error, `kl` in nats a token, `leak` and `cost`.
+        A mapping with what `--json` prints, among it `pairs` of a choice that is the same everywhere (`uniform`) and
+        the one by sensitivity that costs no more (`chosen`), each with the `increase` of the perplexity (relative), its
+        standard error, `kl` in nats a token, `leak` and `cost`.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
@@ -281,8 +281,8 @@ def evaluate_mlm(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: for each of the `variants` (dense, and sparse if there is a plan) the
-        pseudo-perplexity, exp of the mean loss of the masked tokens, and its paired difference from dense.
+        A mapping with what `--json` prints, among it, for each of the `variants`, (dense, and sparse if there is a
+        plan) the pseudo-perplexity, exp of the mean loss of the masked tokens, and its paired difference from dense.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
@@ -334,8 +334,9 @@ def evaluate_retrieval(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: for each of the `variants` the mean reciprocal rank of the right half, and how
-        its embeddings agree with the dense model's (cosine, rank correlation, overlap of what is found first).
+        A mapping with what `--json` prints, among it, for each of the `variants`, the mean reciprocal rank of the right
+        half, and how its embeddings agree with the dense model's (cosine, rank correlation, overlap of what is found
+        first).
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

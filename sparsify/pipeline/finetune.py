@@ -58,8 +58,8 @@ def finetune(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: the `best` score on the dev set, all `evaluations`, the `recipe`, and
-        `next`, the command that scores the classifier.
+        A mapping with what `--json` prints, among it the `best` score on the dev set, all `evaluations`, the `recipe`,
+        and `next`, the command that scores the classifier.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

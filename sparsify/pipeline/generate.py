@@ -40,7 +40,8 @@ def generate(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: `text`, what was written; `prompt_tokens`, `seconds`, `tokens_per_second`.
+        A mapping with what `--json` prints, among it `text`, what was written; `prompt_tokens`, `seconds`,
+        `tokens_per_second`.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

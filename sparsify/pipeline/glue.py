@@ -46,9 +46,9 @@ def evaluate_glue(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: `figures`, one for each metric of each split, with the dense score, the
-        sparse score and the p-value of their paired difference; `average` over all tasks, None where one is missing;
-        the `verdict` in sentences.
+        A mapping with what `--json` prints, among it `figures`, one for each metric of each split, with the dense
+        score, the sparse score and the p-value of their paired difference; `average` over all tasks, None where one is
+        missing; the `verdict` in sentences.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

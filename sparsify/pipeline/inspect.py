@@ -35,8 +35,9 @@ def inspect(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: family, `parameters`, `context` in tokens, a row for each of the `sites`,
-        and the `time` of each part of a forward pass in seconds, here and as upstream has it (`upstream_time`).
+        A mapping with what `--json` prints, among it family, `parameters`, `context` in tokens, a row for each of the
+        `sites`, and the `time` of each part of a forward pass in seconds, here and as upstream has it
+        (`upstream_time`).
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
@@ -87,8 +88,8 @@ def analyze(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: for each of the `sites` how many `taps`, how many `bins`, and what lowest
-        share of the band (`bandwidth`, `tail_bandwidth`) hold each of the `shares` of the energy.
+        A mapping with what `--json` prints, among it for each of the `sites` how many `taps`, how many `bins`, and what
+        lowest share of the band (`bandwidth`, `tail_bandwidth`) hold each of the `shares` of the energy.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.

@@ -29,8 +29,8 @@ def push(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        A mapping with what `--json` prints: the files `uploaded` (name -> bytes), `deleted` and `unchanged`, the
-        `commit`, and `load`, the Python that loads it.
+        A mapping with what `--json` prints, among it the files `uploaded` (name -> bytes), `deleted` and `unchanged`,
+        the `commit`, and `load`, the Python that loads it.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
