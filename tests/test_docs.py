@@ -86,7 +86,6 @@ def place(tmp_path_factory):
     """A folder as the root of the repository is to a reader, with a converted model in it."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "demo").symlink_to(ROOT / "demo")
-    (folder / "examples").symlink_to(ROOT / "examples")
     sparsify.convert(folder / DEMO, folder / "out" / "sparse", taps=256)
     return folder
 
