@@ -41,7 +41,7 @@ PATH = (  # what the data is, what makes it of the line before, and where that i
     ("a model, and its ConvSites", "recognise the family, build it", "converters/registry.py"),
     ("filters k, taps by channel", "compute the taps from weights", "sparsify/swap.py"),
     ("spectra, costs, candidates", "analyse and price", "sparsify/filters/, search/"),
-    ("a Plan: what each site keeps", "decide", "sparsify/plan/, evals/planning/"),
+    ("a Plan: what each site keeps", "decide", "sparsify/plan/, sparsify/search/"),
     ("a model with sparse convolutions", "swap them in", "sparsify/swap.py, cpu/, gpu/"),
     ("results, each against dense", "measure quality, leak and speed", "evals/"),
     ("a folder: weights, plan, report", "write whole or not at all", "converters/save.py, report/"),
@@ -106,7 +106,7 @@ def leak(k: Any) -> str:
     span = range(-64, 129)
 
     def values(filter_: Any) -> list[tuple[int, float]]:
-        return [(d, float(filter_.k[channel, d + filter_.ahead]) / peak) for d in span]
+        return [(d, float(filter_.k[channel, d + filter_.lookahead]) / peak) for d in span]
 
     dense = [(d, float(k[channel, d]) / peak if d >= 0 else 0.0) for d in span]
     low_values, both_values = values(low), values(both)
@@ -143,7 +143,7 @@ def parted(k: Any) -> str:
     """A filter's head and tail in time, and its spectrum with and without the head."""
     site = demo().sites[0]
     kept = FilterPlan("split", HEAD, policies.band(site, SHARE))
-    head, tail = split(k, HEAD, kept.mask)
+    head, tail = (part.k for part in split(k, HEAD, kept.mask))
     channel = int(k.norm(dim=-1).argmax())
     peak = float(k[channel].abs().max())
     span = range(0, 193)
@@ -157,7 +157,7 @@ def parted(k: Any) -> str:
     ticks = {y: f"{y:g}".replace("-", "−") for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top}
     in_time = Frame(Axis(0, 192, {float(d): f"{d}" for d in range(0, 193, 32)}), Axis(bottom, top, ticks), 150)
     found = curves(k, kept, kept.mask.n if kept.mask else 0)
-    end = found["bins"][-1][0]
+    end = found.bins[-1][0]
     shares = {end / part: f"1/{part}" if part > 1 else "1" for part in (512, 64, 8, 1)}
     in_bins = Frame(Axis(float(end) / 2048, end, shares, math.log), LEVELS, 150)
     cut = f'<line class="cut" x1="{in_bins.x(end * SHARE):g}" x2="{in_bins.x(end * SHARE):g}" y2="{in_bins.height}"/>'
@@ -174,7 +174,7 @@ def parted(k: Any) -> str:
             words(WIDE - RIGHT, 226, "lag, in samples", "", "end"),
             words(LEFT, 264, "energy by frequency, dB, all channels", "strong"),
             placed(
-                in_bins.svg("energy", "", curve(found["bins"], "whole") + curve(found["tail"], "tail") + cut),
+                in_bins.svg("energy", "", curve(found.bins, "whole") + curve(found.tail, "tail") + cut),
                 280,
             ),
             words(WIDE - RIGHT, 466, "share of the band; a plan keeps what is left of the dashed line", "", "end"),
@@ -235,7 +235,7 @@ def demo() -> Any:
 
 def drawn() -> Mapping[str, str]:
     """Every picture by its file name."""
-    k = demo().filters[SITE]
+    k = demo().filters[SITE].k
     return {
         "leak.svg": leak(k),
         "split.svg": parted(k),

@@ -6,8 +6,6 @@ python examples/custom_policy.py [MODEL]
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
 import sparsify
 from sparsify.plan import FilterPlan, policies
 
@@ -17,8 +15,8 @@ MODEL = sys.argv[1] if sys.argv[1:] else "demo/hyenadna-chr20-8k"
 def until_quiet(share: float) -> policies.Policy:
     """Keep the taps up to the last one whose channels reach `share` of the filter's peak."""
 
-    def choose(k: Tensor, site: sparsify.ConvSite) -> FilterPlan:
-        loud = (k.abs().amax(0) > share * k.abs().max()).nonzero()
+    def choose(k: sparsify.Filter, site: sparsify.ConvSite) -> FilterPlan:
+        loud = (k.k.abs().amax(0) > share * k.k.abs().max()).nonzero()
         return FilterPlan("partial", int(loud.max()) + 1)
 
     return policies.Policy(f"until quiet {share:g}", choose)
@@ -27,7 +25,7 @@ def until_quiet(share: float) -> policies.Policy:
 p = sparsify.load(MODEL)
 plan = policies.make_plan(p.sites, p.filters, until_quiet(0.1))
 for name, kept in plan.filters.items():
-    print(f"{name}: {kept}, density {kept.density(p.filters[name].shape[-1]):.3f}")
+    print(f"{name}: {kept}, density {kept.density(p.filters[name].taps):.3f}")
 
 Path("out").mkdir(exist_ok=True)
 Path("out/custom-plan.json").write_text(plan.to_json())

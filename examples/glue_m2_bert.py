@@ -20,5 +20,5 @@ tuned = sparsify.finetune(model, "sst2", data, "out/sst2", epochs=1, limit=2000,
 print(f"fine-tuned on {tuned['n']} examples, best dev {tuned['metric']} {tuned['best']['value']:.4f}")
 
 sparsify.convert("out/sst2", "out/sst2-sparse", split=(4, 0.25), force=True)
-scores = sparsify.evaluate("out/sst2-sparse", "glue", data=data, task="sst2")
+scores = sparsify.evaluate("out/sst2-sparse", data, kind="glue", task="sst2")
 print("\n".join(scores["verdict"]))

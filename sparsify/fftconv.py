@@ -22,6 +22,7 @@ from .cpu import native
 from .filters.filter import Filter, Taps, as_filter
 from .gpu import backend as gpu
 from .gpu import dispatch
+from .hooks import is_plain
 
 
 def fftconv_ref(u: Tensor, k: Taps) -> Tensor:
@@ -210,10 +211,14 @@ class LongConv(nn.Module):
         Raises:
             ValueError: A shape does not fit the filter or the signal.
         """
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError("torch.jit.trace cannot see a planned convolution; use torch.compile or torch.export")
         check(u, self.filter)
         native.check_shapes(u, gate, skip)
         native.check_shapes(u, pregate, None)
         compiling, wanted = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if not compiling and not all(t is None or is_plain(t) for t in (u, gate, skip, pregate)):
+            return differentiable(u, self.filter.to(u.device), gate, skip, pregate)
         if source is not None and self.following is not None:
             if wanted and any(w.requires_grad for w in source.weights()):
                 felt = self.following.traced(source, u.shape[-1]).to(u.device)

@@ -114,6 +114,20 @@ class Changes:
             )
 
 
+LOOKED_THROUGH = 1 << 28  # bytes of a filter's weights, which are small beside what is computed with them
+
+
+def signed(source: Source) -> object:
+    """What tells the weights of a source from others; see `freshness.signature`."""
+    return signature(source.weights(), LOOKED_THROUGH)
+
+
+def is_settled(source: Source) -> bool:
+    """Whether the filter of a source depends on its weights alone, not on hooks or on layers that others put in."""
+    settled = getattr(source, "settled", None)
+    return settled is None or bool(settled())
+
+
 @dataclass
 class Planned:
     """A plan's filter that follows the weights it is made of: a `fftconv.Following`."""
@@ -126,16 +140,18 @@ class Planned:
         return source.trace(seqlen) if self.plan.kind == "dense" else self.plan.apply(source.trace())
 
     def refresh(self, conv: LongConv, source: Source) -> None:
-        if signature(source.weights()) == self.signature:
+        settled = is_settled(source)
+        if settled and signed(source) == self.signature:
             return
         with _refreshing:
-            weights = source.weights()
-            now = signature(weights)
-            if now == self.signature or now is None or any(w.dtype in COARSE for w in weights):
-                return  # weights in half precision tell less than the filter that was made before
+            now = signed(source)
+            if (settled and now == self.signature) or now is None:
+                return
+            if not getattr(source, "exact", False) and any(w.dtype in COARSE for w in source.weights()):
+                return  # weights that were cast to half precision tell less than the filter that was made before
             kept, before = self.plan.apply(source.materialize()), conv.filter
             moved_only = kept.k.shape == before.k.shape and torch.equal(kept.k.to(before.k), before.k)  # maybe in dtype
-            if not moved_only:
+            if not moved_only or kept.k.dtype != before.k.dtype:
                 conv.set_filter(kept)
             self.signature = now
         if self.plan.kind != "dense" and not moved_only:
@@ -148,7 +164,7 @@ def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Pl
     for site in sites:
         conv = convs[site.name]
         if site.weights is not None and isinstance(conv, LongConv):
-            conv.following = Planned(plan.filters[site.name], signature(site.weights()), changes)
+            conv.following = Planned(plan.filters[site.name], signature(site.weights(), LOOKED_THROUGH), changes)
 
 
 def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, Filter] | None = None) -> dict[str, Conv]:

@@ -200,7 +200,7 @@ def prepare_slow(k: Filter, seqlen: int) -> Prepared:
     rate = decimation.rate(mask)
     reach = slow_length(seqlen, rate)
     n = native.good_size(reach)
-    low = torch.empty(k.channels, 2 * n)
+    low = torch.empty(k.channels, 2 * n, dtype=torch.float32)
     for rows in blocks_of(k):
         taps = decimation.slow_taps(masked_spectrum(k.rows(rows)), mask, rate, reach)
         low[rows] = native.spectra(taps, n, reach - 1)
@@ -213,7 +213,7 @@ def prepare_comb(k: Filter) -> Prepared:
     mask = k.structure.mask
     teeth, kept = mask.factors[0], decimation.residues(mask)
     n = mask.n // teeth
-    tables = tuple(torch.empty(k.channels, 2 * n) for _ in kept)
+    tables = tuple(torch.empty(k.channels, 2 * n, dtype=torch.float32) for _ in kept)
     for rows in blocks_of(k):
         k_f = masked_spectrum(k.rows(rows))
         for table, residue in zip(tables, kept, strict=True):
