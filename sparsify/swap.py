@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,12 +151,25 @@ class Planned:
             if not getattr(source, "exact", False) and any(w.dtype in COARSE for w in source.weights()):
                 return  # weights that were cast to half precision tell less than the filter that was made before
             kept, before = self.plan.apply(source.materialize()), conv.filter
-            moved_only = kept.k.shape == before.k.shape and torch.equal(kept.k.to(before.k), before.k)  # maybe in dtype
-            if not moved_only or kept.k.dtype != before.k.dtype:
+            apart = distance(kept, before)
+            if apart or kept.k.dtype != before.k.dtype:
                 conv.set_filter(kept)
             self.signature = now
-        if self.plan.kind != "dense" and not moved_only:
+        if self.plan.kind != "dense" and apart > ROUNDING:
             self.changes.tell()
+
+
+ROUNDING = 1e-5  # of a filter's norm: what another device, dtype or order of sums may move it by
+
+
+def distance(k: Filter, other: Filter) -> float:
+    """How far apart the taps of two filters are, relative to their norm; 0 for the same, infinite for other sizes."""
+    if k.k.shape != other.k.shape:
+        return math.inf
+    ours, theirs = k.k.to(other.k), other.k
+    if torch.equal(ours, theirs):
+        return 0.0
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(theirs.dtype).tiny))
 
 
 def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Plan) -> None:
