@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 KERNELS := sparsify/cpu/native/_kernels.so
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help demo demo-m2 test lint types clean
+.PHONY: help demo demo-m2 test lint types docs clean
 .NOTPARALLEL: # two pips at work in one environment would trip over each other
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test   run the tests; SPARSIFY_TEST_DATA=FOLDER adds those that need real weights and texts"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
+	@echo "make docs   build the documentation in out/docs; open out/docs/index.html"
 	@echo "make clean  remove .venv and what else the targets above made"
 
 demo: $(KERNELS) $(VENV)/.core
@@ -54,6 +55,11 @@ lint: $(VENV)/.with-dev
 types: $(VENV)/.with-dev
 	sh tools/link_types.sh
 	cd .types && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p sparsify
+
+# Every warning is an error: a link that leads nowhere, a page that nothing leads to, a name that is not documented.
+docs: $(VENV)/.with-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -d out/.doctrees docs out/docs
+	@echo "Built out/docs/index.html"
 
 clean:
 	rm -rf .venv .types out $(KERNELS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -31,18 +31,18 @@ FORMAT = 1  # of quantization_config, see docs/format.md; what came before it ha
 class Pretrained:
     """A checkpoint, ready to run under its plan: the model and where it convolves."""
 
-    model: nn.Module  # eval mode, frozen; ids (B, L) -> what its head gives
-    sites: tuple[ConvSite, ...]
-    tokenizer: Any  # text <-> ids, a `family.Tokenizer`
+    model: nn.Module  #: eval mode, frozen; ids (B, L) -> what its head gives
+    sites: tuple[ConvSite, ...]  #: its long convolutions
+    tokenizer: Any  #: text <-> ids, a `family.Tokenizer`
     family: str
-    head: str  # "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
-    context: int  # tokens of text that fit beside the special ones
+    head: str  #: "lm" or "mlm": logits (B, L, V); "classifier": scores (B, labels); "encoder": embeddings (B, D)
+    context: int  #: tokens of text that fit beside the special ones
     source: Source
-    config: dict[str, Any]  # config.json as it lies in the source
-    config_overrides: dict[str, Any]  # what config.json must say besides, so that a copy loads the same
-    options: dict[str, Any]  # what of it the family lets its users choose, as it is now
-    sha256: str  # fingerprint of the stored tensors
-    notes: tuple[str, ...]  # decisions the checkpoint left open, a sentence each
+    config: dict[str, Any]  #: config.json as it lies in the source
+    config_overrides: dict[str, Any]  #: what config.json must say besides, so that a copy loads the same
+    options: dict[str, Any]  #: what of it the family lets its users choose, as it is now
+    sha256: str  #: fingerprint of the stored tensors
+    notes: tuple[str, ...]  #: decisions the checkpoint left open, a sentence each
 
     @property
     def device(self) -> torch.device:
@@ -147,23 +147,26 @@ def load(
     options: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Pretrained:
-    """Load a pretrained model, ready to run under the plan that it was saved with, or dense.
+    """Load a checkpoint, frozen and in eval mode.
 
-    Filters are prepared once, and again when the weights behind them change.
+    Its convolutions run under the plan it was saved with, or dense; either way their filters are prepared once, and
+    again when the weights behind them change.  No code of the checkpoint is run.
 
     Args:
-        src: A folder, or a hub id, ORG/NAME.
-        revision: Branch, tag or commit on the hub.
-        device: Where the model is to be, such as "cpu" or "cuda:1".
-        options: What the family lets its users choose (`family.OPTIONS`), such as {"shift": 0.05} for a HyenaDNA, whose
-            filters the hub's modelling code gives a floor that training had not.
+        src: A folder or a hub id, ORG/NAME.
+        revision: Branch, tag or commit on the hub; None is main.
+        device: Where to run, as "cpu" or "cuda:1".
+        options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA, whose filters the hub's
+            modelling code gives a floor that training had not.
         dtype: What the weights are held in, whatever they are stored in; those of implicit filters stay float32.
 
     Returns:
-        The model in eval mode, frozen, its convolutions, tokenizer, config and origin.
+        The model with its convolution sites, its tokenizer and its plan.
 
     Raises:
-        ValueError, LookupError, OSError: In one sentence, what came, what fits and what to do.
+        ValueError: The checkpoint is damaged, or there is no such device or option.
+        LookupError: The tensors are of no family that is known here.
+        OSError: There is no such folder or repository, or it cannot be read.
     """
     check_device(device)
     source = resolve(src, revision)

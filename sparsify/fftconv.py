@@ -23,17 +23,23 @@ from .cpu import native
 from .filters.filter import AnyFilter, BlockedFilter, Filter, Taps, as_filter, in_memory, row_blocks
 from .gpu import backend as gpu
 from .gpu import dispatch
+from .hooks import is_plain
 
 
 def fftconv_ref(u: Tensor, k: Taps) -> Tensor:
     """Convolve in float64, by one FFT over everything; every backend is measured against this.
 
+    The sum over all lags is computed as one FFT of at least L + K - 1 points, so nothing wraps around.
+
     Args:
-        u: Signal (..., H, L), any floating dtype.
+        u: Signal, (..., H, L), any real dtype.
         k: Filter of H channels, or the taps (H, K) of a causal one.
 
     Returns:
-        y: (..., H, L) float64.
+        The convolution y, (..., H, L), in float64.
+
+    Raises:
+        ValueError: Shapes do not convolve.
     """
     k = in_memory(as_filter(k))
     check(u, k)
@@ -43,17 +49,19 @@ def fftconv_ref(u: Tensor, k: Taps) -> Tensor:
 
 
 def fftconv(u: Tensor, k: Taps) -> Tensor:
-    """Convolve with a filter that is prepared for this call alone.
+    """Convolution of `u` with `k`, prepared for this call alone; differentiable in u and in the taps.
 
-    A filter that stays the same is for `LongConv`, which keeps what it prepares; so are GPU kernels.  Differentiable in
-    u and in the taps.
+    A filter that is used more than once is cheaper in a `LongConv`, which also uses the GPU kernels.
 
     Args:
-        u: Signal (B, H, L), any strides, float16, bfloat16, float32 or float64.
+        u: Signal, (B, H, L), any strides; float16, bfloat16, float32 or float64.
         k: Filter of H channels, float32 or float64, or the taps (H, K) of a causal one.
 
     Returns:
-        y: (B, H, L), dtype of u.
+        The convolution y, (B, H, L), in the dtype of u.
+
+    Raises:
+        ValueError: Shapes do not convolve.
     """
     k = in_memory(as_filter(k))
     check(u, k)
@@ -115,17 +123,20 @@ Remake: TypeAlias = Callable[[AnyFilter], AnyFilter]
 class LongConv(nn.Module):
     """Convolution with one fixed filter, prepared once per sequence length and device and kept.
 
-    forward: u (B, H, L) -> y (B, H, L), dtype of u.  Differentiable in u, gates and skip; the gradient is a convolution
-    by the same kernels, and nothing but these inputs is kept for it.
-    The filter is no buffer on purpose: casting a model to half precision must not cast its filters.
+    It is differentiable in u, gates and skip.  The gradient is a convolution by the same kernels, and nothing but these
+    inputs is kept for it.  The filter is no buffer on purpose: casting a model to half precision must not cast its
+    filters.
 
     Args:
-        k: The filter, float32 or float64, or the taps (H, K) of a causal one.  What is known of it besides its taps
+        k: Filter, float32 or float64, or the taps (H, K) of a causal one.  What is known of it besides its taps
             (`Filter.structure`) opens quicker ways to the same numbers.
-        spectra_bytes: Spectra of whole rows beyond these are not kept but made in every call, half as slow again, from
-            taps that are kept if they take less; None keeps them all.
+        spectra_bytes: Bytes beyond which spectra of whole rows are computed in every call, which is half as slow again,
+            rather than kept, from taps that are kept if they take less; None keeps all.
         remake: How this filter is made of the one of a source that comes with every call.  Then no large filter is kept
             here, only what was prepared of it.
+
+    Raises:
+        ValueError: The filter is not (channels, taps).
     """
 
     CACHED_LENGTHS = 4  # lengths kept at a time; an evaluation uses one or two
@@ -213,14 +224,29 @@ class LongConv(nn.Module):
         pregate: Tensor | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        """gate * (k * g + skip * g), g = pregate * u, dtype of u.  u, gate, pregate: (B, H, L).  skip: (H,).
+        """Compute gate * (k * g + skip * g) with g = pregate * u.
 
-        source: the weights behind the filter, which it follows if it was made to.
+        Args:
+            u: Signal, (B, H, L); float16, bfloat16, float32 or float64.
+            gate: (B, H, L), multiplies the result; None leaves it out, as for the next two.
+            skip: (H,), the coefficient of the direct path.
+            pregate: (B, H, L), multiplies the signal first.
+            source: The weights behind the filter, which it follows if it was made to.
+
+        Returns:
+            y, (B, H, L), in the dtype of u.
+
+        Raises:
+            ValueError: A shape does not fit the filter or the signal.
         """
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError("torch.jit.trace cannot see a planned convolution; use torch.compile or torch.export")
         check(u, self.filter)
         native.check_shapes(u, gate, skip)
         native.check_shapes(u, pregate, None)
         compiling, wanted = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if not compiling and not all(t is None or is_plain(t) for t in (u, gate, skip, pregate)):
+            return differentiable(u, in_memory(self.made(source)).to(u.device), gate, skip, pregate)
         if source is not None and self.following is not None:
             if wanted and any(w.requires_grad for w in source.weights()):
                 felt = self.following.traced(source, u.shape[-1]).to(u.device)

@@ -7,8 +7,10 @@ from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .cpu import native
+from .hooks import PLAIN
 
 COARSE = (torch.float16, torch.bfloat16)  # tell only some thousand of a million time steps apart
 LOOKED_THROUGH = 1 << 18  # bytes; of larger tensors only the place and torch's count of changes are looked at
@@ -30,7 +32,9 @@ def weights_of(*modules: nn.Module) -> list[Tensor]:
 
 
 def signature(tensors: Iterable[Tensor], looked_through: int = LOOKED_THROUGH) -> Hashable | None:
-    """Return a value that changes when the tensors do; None while one of them has no values (on the meta device).
+    """Return a value that changes when the tensors do; None while nobody can tell.
+
+    That is where one of them has no values (on the meta device), or is under a transform of torch.func.
 
     On the CPU the bytes themselves are looked through (some 20 GB/s), since torch does not count changes made through
     `.data`.  On other devices, where looking would mean waiting, and for a tensor of more than `looked_through` bytes,
@@ -38,19 +42,21 @@ def signature(tensors: Iterable[Tensor], looked_through: int = LOOKED_THROUGH) -
     """
     read, places, sizes, told = [], [], [], []
     for t in tensors:
-        size = t.nbytes
-        if t.is_cpu and size <= looked_through and t.is_contiguous():
+        size, plain = t.nbytes, type(t) in PLAIN
+        if plain and is_functorch_wrapped_tensor(t):
+            return None
+        if plain and t.is_cpu and size <= looked_through and t.is_contiguous():
             read.append(t)
             places.append(t.data_ptr())
             sizes.append(size)
         elif t.is_meta:
             return None
         else:
-            told += [t.data_ptr(), 0 if t.is_inference() else t._version]
+            told += [t.data_ptr() if plain else id(t), 0 if t.is_inference() else t._version]
     if native.available():
         return native.digest(places, sizes), *told
     digest = 0
     for t in read:
-        plain = t.detach().view(torch.int16) if t.dtype == torch.bfloat16 else t.detach()  # which numpy does not have
-        digest = zlib.crc32(plain.numpy().data, digest)
+        seen = t.detach().view(torch.int16) if t.dtype == torch.bfloat16 else t.detach()  # which numpy does not have
+        digest = zlib.crc32(seen.numpy().data, digest)
     return digest, *told

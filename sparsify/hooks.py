@@ -1,12 +1,27 @@
-"""Ask whether somebody watches a module, so that a fast path does not go past it."""
+"""Ask whether somebody watches a module or a tensor, so that a fast path does not go past it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether a tensor is its values in memory and nothing more.
+
+    It is not where a class derived from Tensor stands for values elsewhere, nor under transforms of torch.func, nor
+    with a tangent of forward-mode differentiation: there kernels would read what is not there, or lose what is.
+    """
+    if type(t) not in PLAIN or is_functorch_wrapped_tensor(t):
+        return False
+    return forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None
 
 
 def are(modules: Iterable[Any], kind: type[nn.Module]) -> bool:

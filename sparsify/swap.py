@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +134,20 @@ class Changes:
             )
 
 
+LOOKED_THROUGH = 1 << 28  # bytes of a filter's weights, which are small beside what is computed with them
+
+
+def signed(source: Source) -> object:
+    """What tells the weights of a source from others; see `freshness.signature`."""
+    return signature(source.weights(), LOOKED_THROUGH)
+
+
+def is_settled(source: Source) -> bool:
+    """Whether the filter of a source depends on its weights alone, not on hooks or on layers that others put in."""
+    settled = getattr(source, "settled", None)
+    return settled is None or bool(settled())
+
+
 @dataclass
 class Planned:
     """A plan's filter that follows the weights it is made of: a `fftconv.Following`."""
@@ -145,28 +160,41 @@ class Planned:
         return source.trace(seqlen) if self.plan.kind == "dense" else self.plan.apply(source.trace())
 
     def refresh(self, conv: LongConv, source: Source) -> None:
-        if signature(source.weights()) == self.signature:
+        settled = is_settled(source)
+        if settled and signed(source) == self.signature:
             return
         with _refreshing:
-            weights = source.weights()
-            now = signature(weights)
-            if now == self.signature or now is None or any(w.dtype in COARSE for w in weights):
-                return  # weights in half precision tell less than the filter that was made before
+            now = signed(source)
+            if (settled and now == self.signature) or now is None:
+                return
+            if not getattr(source, "exact", False) and any(w.dtype in COARSE for w in source.weights()):
+                return  # weights that were cast to half precision tell less than the filter that was made before
             remade = Remade(self.plan, False)
             kept, before = remade(source.materialize()), conv.filter
-            moved_only = same(kept, before)
-            if not moved_only:
+            apart = distance(kept, before)
+            if apart or (isinstance(kept, Filter) and isinstance(before, Filter) and kept.k.dtype != before.k.dtype):
                 conv.set_filter(kept, remade)
             self.signature = now
-        if self.plan.kind != "dense" and not moved_only:
+        if self.plan.kind != "dense" and apart > ROUNDING:
             self.changes.tell()
 
 
-def same(k: AnyFilter, other: AnyFilter) -> bool:
-    """Whether two filters have the same taps, maybe in another dtype.  Of filters that are not kept nobody knows."""
+ROUNDING = 1e-5  # of a filter's norm: what another device, dtype or order of sums may move it by
+
+
+def distance(k: AnyFilter, other: AnyFilter) -> float:
+    """How far apart the taps of two filters are, relative to their norm; 0 for the same.
+
+    It is infinite for other sizes, and for a filter that is not kept, of which nobody knows.
+    """
     if isinstance(k, BlockedFilter) or isinstance(other, BlockedFilter) or k.k.shape != other.k.shape:
-        return False
-    return not other.k.is_meta and torch.equal(k.k.to(other.k), other.k)
+        return math.inf
+    if other.k.is_meta:
+        return math.inf
+    ours, theirs = k.k.to(other.k), other.k
+    if torch.equal(ours, theirs):
+        return 0.0
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(theirs.dtype).tiny))
 
 
 def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Plan) -> None:
@@ -175,7 +203,7 @@ def follow(sites: Sequence[ConvSite], convs: Mapping[str, Conv | None], plan: Pl
     for site in sites:
         conv = convs[site.name]
         if site.weights is not None and isinstance(conv, LongConv):
-            conv.following = Planned(plan.filters[site.name], signature(site.weights()), changes)
+            conv.following = Planned(plan.filters[site.name], signature(site.weights(), LOOKED_THROUGH), changes)
 
 
 def planned(sites: Sequence[ConvSite], plan: Plan, filters: Mapping[str, AnyFilter] | None = None) -> dict[str, Conv]:

@@ -153,9 +153,7 @@ def filled_in(both_ways, plan, masked):
     """Loss of every masked token under a plan, and KL to the dense model, of all logits of the plain model."""
     model, sites, filters = both_ways
     logits = [
-        swap.variant(model, sites, swap.operators(filters, some))(masked.ids)[
-            masked.hidden
-        ]
+        swap.variant(model, sites, swap.operators(filters, some))(masked.ids)[masked.hidden]
         for some in (Plan.dense(filters), plan)
     ]
     p, q = (one.double().log_softmax(-1) for one in logits)

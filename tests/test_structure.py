@@ -34,6 +34,7 @@ SUFFIXES = {
     "",
     ".cff",
     ".cpp",
+    ".css",
     ".cu",
     ".cuh",
     ".gz",
@@ -44,6 +45,7 @@ SUFFIXES = {
     ".py",
     ".safetensors",
     ".sh",
+    ".svg",
     ".toml",
 }
 SUFFIXES |= {".toml", ".typed", ".yml"}

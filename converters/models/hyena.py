@@ -203,10 +203,9 @@ class Block(nn.Module):
 
     def prepare(self, rows: float) -> Calls:
         """The linear layers for `rows` rows in all; math.inf for as many as may come."""
-        in_proj, out_proj = self.mixer.in_proj, self.mixer.out_proj
-        return Calls(
-            prepare(in_proj, rows), prepare(out_proj, rows), self.mlp.prepare(rows), input_dtype(in_proj, rows)
-        )
+        in_proj, out_proj, mlp = self.mixer.in_proj, self.mixer.out_proj, self.mlp
+        mixed = mlp.prepare(rows) if isinstance(mlp, Mlp) else mlp
+        return Calls(prepare(in_proj, rows), prepare(out_proj, rows), mixed, input_dtype(in_proj, rows))
 
     @property
     def takes_tiles(self) -> bool:
@@ -262,7 +261,7 @@ class Backbone(Layers):
                 x, own = self.through(layer, x), False
                 continue
             assert isinstance(layer, Block)
-            x = x if own and every is None else x.clone()
+            x = x if own and every is None else x.clone(memory_format=torch.contiguous_format)
             own, room = True, gates_like(x) if room is None else room
             if states is None:
                 conv = layer.mixer.long_conv

@@ -142,15 +142,16 @@ class ImplicitFilter(nn.Module):
 
     @torch.no_grad()
     def materialize(self, seqlen: int | None = None) -> AnyFilter:
-        """The same computed in float64, in float32 on the CPU; a large filter some channels at a time."""
+        """The same computed in float64, on the CPU, in the model's precision; a large filter some channels at a time."""
         length, device = self.length, self.pos_emb.t.device
         length = length if seqlen is None else min(seqlen, length)
         if is_large(len(self.bias), length * len(self.sides())):
             return self.blocked(length)
         device = device if has_float64(device) else torch.device("cpu")
+        dtype = torch.float64 if self.bias.dtype == torch.float64 else torch.float32
         pieces = [(i, min(i + FILTER_ROWS, length)) for i in range(0, length, FILTER_ROWS)]
         sides = [
-            torch.cat([self.taps(side, *piece, torch.float64, device).float().cpu() for piece in pieces], dim=-1)
+            torch.cat([self.taps(side, *piece, torch.float64, device).to("cpu", dtype) for piece in pieces], dim=-1)
             for side in self.sides()
         ]
         return self.as_filter(both_sides(sides))
@@ -203,6 +204,14 @@ class ImplicitFilter(nn.Module):
     def as_filter(self, k: Tensor) -> Filter:
         return Filter(k, k.shape[-1] // 2 if self.implicit_filter_rev is not None else 0)
 
+    def settled(self) -> bool:
+        """Whether the taps depend on the weights alone: no layer has hooks, a parametrization or an adapter."""
+        for side in self.sides():
+            for layer in side._modules.values():
+                if type(layer) not in (nn.Linear, Sine) or is_hooked(layer):
+                    return False
+        return type(self.modulation) is Modulation and type(self.pos_emb) is PositionalEmbedding
+
     def weights(self) -> list[Tensor]:
         """The tensors that the taps are made of, as they are now; the skip coefficients are none of them."""
         own = self._modules
@@ -234,7 +243,7 @@ def linear_in(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer in the precision of x; one with hooks, or another module in its place, computes in its own."""
     if type(layer) is nn.Linear and not is_hooked(layer):
         return F.linear(x, layer.weight.to(x), None if layer.bias is None else layer.bias.to(x))
-    own = next((w for w in layer.parameters() if w.is_floating_point()), x)
+    own = next((w.dtype for w in layer.parameters() if w.is_floating_point()), torch.float32)
     return layer(x.to(own)).to(x)
 
 

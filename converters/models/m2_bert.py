@@ -278,7 +278,7 @@ class Encoder(Layers):
             if every is not None:
                 every.append(x)
             if tiled and type(layer) is Layer and layer.takes_tiles:
-                x = x if own and every is None else x.clone()
+                x = x if own and every is None else x.clone(memory_format=torch.contiguous_format)
                 own, room = True, gates_like(x) if room is None else room
                 x = layer.run_(x, room)
             else:

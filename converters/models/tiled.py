@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsify.cpu import native
 from sparsify.cpu.linear import Call
+from sparsify.hooks import is_plain
 
 TILE_ROWS = 2048  # tokens worked on together: few enough for the caches, enough that threads seldom meet; measured
 
@@ -42,7 +43,7 @@ class Layers(nn.Module):
 
 def takes_tiles(x: Tensor) -> bool:
     """Whether tiles pay: x is plain float32 on the CPU, and no compiler or autocast wants to see whole layers."""
-    plain = type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu"
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and is_plain(x)
     return plain and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 

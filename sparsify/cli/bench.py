@@ -43,7 +43,8 @@ class BatchChannelsLength(click.ParamType[tuple[int, int, int]]):
     is_flag=True,
     help="Measure what ways to convolve cost here, and choose by that from now on; on a GPU at these shapes, if given.",
 )
-@click.option("--rounds", type=click.IntRange(timing.FEWEST_ROUNDS), default=11, show_default=True)
+@click.option("--rounds", type=click.IntRange(timing.FEWEST_ROUNDS), default=11, show_default=True,
+              help="How often everything is timed.")  # fmt: skip
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON to this file, too.")
 @LINEARS
 @SOURCE

@@ -30,7 +30,10 @@ def evaluate() -> None:
 @SOURCE
 @AS_JSON
 def ppl(model: str, data: Path, as_json: bool, **options: Any) -> None:
-    """Perplexity of MODEL, paired with the dense model on the same tokens; leak and cut perplexity if it has a plan."""
+    """Measure the perplexity of MODEL, paired with the dense model on the same tokens.
+
+    If MODEL has a plan, its leak and its perplexity with negative lags cut are measured, too.
+    """
     emit(measuring.evaluate_perplexity(model, data, **options), as_json, "quality")
 
 
@@ -83,12 +86,12 @@ def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> Non
 @click.option("--context", type=click.IntRange(1), help="Tokens of text in a window.  [default: the model's context]")
 @click.option("--limit", type=click.IntRange(0), default=500, show_default=True, help="Windows, evenly spaced; 0: all.")
 @click.option("--share", type=float, default=0.15, show_default=True, help="Share of the tokens that is masked.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the masks.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the masks.")
 @BASELINE
 @SOURCE
 @AS_JSON
 def mlm(model: str, data: Path, as_json: bool, **options: Any) -> None:
-    """Pseudo-perplexity of MODEL on masked tokens of a text, paired with the dense model under the same masks."""
+    """Measure the pseudo-perplexity of MODEL on masked tokens, paired with the dense model under the same masks."""
     emit(measuring.evaluate_mlm(model, data, **options), as_json, "filled_in")
 
 
@@ -101,5 +104,5 @@ def mlm(model: str, data: Path, as_json: bool, **options: Any) -> None:
 @SOURCE
 @AS_JSON
 def retrieval(model: str, data: Path, as_json: bool, **options: Any) -> None:
-    """Whether MODEL's sentence embeddings find the other halves of a text's paragraphs as the dense model's do."""
+    """Measure whether MODEL's embeddings find the other halves of a text's paragraphs as the dense model's do."""
     emit(measuring.evaluate_retrieval(model, data, **options), as_json, "retrieved")

@@ -232,7 +232,7 @@ def prepare_slow(k: AnyFilter, seqlen: int) -> Prepared:
     rate = decimation.rate(mask)
     reach = slow_length(seqlen, rate)
     n = native.good_size(reach)
-    low, heads = torch.empty(k.channels, 2 * n), []
+    low, heads = torch.empty(k.channels, 2 * n, dtype=torch.float32), []
     for rows in blocks_of(k):
         k_f, head = rest_of(k, rows)
         low[rows] = native.spectra(decimation.slow_taps(k_f, mask, rate, reach), n, reach - 1)
@@ -248,7 +248,7 @@ def prepare_comb(k: AnyFilter) -> Prepared:
     mask = k.structure.mask
     teeth, kept = mask.factors[0], decimation.residues(mask)
     n = mask.n // teeth
-    tables = tuple(torch.empty(k.channels, 2 * n) for _ in kept)
+    tables = tuple(torch.empty(k.channels, 2 * n, dtype=torch.float32) for _ in kept)
     for rows in blocks_of(k):
         k_f, _ = rest_of(k, rows)
         for table, residue in zip(tables, kept, strict=True):

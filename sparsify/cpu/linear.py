@@ -45,8 +45,8 @@ class Preparable(nn.Module):
 
         Laying weights out anew costs as much as some hundred rows; looking whether they changed, as some ten.
         """
-        if self.weight.nbytes > KEPT_BYTES:
-            return make()
+        if "weight" not in self._parameters or self.weight.nbytes > KEPT_BYTES:
+            return make()  # a weight that is made of others changes with those
         now = key, signature([t for t in self._parameters.values() if t is not None], KEPT_BYTES)
         if self._kept is None or self._kept[0] != now:
             self._kept = now, make()

@@ -74,6 +74,7 @@ class FamilyModel(PreTrainedModel):
         self.sizes = config.sizes(**head)
         self.folder = folder
         self.loaded_as: str | None = None  # fingerprint of the weights that a plan was made for
+        self.waits = True  # for its convolutions to be prepared
 
     @classmethod
     def from_pretrained(
@@ -92,11 +93,16 @@ class FamilyModel(PreTrainedModel):
         if family is not cls.family:
             raise ValueError(f"{name} is a checkpoint of {found}, which {cls.__name__} is not for; use AutoModel")
         entry = ours(stored)
+        said = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
+        if entry is not None and said.get("quantization_config", entry) is None:
+            logger.warning(f"{name}: quantization_config=None leaves the plan out, and the model is dense")
         changed = [] if entry is None else strangers(entry, fingerprint(tensors))
         for note in (*notes, *changed):
             logger.warning(f"{name}: {note}")
         known = cls.config_class.left_open(stored, net)
         if isinstance(config, PretrainedConfig):
+            if config.num_labels != PretrainedConfig().num_labels:
+                known.pop("num_labels", None)  # somebody asked for other labels than the file has
             config = copy.deepcopy(config)
             config.update(known)
         else:
@@ -183,6 +189,7 @@ class FamilyModel(PreTrainedModel):
         Call `requires_grad_(True)` on a filter to let it learn all the same: gradients go through the plan.
         """
         sites, plan = self.sites, self.plan
+        self.waits = False
         swap.install(sites, swap.planned(sites, plan))
         for site in sites:
             if plan.filters[site.name].kind != "dense" and site.weights is not None:
@@ -203,7 +210,12 @@ class FamilyModel(PreTrainedModel):
     # --- calls -------------------------------------------------------------------------------------------------------
 
     def check_call(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, unknown: Mapping[str, Any]) -> None:
-        """Refuse inputs that are none or two, and arguments that would have to mean something and do not here."""
+        """Refuse inputs that are none or two, and arguments that would have to mean something and do not here.
+
+        A model whose weights came after it was made gets its convolutions now, so that no plan is left out.
+        """
+        if self.waits and not self.is_prepared and not any(tensor.is_meta for tensor in self.state_dict().values()):
+            self.prepare_convolutions()
         if (input_ids is None) == (inputs_embeds is None):
             got = "none" if input_ids is None else "both"
             raise ValueError(

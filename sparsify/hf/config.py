@@ -31,6 +31,8 @@ class FamilyConfig(PretrainedConfig):
         if type(labels) is not int or not 0 <= labels <= MOST_LABELS:  # transformers would name every one of them
             raise ValueError(f"config.json says num_labels {labels!r:.60}, expected a number up to {MOST_LABELS}")
         names = self.names()
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(self, token, None)  # where the file says nothing, as in most configs
         for name in names:
             setattr(self, name, said.get(name))
         super().__init__(**{name: value for name, value in said.items() if name not in names or name == "pad_token_id"})

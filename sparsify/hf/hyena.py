@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sparsify.converters.models.hyena import Backbone, stream
 from sparsify.converters.models.tiled import check_ids
@@ -25,6 +26,7 @@ class HyenaPreTrainedModel(FamilyModel):
 
     config: HyenaConfig
     config_class: type[HyenaConfig]
+    _no_split_modules = ["Block"]
     _keep_in_fp32_modules_strict = {"filter_fn"}  # half precision cannot tell the taps apart
 
     def __init__(self, config: HyenaConfig, folder: Path | None = None, **head: Any) -> None:
@@ -100,12 +102,16 @@ class HyenaStates(HyenaPreTrainedModel):
 class HyenaLanguageModel(HyenaPreTrainedModel, GenerationMixin):
     """input_ids (B, L) -> logits (B, L, rows of the vocabulary), and the loss where labels (B, L) are given."""
 
+    _is_stateful = True  # no cache that others could wind back, which assisted generation would
+    tokens: int  # of the vocabulary; what the embedding has beyond is padding that generated text has none of
+
     lm_head: nn.Module
     letters: range  # ids that generated text is made of
 
     def add_head(self) -> None:
         self.lm_head = nn.Linear(self.sizes.d_model, self.sizes.vocab_rows, bias=False)
         self.post_init()
+        self.generation_config.suppress_tokens = list(range(self.tokens, self.sizes.vocab_rows))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -127,6 +133,12 @@ class HyenaLanguageModel(HyenaPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """All tokens, each time: `generate` knows no cache here, and `stream()` is the fast way."""
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not mask.all():
+            logger.warning_once(
+                "Hyena models have no attention mask: padding is data to them, so prompts that are padded go on "
+                "otherwise than alone; generate from prompts of one length together"
+            )
         return {"input_ids": input_ids}
 
     def stream(self, batch: int = 1, piece: int = PIECE) -> Stream:
@@ -135,3 +147,8 @@ class HyenaLanguageModel(HyenaPreTrainedModel, GenerationMixin):
         batch: sequences side by side.  piece: tokens worked through at once.
         """
         return stream(self.trunk, self.lm_head, self.letters, batch, piece)
+
+
+def shifts_labels(model: type[HyenaLanguageModel]) -> None:
+    """Have Trainer's label smoothing compare each token with the next one: it tells language models by their names."""
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(model.config_class.model_type, model.__name__)

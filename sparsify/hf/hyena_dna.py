@@ -14,7 +14,7 @@ from sparsify.converters.models.hyena import Backbone
 from sparsify.converters.tokenizers.dna import DnaTokenizer
 
 from .config import HyenaDNAConfig
-from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates
+from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates, shifts_labels
 
 
 class HyenaDNAPreTrainedModel(HyenaPreTrainedModel):
@@ -57,6 +57,7 @@ class HyenaDNAForCausalLM(HyenaLanguageModel, HyenaDNAWithHead):
 
     config_class = HyenaDNAConfig
     letters = range(*DnaTokenizer.id_range)
+    tokens = DnaTokenizer.vocab_size
 
     def __init__(self, config: HyenaDNAConfig, folder: Path | None = None) -> None:
         super().__init__(config, folder)
@@ -80,10 +81,9 @@ class HyenaDNAForSequenceClassification(HyenaDNAWithHead):
         return_dict: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         found = self.states(input_ids, attention_mask, inputs_embeds, output_hidden_states, kwargs)
-        if input_ids is not None:
-            is_padding = input_ids == self.sizes.pad_token_id
-        else:
-            is_padding = None if attention_mask is None else attention_mask == 0
+        is_padding = None if attention_mask is None else attention_mask == 0
+        if input_ids is not None and (is_padding is None or not is_padding.any()):
+            is_padding = input_ids == self.sizes.pad_token_id  # as the hub's code does, which looks at ids alone
         assert found.last_hidden_state is not None
         logits = self.score(hyena_dna.pool(found.last_hidden_state, is_padding))
         output = SequenceClassifierOutput(
@@ -95,3 +95,4 @@ class HyenaDNAForSequenceClassification(HyenaDNAWithHead):
 AutoModel.register(HyenaDNAConfig, HyenaDNAModel, exist_ok=True)
 AutoModelForCausalLM.register(HyenaDNAConfig, HyenaDNAForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(HyenaDNAConfig, HyenaDNAForSequenceClassification, exist_ok=True)
+shifts_labels(HyenaDNAForCausalLM)

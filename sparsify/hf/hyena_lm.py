@@ -12,7 +12,7 @@ from sparsify.converters.models.hyena_keys import EMBEDDING, HEAD
 from sparsify.stream import Stream
 
 from .config import HyenaLMConfig
-from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates
+from .hyena import HyenaLanguageModel, HyenaPreTrainedModel, HyenaStates, shifts_labels
 
 
 class HyenaLMPreTrainedModel(HyenaPreTrainedModel):
@@ -36,12 +36,12 @@ class HyenaLMForCausalLM(HyenaLanguageModel, HyenaLMPreTrainedModel):
     config_class = HyenaLMConfig
     _tied_weights_keys = {HEAD: EMBEDDING}
     letters = range(hyena_lm.TOKENS)
+    tokens = hyena_lm.TOKENS
 
     def __init__(self, config: HyenaLMConfig, folder: Path | None = None) -> None:
         super().__init__(config, folder)
         self.backbone = Backbone(self.sizes)
         self.add_head()
-        self.generation_config.suppress_tokens = list(range(hyena_lm.TOKENS, self.sizes.vocab_rows))
 
     def stream(self, batch: int = 1, piece: int = hyena_lm.PIECE) -> Stream:
         """As every Hyena's, in shorter pieces."""
@@ -50,3 +50,4 @@ class HyenaLMForCausalLM(HyenaLanguageModel, HyenaLMPreTrainedModel):
 
 AutoModel.register(HyenaLMConfig, HyenaLMModel, exist_ok=True)
 AutoModelForCausalLM.register(HyenaLMConfig, HyenaLMForCausalLM, exist_ok=True)
+shifts_labels(HyenaLMForCausalLM)

@@ -26,6 +26,7 @@ class M2BertPreTrainedModel(FamilyModel):
     config_class = M2BertConfig
     family = m2_bert
     base_model_prefix = "bert"
+    _no_split_modules = ["Layer"]
     _keep_in_fp32_modules_strict = {"filter_fn", "filter_fn2"}  # half precision cannot tell the taps apart
     _keys_to_ignore_on_load_unexpected = [r"^(cls|classifier|bert\.pooler)\."]  # of another head
 

@@ -27,9 +27,9 @@ def bench(
     rounds: int = 11, save: str | Path | None = None, linears: str = FLOAT32, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
-    """The time of a model against the dense one in the same rounds: end to end, by part, and every convolution.
+    """Time a model against the dense one in the same rounds: end to end, by part, and every convolution.
 
-    Without a model: that of the convolution alone against the code of the models, the best of torch.fft and, on a GPU,
+    Without a model: time the convolution alone against the code of the models, the best of torch.fft and, on a GPU,
     other libraries that are installed.
 
     Args:
@@ -51,10 +51,16 @@ def bench(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints.  For a model it has `seconds` of a forward pass and the `speedup` over the
+        dense model (median of paired ratios, with `speedup_quartiles`), over torch.fft and over upstream's code; the
+        same for all `convolutions` together and for each of the `sites`; and the `parts` of a pass.  For the
+        convolution alone it has one entry a shape.  `conditions` says on what.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     at_least(FEWEST_ROUNDS, rounds=rounds)
     at_least(1, length=length, batch=batch)

@@ -67,10 +67,16 @@ def convert(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints, and report.json has.
+        A mapping with what `--json` prints and report.json holds.  `plan` is the plan's name.  `filters` has a row for
+        each site: what is kept, its `density` (kept / all) and its `leak` (share of the norm at negative lags).
+        `planned` has the search, with the steps and the one `chosen`; None without a budget.  `evaluation` is as from
+        `evaluate_perplexity`, with speed; None without data.  `next` is the command that measures the result.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here, as when no plan fits the budget.
     """
     from sparsify.converters import check_out, write_folder
     from sparsify.converters.hub.download import read_card

@@ -69,10 +69,13 @@ def evaluate(
             `evaluate_retrieval`.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, as that function returns it.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
         TypeError: An option is none of this kind, or one is missing.
     """
     if kind not in KINDS:
@@ -90,7 +93,9 @@ def evaluate_perplexity(
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Perplexity, paired with the dense model on the same tokens; leak and cut perplexity if the model has a plan.
+    """Measure perplexity, paired with the dense model on the same tokens.
+
+    If the model has a plan, its leak and its perplexity with negative lags cut are measured, too.
 
     Args:
         model: A folder or a hub id, ORG/NAME.
@@ -107,10 +112,16 @@ def evaluate_perplexity(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it `perplexity` with its standard error over windows;
+        `perplexity_ratio` to the dense model, paired by window; `perplexity_cut`, with negative lags cut; `leak`, how
+        far logits move when the future changes, relative to their norm; `kl` in nats a token; `dense`, the same of the
+        dense model; the `verdict` in sentences; `convention` and `conditions`.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     at_least(2, context=context)
     at_least(1, stride=stride)
@@ -186,7 +197,7 @@ def evaluate_front(
     stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> ParetoComparison:  # fmt: skip
-    """One mask for every convolution of a model, compared with plans by sensitivity that cost the same.
+    """Compare one mask for every convolution of a model with plans by sensitivity that cost the same.
 
     Args:
         src: A folder or a hub id, ORG/NAME.
@@ -205,10 +216,15 @@ def evaluate_front(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it `pairs` of a choice that is the same everywhere (`uniform`) and
+        the one by sensitivity that costs no more (`chosen`), each with the `increase` of the perplexity (relative), its
+        standard error, `kl` in nats a token, `leak` and `cost`.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.evals import results
     from sparsify.evals.runs import Runs
@@ -256,7 +272,7 @@ def evaluate_mlm(
     seed: int = 0, baseline: str | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> MaskedTokens:  # fmt: skip
-    """Pseudo-perplexity on masked tokens of a text, paired with the dense model under the same masks.
+    """Measure pseudo-perplexity on masked tokens of a text, paired with the dense model under the same masks.
 
     Args:
         model: A folder or a hub id, ORG/NAME.
@@ -264,7 +280,7 @@ def evaluate_mlm(
         context: Tokens of text in a window; None takes the model's context.
         limit: Windows, evenly spaced; 0 takes all.
         share: Share of the tokens that is masked.
-        seed: Of the masks.
+        seed: Seed of the masks.
         baseline: Dense checkpoint to compare with; None takes the model itself, dense.
         revision: Branch, tag or commit on the hub.
         options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
@@ -272,10 +288,14 @@ def evaluate_mlm(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it, for each of the `variants`, (dense, and sparse if there is a
+        plan) the pseudo-perplexity, exp of the mean loss of the masked tokens, and its paired difference from dense.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.evals import mlm as filling
     from sparsify.evals import results
@@ -304,7 +324,7 @@ def evaluate_retrieval(
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Retrieval:  # fmt: skip
-    """Whether sentence embeddings find the other halves of a text's paragraphs as the dense model's do.
+    """Measure whether sentence embeddings find the other halves of a text's paragraphs as the dense model's do.
 
     Args:
         model: A folder or a hub id, ORG/NAME.
@@ -319,10 +339,15 @@ def evaluate_retrieval(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it, for each of the `variants`, the mean reciprocal rank of the right
+        half, and how its embeddings agree with the dense model's (cosine, rank correlation, overlap of what is found
+        first).
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.evals import results
     from sparsify.evals import retrieval as searching

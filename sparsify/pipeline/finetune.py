@@ -44,10 +44,10 @@ def finetune(
         task: A task of GLUE.
         data: Folder with examples (JSONL, TSV, parquet), or a data set on the hub as nyu-mll/glue.
         out: Folder for the classifier, a new one.
-        seed: Of the fresh head and the order of the examples.
+        seed: Seed of the fresh head and of the order of the examples.
         limit: Examples to train on, evenly spaced; None takes all.
         lr: Learning rate at its peak; None, here and below, takes that of M2-BERT's recipe for the task.
-        weight_decay: The optimiser's.
+        weight_decay: Weight decay of the optimiser.
         epochs: Passes over the examples.
         batch: Examples a step.
         patience: Evaluations without a better one before it stops.
@@ -59,10 +59,14 @@ def finetune(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it the `best` score on the dev set, all `evaluations`, the `recipe`,
+        and `next`, the command that scores the classifier.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.evals.glue.finetune import RECIPES
     from sparsify.evals.glue.tasks import find_tasks, read_examples, refuse_one_file

@@ -24,7 +24,7 @@ def generate(
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Generation:  # fmt: skip
-    """What a model writes after a prompt; convolutions are as planned, without the lags that read the future.
+    """Let a model go on from a prompt; convolutions are as planned, without the lags that read the future.
 
     Args:
         model: A folder or a hub id, ORG/NAME.
@@ -41,10 +41,13 @@ def generate(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints; `result.text` is what was written.
+        What `--json` prints, among it `text`, what was written; `prompt_tokens`, `seconds`, `tokens_per_second`.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.evals.speed.throughput import wall_clock
 

@@ -26,7 +26,7 @@ def evaluate_glue(
     other_task: bool = False, pad_to: int | None = None, baseline: str | None = None, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Glue:  # fmt: skip
-    """Scores of a model that was fine-tuned on a task of GLUE, paired with the dense model on the same examples.
+    """Score a model that was fine-tuned on a task of GLUE, paired with the dense model on the same examples.
 
     Args:
         model: A folder or a hub id; {task} in it becomes each task in turn.
@@ -45,10 +45,15 @@ def evaluate_glue(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it `figures`, one for each metric of each split, with the dense
+        score, the sparse score and the p-value of their paired difference; `average` over all tasks, None where one is
+        missing; the `verdict` in sentences.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
             What was scored before that is the `unfinished` result of a session around this.
     """
     from sparsify.evals.glue.tasks import find_tasks

@@ -24,7 +24,7 @@ def inspect(
     src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> Inspection:  # fmt: skip
-    """The family of a checkpoint, its long convolutions, and where the time of a forward pass goes.
+    """Tell the family of a checkpoint, its long convolutions, and where the time of a forward pass goes.
 
     Args:
         src: A folder or a hub id, ORG/NAME.
@@ -35,10 +35,15 @@ def inspect(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it family, `parameters`, `context` in tokens, a row for each of the
+        `sites`, and the `time` of each part of a forward pass in seconds, here and as upstream has it
+        (`upstream_time`).
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     at_least(1, length=length)
     with session(progress):
@@ -60,7 +65,7 @@ def analyze(
     src: str, *, length: int | None = None, revision: str | None = None, options: Mapping[str, Any] | None = None,
     device: str | None = None, progress: Progress | None = None,
 ) -> Analysis:  # fmt: skip
-    """How few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy.
+    """Count how few taps, and how few frequencies, hold 90, 99 and 99.9 % of every filter's energy.
 
     Args:
         src: A folder or a hub id, ORG/NAME.
@@ -71,10 +76,14 @@ def analyze(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints.
+        A mapping with what `--json` prints, among it for each of the `sites` how many `taps`, how many `bins`, and what
+        lowest share of the band (`bandwidth`, `tail_bandwidth`) hold each of the `shares` of the energy.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here.
     """
     from sparsify.filters import spectra
     from sparsify.plan import policies
@@ -121,7 +130,7 @@ def analyzed(k: AnyFilter, site: ConvSite, length: int) -> SiteEnergy:
 
 
 def doctor() -> Health:
-    """Whether this installation is right: versions, backends, and the convolution itself.
+    """Check this installation: versions, backends, and the convolution itself.
 
     Returns:
         What `--json` prints; `result.ok` says whether all that is needed is there.
@@ -177,7 +186,7 @@ def installed(name: str) -> tuple[str, bool, str]:
 
 
 def tilings(length: int | None = None, arch: str | None = None) -> Tilings:
-    """Which GPU kernels fit a length, and why the others do not, for 64 sequences of 768 channels.
+    """Tell which GPU kernels fit a length, and why the others do not, for 64 sequences of 768 channels.
 
     Args:
         length: Samples of a signal.

@@ -30,10 +30,14 @@ def push(
         progress: Called with every `progress.Event` while this works.
 
     Returns:
-        What `--json` prints: what was uploaded, deleted and unchanged, the commit, and how to load it.
+        A mapping with what `--json` prints, among it the files `uploaded` (name -> bytes), `deleted` and `unchanged`,
+        the `commit`, and `load`, the Python that loads it.
 
     Raises:
-        ValueError, LookupError, OSError, RuntimeError: In one sentence, what came, what fits and what to do.
+        ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
+        LookupError: The checkpoint is of no family that is known here.
+        OSError: A file or a repository is missing, or cannot be read or written.
+        RuntimeError: What was asked for cannot be done here, as when somebody else changed the repository meanwhile.
     """
     with session(progress):
         return pushed(Path(folder), repo, private, revision, create_pr, dry_run, message, force)

@@ -54,7 +54,7 @@ class FilterPlan:
     kind: str
     taps: int | None = None
     mask: BlockMask | None = None
-    values: Coefficients | None = None  # what is kept instead of the filter's own numbers
+    values: Coefficients | None = None  #: what is kept instead of the filter's own numbers
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -226,9 +226,9 @@ class FilterPlan:
 class Plan:
     """A decision for every convolution of one checkpoint."""
 
-    filters: Mapping[str, FilterPlan]  # site name -> what is kept
-    policy: str  # how it was chosen, e.g. "taps 256"
-    source: Mapping[str, str | None] = field(default_factory=dict)  # name, revision and sha256 of the checkpoint
+    filters: Mapping[str, FilterPlan]  #: site name -> what is kept
+    policy: str  #: how it was chosen, e.g. "taps 256"
+    source: Mapping[str, str | None] = field(default_factory=dict)  #: name, revision and sha256 of the checkpoint
 
     @classmethod
     def dense(cls, names: Iterable[str]) -> Plan:

@@ -107,5 +107,15 @@ def make_plan(
     policy: Policy,
     source: Mapping[str, str | None] | None = None,
 ) -> Plan:
-    """A plan for every site.  filters: site name -> its filter."""
+    """Decide for every site by one policy.
+
+    Args:
+        sites: The convolutions of a model, as `sparsify.load(...).sites`.
+        filters: Site name -> its filter, as `sparsify.load(...).filters`.
+        policy: What to keep of a filter, as `taps(256)` or `split(64, 1 / 8)`.
+        source: Name, revision and sha256 of the checkpoint, which the plan remembers.
+
+    Returns:
+        A plan with an entry for every site.
+    """
     return Plan({site.name: policy.choose(filters[site.name], site) for site in sites}, policy.name, source or {})

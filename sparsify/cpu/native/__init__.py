@@ -24,6 +24,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from sparsify.hooks import is_plain
+
 from .library import load
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # what kernels read and write: enum Type in call.h
@@ -220,8 +222,8 @@ def available() -> bool:
 
 
 def takes(t: Tensor) -> bool:
-    """Whether the kernels are here and compute on such a tensor: float32 on the CPU."""
-    return t.dtype == torch.float32 and t.device.type == "cpu" and available()
+    """Whether the kernels are here and compute on such a tensor: float32 on the CPU, with its values in memory."""
+    return t.dtype == torch.float32 and t.device.type == "cpu" and available() and is_plain(t)
 
 
 def address(t: Tensor | None) -> int | None:
@@ -312,7 +314,7 @@ def spectra(k: Tensor, n: int, lookahead: int = 0, shift: float = 0.25) -> Tenso
     """
     k = k.float().contiguous()
     taps = CWhole(taps=address(k), stride=k.shape[1], count=k.shape[1], lookahead=lookahead)
-    k_f = torch.empty(k.shape[0], 2 * n)
+    k_f = torch.empty(k.shape[0], 2 * n, dtype=torch.float32)  # whatever torch's default is
     if kernels().sparsify_spectra(
         transform(n, shift), ctypes.addressof(taps), k.shape[0], k_f.data_ptr(), torch.get_num_threads()
     ):
@@ -391,7 +393,7 @@ def short_gate(
     """
     batch, seqlen, columns = z.shape
     width = columns // 3
-    x0, g = out or (torch.empty(batch, width, seqlen), torch.empty(batch, width, seqlen))
+    x0, g = out or torch.empty(2, batch, width, seqlen, dtype=torch.float32)
     if x0.stride(2) != 1 or g.stride(2) != 1:
         raise ValueError(f"x0 and g take samples side by side, got strides {x0.stride()} and {g.stride()}")
     history = None if history is None else history.to(z.dtype)
@@ -422,7 +424,7 @@ def to_rows(y: Tensor, start: int, stop: int, dtype: torch.dtype = torch.float32
 def to_columns(rows: Tensor) -> Tensor:
     """rows (B, L, D), contiguous, float32, float16 or bfloat16, with the time last: (B, D, L) float32, contiguous."""
     batch, seqlen, channels = rows.shape
-    y = torch.empty(batch, channels, seqlen)
+    y = torch.empty(batch, channels, seqlen, dtype=torch.float32)
     call = CTurn(batch=batch, channels=channels, seqlen=seqlen, rows=values(rows))
     describe(call.y, y)
     run(kernels().sparsify_to_columns, call)

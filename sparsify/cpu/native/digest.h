@@ -7,8 +7,9 @@ namespace {
 
 typedef uint32_t whole_words __attribute__((vector_size(4 * LANES), aligned(4)));
 
-// Four vectors of chains, for one would wait for its own products.  A step, exclusive or and an odd factor, can be
-// undone, so a chain that has met two different words in the same place never forgets it.
+// Four vectors of chains, for one would wait for its own products.  A step can be undone, so a chain that has met two
+// different words in the same place never forgets it.  The shift brings high bits down: by products alone a flipped sign
+// would stay the flip of one bit, and two of them would cancel.
 uint64_t digest_blocks(const char* const* blocks, const int64_t* bytes, int64_t count) {
     constexpr uint32_t odd = 0x9e3779b1u;
     constexpr int64_t step = 4 * sizeof(whole_words);
@@ -20,11 +21,15 @@ uint64_t digest_blocks(const char* const* blocks, const int64_t* bytes, int64_t 
         const char* at = blocks[b];
         int64_t left = bytes[b];
         for (; left >= step; left -= step, at += step)
-            for (int i = 0; i < 4; i++) chain[i] = (chain[i] ^ ((const whole_words*)at)[i]) * odd;
+            for (int i = 0; i < 4; i++) {
+                chain[i] = (chain[i] ^ ((const whole_words*)at)[i]) * odd;
+                chain[i] ^= chain[i] >> 15;
+            }
         for (; left > 0; left -= 4, at += 4) {
             uint32_t word = 0;
             memcpy(&word, at, left < 4 ? left : 4);
             rest = (rest ^ word) * 0x9e3779b97f4a7c15u;
+            rest ^= rest >> 32;
         }
         rest = (rest ^ (uint64_t)bytes[b]) * 0x9e3779b97f4a7c15u;  // where a block ends matters, too
     }
