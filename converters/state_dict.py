@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 WRAPPERS = re.compile(r"^(?:(?:module|model|base_model|_forward_module)\.)+")  # DDP, Lightning, PEFT, Fabric
 INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
-LEFTOVERS = re.compile(r"torchmetrics|^(?:criterion|loss|loss_fn|(?:train|val|valid|test)_(?:metrics?|acc\w*))\.")
+LEFTOVERS = re.compile(
+    r"torchmetrics|^(?:criterion|loss|loss_fn|(?:train|val|valid|test)_(?:metrics?|acc\w*))\.|^n_averaged$"
+)
 SHOWN = 6  # names listed in a refusal before it says how many more there are
 
 
@@ -21,7 +23,7 @@ def strip_wrappers(name: str) -> str:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a tensor is of a training run, not of its model: a loss's weights, a metric's counters.
+    """Whether a tensor is of a training run, not of its model: a loss's weights, counters of a metric or a mean.
 
     name: as `strip_wrappers` gives it.
     """

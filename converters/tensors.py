@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,39 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if twice := sorted(tensors.keys() & shard.keys()):
             raise ValueError(f"{path} repeats {twice[0]}, which another shard holds; download the checkpoint again")
         tensors |= shard
+    for path in others_beside(folder, weights):
+        try:
+            others = read_file(path)
+        except (ValueError, OSError):  # it is passed over anyway
+            continue
+        refuse_other_values(weights.index or weights.files[0], tensors, path, others)
     if weights.index is not None and (lost := sorted(weight_map(weights.index).keys() - tensors.keys())):
         raise ValueError(f"{weights.index} promises {lost[0]}, which no shard holds; download the checkpoint again")
     return tensors
+
+
+def others_beside(folder: Path, weights: WeightFiles) -> list[Path]:
+    """The files in a folder that go by a name of weights, too, and are passed over."""
+    found: list[Path] = []
+    for path in (folder / name for name in NAMES):
+        if path.is_file() and path != weights.index:
+            with suppress(ValueError, OSError):
+                found += shards(path).files if path.name.endswith(INDEX) else [kept_inside(path)]
+    return [path for path in dict.fromkeys(found) if path not in weights.files]
+
+
+def refuse_other_values(first: Path, tensors: Mapping[str, Tensor], path: Path, others: Mapping[str, Tensor]) -> None:
+    """Refuse another file that has other values for a tensor of these: only one of them can be what is meant."""
+    for name in sorted(tensors.keys() & others.keys()):
+        if not alike(tensors[name], others[name]):
+            raise ValueError(f"{first} and {path} both hold {name}, with different values; keep the one that is meant")
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, but perhaps for a rounding to the dtype of the other."""
+    if a.shape != b.shape:
+        return False
+    return any(torch.equal(x.to(y.dtype).nan_to_num(), y.nan_to_num()) for x, y in ((a, b), (b, a)))
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

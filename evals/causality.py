@@ -62,17 +62,17 @@ def relative(y: Tensor, y_ref: Tensor) -> float:
     return float((moved / y_ref.norm()).nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
-def verdict(dense: float, sparse: float, leak: float, cut: float | None = None) -> list[str]:
+def verdict(dense: float, sparse: float, leak: float, cut: float | None = None, name: str = "dense") -> list[str]:
     """What a causal model's perplexities are worth, in plain sentences.
 
     dense, sparse: perplexities as computed.  cut: that of the sparse model with its negative lags cut, if measured.
-    leak: `Leak.worst` of the sparse model.
+    leak: `Leak.worst` of the sparse model.  name: what results call the dense one.
     """
-    honest = "" if cut is None else f"{cut:.4f}, {percent(cut, dense)} against dense {dense:.4f}"
+    honest = "" if cut is None else f"{cut:.4f}, {percent(cut, dense)} against {name} {dense:.4f}"
     if leak <= LEAK_LIMIT:
         reads = "the past only" if leak <= ROUND_OFF else "next to nothing of the future"
         sentences = [
-            f"perplexity {sparse:.4f}, {percent(sparse, dense)} against dense {dense:.4f}, can be trusted: "
+            f"perplexity {sparse:.4f}, {percent(sparse, dense)} against {name} {dense:.4f}, can be trusted: "
             f"the model reads {reads} (worst leak found {leak:.1e})"
         ]
         return sentences if cut is None else [*sentences, f"with negative lags cut it is {honest}"]
@@ -81,7 +81,9 @@ def verdict(dense: float, sparse: float, leak: float, cut: float | None = None) 
         f"(leak {leak:.2g}, above {LEAK_LIMIT:g})"
     ]
     if sparse < dense:
-        sentences.append(f"it looks better than dense ({percent(sparse, dense)}) because it is told part of the answer")
+        sentences.append(
+            f"it looks better than {name} ({percent(sparse, dense)}) because it is told part of the answer"
+        )
     if cut is None:
         return [*sentences, "the honest figure is not known: measure perplexity with negative lags cut"]
     return [*sentences, f"the honest figure is perplexity_cut: {honest}"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,6 +19,11 @@ from sparsify.storage.reading import NAMED, LeftOut, label, read_text, short_nam
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
 FASTA_START = re.compile(r"(?:[ \t]*[\r\n]|;[^\r\n]*[\r\n])*>")
+TABLE_SUFFIXES = (".tsv", ".csv", ".bed", ".vcf", ".gff", ".gff3", ".gtf", ".sam")
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+FASTQ = re.compile(r"@[^\n]*\n([A-Za-z.*-]+)\n\+[^\n]*\n([!-~]+)(?:\n|$)")
+PEEK = 20  # lines by which a table is known
+FEW = 8  # lines with as many commas each as the others may still be prose, or verse
 COMMENT = re.compile(r"^;.*\n?", re.MULTILINE)
 
 Encode = Callable[[str], Sequence[int]]  # text -> token ids, without special tokens
@@ -132,8 +140,9 @@ def read_documents(src: str | Path, told: Callable[[str], None] = warnings.warn)
     """The documents of a file or pipe: FASTA, one a record, or plain UTF-8 text, one a file; gzipped or not.
 
     FASTA is known by its name (.fa, .fasta, .fna, with or without .gz) or by a leading '>', before which there may be
-    blank lines and comments; gzip by its first bytes.  src: "-" is standard input.  told: takes a sentence on what is
-    left out of a FASTA file.
+    blank lines and comments; gzip by its first bytes.  Line ends of plain text are \\n here, whatever they are in the
+    file; one that is a table, JSON or FASTQ is refused.  src: "-" is standard input.  told: takes a sentence on what
+    is left out of a FASTA file.
     """
     text = read_text(src)
     suffix = Path(Path(src).name.removesuffix(".gz")).suffix.lower()
@@ -143,7 +152,48 @@ def read_documents(src: str | Path, told: Callable[[str], None] = warnings.warn)
             if those.count:
                 told(those.sentence(unit, short_name(src)))
         return documents
+    text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")  # the latter of old Macs
+    if looks := no_plain_text(text, suffix):
+        raise ValueError(f"{label(src)} looks like {looks}")
     return [Document(short_name(src), text)]
+
+
+def no_plain_text(text: str, suffix: str) -> str | None:
+    """What a text is, and what to do about it, if its letters are not what a model should read; else None.
+
+    suffix: of its file, lower case, with the dot.
+    """
+    if (read := FASTQ.match(text.lstrip())) and len(read[1]) == len(read[2]):  # a quality for every letter
+        return "FASTQ, whose qualities are no sequence; turn it into FASTA first (seqtk seq -A), or pass the genome"
+    if suffix in JSON_SUFFIXES or is_json(text):
+        return "JSON, whose names and marks are no text; write its texts to a plain file, a document a file"
+    lines = [line for line in text.split("\n", 10 * PEEK)[: 10 * PEEK] if line.strip() and not line.startswith("#")]
+    if suffix in TABLE_SUFFIXES or is_table(lines[:PEEK]):
+        return "a table, whose columns are no running text; write the column with the texts to a plain file"
+    if text.startswith("LOCUS "):
+        return "GenBank, whose notes are no sequence; save it as FASTA"
+    return None
+
+
+def is_table(lines: Sequence[str]) -> bool:
+    """Whether every line has the same number of fields, two or more: with tabs, or with commas in many lines."""
+    for mark, least in (("\t", 2), (",", FEW)):
+        with suppress(csv.Error):
+            fields = {len(row) for row in csv.reader(lines, delimiter=mark)}
+            if len(lines) >= least and len(fields) == 1 and fields != {1}:
+                return True
+    return False
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is a JSON object or list, or else its first line an object."""
+    if not (text := text.strip()).startswith(("{", "[")):
+        return False
+    for piece, kinds in ((text.partition("\n")[0], dict), (text, dict | list)):
+        with suppress(ValueError, RecursionError):
+            if isinstance(json.loads(piece), kinds):
+                return True
+    return False
 
 
 def read_fasta(text: str, src: str | Path) -> tuple[list[Document], dict[str, LeftOut]]:

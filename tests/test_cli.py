@@ -1,5 +1,6 @@
 """The verbs as people and machines call them, in processes of their own where that matters."""
 
+import gzip
 import json
 import re
 import shlex
@@ -13,7 +14,7 @@ import pytest
 import torch
 from layouts import TINY, Sizes, weights, write, write_tiny
 from safetensors.torch import load_file
-from verbs import answer, run
+from verbs import answer, refusal, run
 
 from sparsify import swap
 from sparsify.converters import load
@@ -100,6 +101,20 @@ def test_convert_within_a_budget(checkpoint, dna, tmp_path):
     assert "step 1: predicted" in done.stderr and "62 windows in" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "start", [("convert", "{src}", "{out}", "--max-ppl-increase", "5%"), ("eval", "front", "{src}")]
+)
+def test_a_plan_is_not_proved_by_the_text_it_was_found_on(checkpoint, dna, tmp_path, start):
+    """Not under another name either, nor zipped, nor by a part of it."""
+    (tmp_path / "copy.txt.gz").write_bytes(gzip.compress(dna.read_bytes()))
+    (tmp_path / "part.txt").write_text(dna.read_text()[:640])
+    for name in ("copy.txt.gz", "part.txt"):
+        args = (*(a.format(src=checkpoint, out=tmp_path / "out") for a in start), "--calibration", dna)
+        said = refusal(*args, "--data", tmp_path / name, "--limit", 0)
+        assert f"{name} holds the same text as {dna} and cannot prove a plan" in said
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_plan_in_plan_out(checkpoint, tmp_path):
     first = answer("convert", checkpoint, tmp_path / "a", "--taps", 9)
     second = answer("convert", checkpoint, tmp_path / "b", "--plan", tmp_path / "a" / "plan.json")
@@ -142,6 +157,9 @@ def test_baseline_is_the_one_given(checkpoint, other, dna, tmp_path):
     own = answer("eval", "ppl", other, "--data", dna)
     versus = answer("eval", "ppl", checkpoint, "--data", dna, "--baseline", other)
     assert versus["dense"]["perplexity"] == own["perplexity"] and versus["dense_source"] == other.name
+    assert versus["variant"] == "model" and versus["dense"]["variant"] == versus["baseline"] == "baseline"
+    said = run("eval", "ppl", checkpoint, "--data", dna, "--baseline", other).stdout
+    assert "against baseline" in said and "sparse" not in said and "dense" not in said
     assert run("bench", checkpoint, "--baseline", tmp_path / "nowhere").exit_code == 1
 
 

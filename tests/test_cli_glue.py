@@ -119,6 +119,19 @@ def test_sparse_against_dense(sparse, classifier, data):
     assert "difference, paired" in said and "McNemar" in said and "SST-2 accuracy: sparse" in said
 
 
+def test_two_dense_models_are_called_what_they_are_given_as(classifier, pretrained, data, text, tmp_path):
+    other = tmp_path / "other"
+    answer("finetune", pretrained, "--task", "sst2", "--data", data, "--out", other, *TUNE[:-3], 2, *TUNE[-2:])
+    result = answer("eval", "glue", classifier, "--task", "sst2", "--data", data, "--baseline", other)
+    assert list(result["figures"][0]["values"]) == ["baseline", "model"] and result["verdict"]
+    assert all("sparse" not in said and "dense" not in said for said in result["verdict"])
+    ask = ("eval", "mlm", pretrained, "--data", text, "--context", 10, "--baseline", pretrained)
+    first, second = answer(*ask)["variants"]
+    assert (first["name"], second["name"], second["baseline"]) == ("baseline", "model", "baseline")
+    said = run(*ask).stdout
+    assert "against baseline, paired" in said and "KL from baseline" in said and "dense" not in said
+
+
 def test_rows_that_are_left_out_are_told_and_kept_with_the_figures(classifier, pretrained, data, tmp_path):
     """Once for all that a command reads, in scoring and in training."""
     for split, count in (("dev", 30), ("train", 40)):
@@ -259,7 +272,7 @@ def test_labels_go_by_their_names(classifier, data, tmp_path, said):
     found = answer("eval", "glue", stranger(copy, **said), *ask)["figures"]
     assert found[0]["values"]["dense"] == right > 0.8
     both = answer("eval", "glue", copy, *ask, "--baseline", classifier)["figures"][0]
-    assert both["values"] == {"dense": right, "sparse": right}
+    assert both["values"] == {"baseline": right, "model": right}
     plain = stranger(copy)  # nobody can know: in order, and wrong
     assert answer("eval", "glue", plain, *ask)["figures"][0]["values"]["dense"] == pytest.approx(1 - right)
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sparsify.converters import load, write_folder
+from sparsify.converters.state_dict import is_leftover, strip_wrappers
 from sparsify.converters.tensors import read_config, read_tensors, weight_files
 from sparsify.storage.tensors import fingerprint
 
@@ -545,3 +546,24 @@ def test_texts_that_torch_would_choke_on_are_not_given_to_it(tmp_path, zipped, m
     path.write_bytes(whole.replace(b"x" * 5000, b"y" * 5000))  # whose checksum torch would not look at
     with pytest.raises(ValueError, match="cannot be read as a torch checkpoint"):
         read_tensors(tmp_path)
+
+
+def test_two_files_that_disagree_are_not_chosen_between(tmp_path):
+    """What is passed over may be what was meant; a copy of lower precision says the same, and a broken one nothing."""
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    other = tmp_path / "pytorch_model.bin"
+    for same_as in (TENSORS, {name: t.bfloat16() if t.is_floating_point() else t for name, t in TENSORS.items()}):
+        torch.save({**same_as, "more": torch.ones(1)}, other)
+        assert same(read_tensors(tmp_path), TENSORS)
+    other.write_bytes(b"broken")
+    assert same(read_tensors(tmp_path), TENSORS)
+    name = next(name for name, t in TENSORS.items() if t.is_floating_point())
+    torch.save({**TENSORS, name: TENSORS[name] + 1}, other)
+    with pytest.raises(ValueError, match=rf"model\.safetensors and .*pytorch_model\.bin both hold {name}, with diff"):
+        read_tensors(tmp_path)
+
+
+def test_the_counter_of_an_average_is_no_weight():
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)).state_dict()
+    names = [strip_wrappers(name) for name in averaged]
+    assert [name for name in names if is_leftover(name)] == ["n_averaged"] and len(names) == 3

@@ -198,3 +198,19 @@ def test_the_ids_are_those_of_transformers(test_data, tmp_path):
     ):
         assert ours.encode(text) == theirs(text)["input_ids"]
         assert ours.encode(text, "Ünder pair") == theirs(text, "Ünder pair")["input_ids"]
+
+
+def test_a_vocabulary_of_a_much_larger_model_is_missed(tiny):
+    """Every word would be another model's, or unknown, and nothing else would tell."""
+    size = tiny.vocab_size
+    assert TextTokenizer(tiny.folder, rows=size + 128).vocab_size == size
+    with pytest.raises(ValueError, match=rf"has {size} tokens and the model's embedding {size + 129} rows"):
+        TextTokenizer(tiny.folder, rows=size + 129).encode("word")
+
+
+def test_a_token_that_is_named_twice_has_no_id(tiny, tmp_path):
+    (tmp_path / "twice").mkdir()
+    tokens = (tiny.folder / "vocab.txt").read_text().splitlines()
+    (tmp_path / "twice" / "vocab.txt").write_text("\n".join([*tokens, tokens[7], ""]))
+    with pytest.raises(ValueError, match=rf"names the token '{tokens[7]}' twice, in lines 8 and {len(tokens) + 1}"):
+        TextTokenizer(tmp_path / "twice").encode("word")

@@ -211,3 +211,48 @@ def test_windows_are_checked(change, message):
     Windows(**good, names=("a",), stride=4)
     with pytest.raises(ValueError, match=message):
         Windows(**good | change, names=("a",), stride=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "looks"),
+    [
+        ("a.fq", "@read 1\nACGTN\n+\nIIII#\n@read 2\nAC\n+\nII\n", "FASTQ.*turn it into FASTA"),
+        ("a.txt", "@read 1\r\nACGT\r\n+read 1\r\nIIII\r\n", "FASTQ"),
+        ("a.txt", '{"text": "a fine film"}\n{"text": "a dull one"}\n', "JSON.*write its texts to a plain file"),
+        ("a.txt", '[\n {"text": "a fine film"}\n]\n', "JSON"),
+        ("a.jsonl", "a fine film\n", "JSON"),
+        ("a.txt", "sentence\tlabel\na fine film\t1\n", "a table.*write the column with the texts"),
+        ("a.txt", "".join(f"film {i},{i}\n" for i in range(9)), "a table"),
+        ("a.csv", "text\na fine film\n", "a table"),
+        ("a.txt", "##gff-version 3\nchr1\tx\tgene\t1\t9\nchr1\tx\tgene\t11\t19\n", "a table"),
+        ("a.gb", "LOCUS       X 8 bp\nORIGIN\n        1 acgtacgt\n//\n", "GenBank"),
+    ],
+)
+def test_what_is_no_running_text_is_named(tmp_path, name, content, looks):
+    """It would be read letter by letter, names, marks and all."""
+    with pytest.raises(ValueError, match=rf"{name} looks like {looks}"):
+        read_documents(write(tmp_path / name, content, zipped=False))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]\nA reference, perhaps\n",
+        "{curly} words\n",
+        "@someone\nhello\n+1\n",
+        "Roses are red,\nviolets are blue,\nsugar is sweet,\nand so are you,\n",
+        "one\ttab\nand none\n",
+        "a\tsingle line\n",
+    ],
+)
+def test_what_only_begins_so_is_text(tmp_path, text):
+    assert read_documents(write(tmp_path / "a.txt", text, zipped=False)) == [Document("a.txt", text)]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_of_a_text_are_no_part_of_it(tmp_path, end):
+    """The same text from another system is the same tokens; a lone \\r among \\n is a letter."""
+    (document,) = read_documents(write(tmp_path / "a.txt", f"one{end}{end}two{end}", zipped=False))
+    assert document.text == "one\n\ntwo\n"
+    (document,) = read_documents(write(tmp_path / "a.txt", "a\rb\nc\n", zipped=False))
+    assert document.text == "a\rb\nc\n"

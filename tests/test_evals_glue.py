@@ -399,3 +399,40 @@ def test_a_split_has_two_names(tmp_path, task, asked, splits):
         for either in (splits[0], splits[0].replace("dev", "validation")):
             assert read_examples(tmp_path, TASKS[task], either).source == str(path)
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "split", "says"),
+    [
+        ("rte.dev.jsonl", "wnli", "dev", "named after RTE, and WNLI was asked for; pass the file of WNLI, ask for rte"),
+        ("SST-2.dev.jsonl", "cola", "dev", "named after SST-2, and CoLA"),
+        ("CoLA/dev.jsonl", "sst2", "dev", "named after CoLA, and SST-2"),
+        ("sst2.train.jsonl", "sst2", "dev", "the split train, and dev was asked for; .*--split"),
+        ("dev.jsonl", "sst2", "train", "the split dev, and train"),
+        ("mnli.dev_mismatched.jsonl", "mnli", "dev_matched", "the split mismatched, and dev_matched"),
+        ("sst2-validation.jsonl", "sst2", "dev", None),
+        ("mnli.dev.jsonl", "mnli", "dev_matched", None),
+        ("RTE_and_WNLI.jsonl", "wnli", "dev", None),
+        ("train-dev.jsonl", "sst2", "dev", None),
+        ("mine.jsonl", "sst2", "train", None),
+    ],
+)
+def test_a_file_says_in_its_name_what_it_is(path, task, split, says, tmp_path):
+    """The rows of two tasks, or of two splits, may look the same, and their figures would mean something else."""
+    row = {**dict.fromkeys(TASKS[task].fields, "a"), "label": 0}
+    path = write_jsonl(tmp_path / path, [row])
+    if says is None:
+        assert len(read_examples(path, TASKS[task], split)) == 1
+    else:
+        with pytest.raises(ValueError, match=says):
+            read_examples(path, TASKS[task], split)
+
+
+def test_two_files_for_one_split_are_not_chosen_between(tmp_path):
+    write_jsonl(tmp_path / "sst2.dev.jsonl", SST2)
+    (tmp_path / "sst2").symlink_to(tmp_path)
+    (tmp_path / "sst2.validation.jsonl").symlink_to(tmp_path / "sst2.dev.jsonl")
+    assert len(read_examples(tmp_path, TASKS["sst2"])) == 3
+    write_jsonl(tmp_path / "SST-2" / "dev.jsonl", SST2[:1])
+    with pytest.raises(ValueError, match=r"2 files for the dev split of SST-2, sst2.dev.jsonl and SST-2/dev.jsonl; ke"):
+        read_examples(tmp_path, TASKS["sst2"])

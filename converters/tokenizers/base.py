@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # at run time imported where it is needed: models run without
 
 Kind = tuple[str, ...]  # files that make a vocabulary together
 JSON: Kind = ("tokenizer.json",)
+PADDING = 128  # rows that an embedding may have beyond the vocabulary, so that its size is a round number
 KEPT = ("auto_map", "model_max_length")  # of a tokenizer_config.json whose vocabulary is known
 AS_JSON_SAYS = "PreTrainedTokenizerFast"  # the class of transformers that reads a tokenizer.json as it stands
 
@@ -80,6 +81,11 @@ class Vocabulary:
             raise ValueError(
                 f"{self.file} has {made.get_vocab_size()} tokens and the model's embedding {self.rows} rows; "
                 f"take both from the same checkpoint"
+            )
+        if self.rows is not None and made.get_vocab_size() + PADDING < self.rows:
+            raise ValueError(
+                f"{self.file} has {made.get_vocab_size()} tokens and the model's embedding {self.rows} rows, more than "
+                f"{PADDING} of them without a token; take both from the same checkpoint"
             )
         self.check(made)
         self.frame(made)

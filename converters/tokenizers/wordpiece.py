@@ -147,6 +147,13 @@ def from_vocabulary(path: Path) -> Tokenizer:
     tokens = tokens_in(path)
     if missing := [token for token in SPECIAL if token not in tokens]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it is no vocabulary of a BERT, a token a line")
+    if len(set(tokens)) < len(tokens):
+        first: dict[str, int] = {}
+        again, token = next((i, token) for i, token in enumerate(tokens) if first.setdefault(token, i) != i)
+        raise ValueError(
+            f"{path} names the token {token!r:.60} twice, in lines {first[token] + 1} and {again + 1}, so it is not "
+            f"clear which id it has; take the vocabulary that the model was trained with"
+        )
     made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=not has_capitals(tokens))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,8 @@ COLA_COLUMNS = ("source", "label", "star", "sentence")  # GLUE's CoLA has no hea
 SUFFIXES = (".jsonl", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_LABEL = (None, "", "-")  # the last where those who labelled it did not agree
+SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+MATCHED = {"matched": "matched", "mismatched": "mismatched"}  # of MNLI's splits
 STRANGE = 0.1  # share of the labels: where more are none of the task's, the file is another task's
 SHOWN = 16  # columns named in a refusal, as many as the widest file of GLUE has
 FILE = "a file of examples (JSONL, TSV, parquet)"
@@ -133,11 +137,14 @@ def read_examples(src: str | Path, task: Task, split: str = "dev") -> Examples:
     split: "train", "dev", "test", and "dev_matched" and the like of MNLI.  In a folder the file is called
     TASK.SPLIT.SUFFIX or TASK/SPLIT.SUFFIX (jsonl, tsv as GLUE gives it out, parquet as on the hub); "-" is standard
     input.  Broken rows, of which GLUE's own files have some, are left out: see `Examples.left_out`.  Raises ValueError
-    where labels are hidden or unknown, FileNotFoundError where there is no file.
+    where labels are hidden or unknown or a file is named after another task or split, FileNotFoundError where there is
+    no file.
     """
     path = Path(src)
     if path.is_dir():
         path = find_file(path, task, split)
+    elif is_there(path) and not is_stream(path):
+        check_name(path, task, split)
     elif not is_there(path):
         if not HUB_ID.fullmatch(str(src)):
             raise FileNotFoundError(f"there is neither file nor folder {src}; pass the one that holds {task.title}")
@@ -156,6 +163,31 @@ def dev_splits(src: str | Path, task: Task) -> tuple[str, ...]:
             f"say which of them it is (--split on the command line)"
         )
     return told
+
+
+def check_name(path: Path, task: Task, split: str) -> None:
+    """Refuse a file whose name, or for a task that of its folder, tells of another task or split than is asked for.
+
+    Names that tell of nothing pass, and so do those that tell of several things with what is asked for among them.
+    """
+    words = re.split(r"[^a-z0-9]+", path.name.lower())
+    glued = {*words, *("".join(pair) for pair in pairwise(words))}  # SST-2 is sst2
+    tasks = [name for name in TASKS if name in glued] or [t for t in TASKS if t == plain_task(path.parent.name)]
+    if tasks and task.name not in tasks:
+        titles = " and ".join(TASKS[name].title for name in tasks)
+        raise ValueError(
+            f"{label(path)} is named after {titles}, and {task.title} was asked for; pass the file of {task.title}, "
+            f"ask for {' or '.join(tasks)}, or rename the file if it is {task.title}"
+        )
+    asked = re.split(r"[^a-z0-9]+", split.lower())
+    for kinds in (SPLITS, MATCHED):
+        told = dict.fromkeys(kinds[word] for word in words if word in kinds)
+        meant = {kinds[word] for word in asked if word in kinds}
+        if told and meant and meant.isdisjoint(told):
+            raise ValueError(
+                f"{label(path)} is named after the split {' and '.join(told)}, and {split} was asked for; pass the "
+                f"file of {split}, or say which split it is (--split on the command line)"
+            )
 
 
 def refuse_one_file(src: str | Path, needed: str) -> None:
@@ -181,15 +213,23 @@ def splits_of(task: Task, asked: str | None, src: str | Path | None = None) -> t
 
 
 def find_file(folder: Path, task: Task, split: str) -> Path:
-    """The file of a split in a folder; FileNotFoundError names what was looked for."""
+    """The file of a split in a folder, the only one; FileNotFoundError names what was looked for."""
+    found: list[Path] = []
     for name in dict.fromkeys(names_of(split)):
         for stem in (f"{task.name}.{name}", f"{task.name}/{name}", f"{task.title}/{name}"):
-            for suffix in SUFFIXES:
-                if (path := folder / f"{stem}{suffix}").is_file():
-                    return path
             shards = sorted(folder.glob(f"{stem}-00000-of-*.parquet"))
-            if len(shards) == 1 and shards[0].name.endswith("-00001.parquet"):
-                return shards[0]
+            whole = shards if len(shards) == 1 and shards[0].name.endswith("-00001.parquet") else []
+            for path in (*(folder / f"{stem}{suffix}" for suffix in SUFFIXES), *whole):
+                # the same one again under a link, or where the disk takes cola and CoLA for one name
+                if path.is_file() and not any(os.path.samefile(path, other) for other in found):
+                    found.append(path)
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} holds {len(found)} files for the {split} split of {task.title}, "
+            f"{' and '.join(str(path.relative_to(folder)) for path in found)}; keep one of them, or pass its path"
+        )
+    if found:
+        return found[0]
     raise FileNotFoundError(
         f"{folder} holds no {split} split of {task.title}: no {task.name}.{split}.jsonl, {task.title}/{split}.tsv "
         f"or the like; add it, or leave {task.name} out"

@@ -276,8 +276,9 @@ def glue(console: Console, result: schema.Glue) -> None:
 def by_variant(
     console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str]], convention: str
 ) -> None:
-    """A row a figure, a column a variant; figures that no variant has are left out."""
-    table(console, title, ("", *names), [(label, *cells) for label, cells in rows.items() if any(cells)])
+    """A row a figure, a column a variant; figures that no variant has are left out.  rows: with dense for the first."""
+    labelled = [(figures.against(label, names), *cells) for label, cells in rows.items() if any(cells)]
+    table(console, title, ("", *names), labelled)
     console.print(f"\n[dim]{convention}[/dim]", soft_wrap=True)
 
 

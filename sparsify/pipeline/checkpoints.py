@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `spars
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
 TOKENS_A_BATCH = 1 << 14
+DENSE, SPARSE = "dense", "sparse"  # what results call a model without its plan, and under it
+BASELINE, MODEL = "baseline", "model"  # and two dense models
 
 
 def at_least(least: float, **given: float | None) -> None:
@@ -102,16 +104,27 @@ def compared(
 ) -> dict[str, tuple[Pretrained, Callable[..., Tensor]]]:
     """The dense model, and the one under its plan if it has one or weights of its own: name -> checkpoint, function.
 
-    call: model -> what of it to run; None runs it itself.
+    Two dense models are called what they were given as.  call: model -> what of it to run; None runs it itself.
     """
     from sparsify import swap
     from sparsify.plan import Plan
 
-    plans = {"dense": (base, Plan.dense(base.filters))}
-    if base is not p or not p.plan.is_dense:
-        plans["sparse"] = (p, p.plan)
+    first, second = names_of(p.plan, base if base is not p else None)
+    plans = {first: (base, Plan.dense(base.filters))}
+    if second is not None:
+        plans[second] = (p, p.plan)
     return {name: (q, swap.variant(q.model, q.sites, operators(q, plan), call and call(q.model)))
             for name, (q, plan) in plans.items()}  # fmt: skip
+
+
+def names_of(plan: Plan, base: Pretrained | None) -> tuple[str, str | None]:
+    """What results call the dense model, and the one under `plan`; None if that is the same.
+
+    base: another checkpoint that is the dense model, if there is one.
+    """
+    if not plan.is_dense:
+        return DENSE, SPARSE
+    return (DENSE, None) if base is None else (BASELINE, MODEL)
 
 
 def check_linears(p: Pretrained, linears: str, length: int) -> None:

@@ -16,7 +16,7 @@ from .evaluate import measured
 from .plans import check_search, chosen_plan, filter_report, only_one, planned_within, refuse_leaks
 from .progress import Progress, goes_on_from, say, session
 from .push import check_push, pushed
-from .texts import DEFAULT_WINDOWS, text_of
+from .texts import DEFAULT_WINDOWS, refuse_same, text_of
 
 if TYPE_CHECKING:
     from sparsify.search.journal import Journal
@@ -105,6 +105,8 @@ def convert(
         journal: Journal | None = None
         if calibration is not None:
             known = text_of(p, calibration, context, stride, limit, upper)
+            if windows is not None:
+                refuse_same(known, windows, calibration, data)
             planned, windows, journal = planned_within(p, out, str(budget), known, windows, target, allow_leak, refit)
         chosen = planned.plan if planned else chosen_plan(p, asked)
         filters = filter_report(p, chosen)

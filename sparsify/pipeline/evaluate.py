@@ -20,6 +20,7 @@ from .checkpoints import (
     check_linears,
     compared,
     described,
+    names_of,
     open_baseline,
     open_checkpoint,
     operators,
@@ -37,6 +38,7 @@ from .texts import (
     masked_of,
     on_texts,
     padded,
+    refuse_same,
     text_of,
     too_long,
     windows_of,
@@ -152,10 +154,12 @@ def measured(
 
     check_linears(p, linears, windows.context)
     own, causal = base or p, any(site.causal for site in p.sites)
-    variants = {"dense": running(own, operators(own))}
-    name = "dense" if base is None and plan.is_dense else "sparse"
-    name += "" if linears == FLOAT32 else f", {linears} linears"
-    if name != "dense":
+    first, second = names_of(plan, base)
+    variants = {first: running(own, operators(own))}
+    name = second or first
+    if linears != FLOAT32:
+        name = f"{name}, {linears} linears"
+    if name != first:
         variants[name] = running(p, operators(p, plan), linears)
     shown, cuts = list(variants), {}
     if plan.leaks and causal:
@@ -171,10 +175,10 @@ def measured(
         first = windows.inputs(slice(1))
         timings = throughput.paired({name: partial(variants[name], *first) for name in shown})
     rows = results.variants(comparison, cuts, leaks, timings, windows.context)
-    dense, row = rows["dense"], rows[name]
+    dense, row = rows[first], rows[name]
     verdict = []
     if row is not dense and causal and row.leak is not None:
-        verdict = causality.verdict(dense.perplexity, row.perplexity, row.leak, row.perplexity_cut)
+        verdict = causality.verdict(dense.perplexity, row.perplexity, row.leak, row.perplexity_cut, first)
     return Evaluation(
         **described(p) | {"plan": plan.policy},
         **results.setting(comparison, results.conditions(p.device)),
@@ -242,7 +246,9 @@ def evaluate_front(
         p = open_checkpoint(src, revision, options, device)
         known = text_of(p, Path(calibration), context, stride, limit, upper)
         held_out = text_of(p, Path(data), context, stride, limit, upper) if data else None
-        if held_out is None:
+        if held_out is not None:
+            refuse_same(known, held_out, calibration, data)
+        else:
             known, held_out = planner.divide(known)
         found = pareto.compared(Runs(p.model, p.sites, p.filters, None, say, bar), known, held_out, price)
         taken_under = results.conditions(p.device)

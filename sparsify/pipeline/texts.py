@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.storage.reading import label
+
 from .checkpoints import TOKENS_A_BATCH
 from .progress import note
 
@@ -42,6 +44,20 @@ def text_of(p: Pretrained, data: Path, context: int | None, stride: int | None, 
     if stride is not None:
         raise ValueError("windows with masked tokens lie side by side, so --stride says nothing to them; leave it out")
     return masked_of(p, data, context, limit, upper)
+
+
+def refuse_same(known: Text, held_out: Text, calibration: str | Path, data: str | Path | None) -> None:
+    """Refuse to prove what was found on some windows by windows that are all among them, whatever their files are."""
+
+    def rows(text: Text) -> set[bytes]:
+        tokens = text.tensors["ids" if "ids" in text.tensors else "words"]
+        return {row.tobytes() for row in tokens.numpy()}
+
+    if rows(held_out) <= rows(known):
+        raise ValueError(
+            f"{label(data or '')} holds the same text as {label(calibration)} and cannot prove a plan that was found "
+            f"on it; pass other data, or leave --data out, and a part is held out"
+        )
 
 
 def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:

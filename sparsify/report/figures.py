@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .schema import PERPLEXITY, Evaluation, Fronts, Part, Point, Search, Variant
 
@@ -63,18 +63,26 @@ FIGURES: Sequence[tuple[str, Callable[[Variant], str]]] = (  # label, cell of on
 
 
 def variants(evaluation: Evaluation) -> dict[str, Variant]:
-    """Name -> what was measured: dense and the variant of it, or the one model there is."""
-    dense = {"dense": evaluation.dense} if evaluation.dense else {}
+    """Name -> what was measured: dense or another baseline and the variant of it, or the one model there is."""
+    dense = {evaluation.dense.variant: evaluation.dense} if evaluation.dense else {}
     return {**dense, evaluation.variant: evaluation}
 
 
 def figure_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """A row a figure that was measured: its label, then a cell a variant."""
     rows = [
-        (label.replace(PERPLEXITY, evaluation.figure), *(cell(row) for row in variants(evaluation).values()))
+        (
+            against(label.replace(PERPLEXITY, evaluation.figure), variants(evaluation)),
+            *(cell(row) for row in variants(evaluation).values()),
+        )
         for label, cell in FIGURES
     ]
     return [row for row in rows if any(row[1:])]
+
+
+def against(label: str, names: Iterable[str]) -> str:
+    """A label with the name that the first variant, which the others are compared with, has here."""
+    return label.replace("dense", next(iter(names)))
 
 
 def position_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:

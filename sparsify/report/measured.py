@@ -25,9 +25,10 @@ def positions(evaluation: Evaluation) -> str:
 def position_chart(evaluation: Evaluation) -> Chart:
     """Perplexity by position, dense as rings and sparse as dots."""
     rows = {name: row.perplexity_by_position for name, row in variants(evaluation).items()}
+    first = next(iter(rows))
     marks: list[Line | Dots] = []
     for name, buckets in rows.items():
-        kind, radius, hollow = ("whole", 5.5, True) if name == "dense" else ("kept", 3, False)
+        kind, radius, hollow = ("whole", 5.5, True) if name == first else ("kept", 3, False)
         dots = [Dot(i + 0.5, bucket.perplexity) for i, bucket in enumerate(buckets)]
         marks += [Line(kind, [(dot.x, dot.y) for dot in dots]), Dots(kind, dots, radius, hollow)]
     return Chart(
@@ -37,7 +38,7 @@ def position_chart(evaluation: Evaluation) -> Chart:
         across=tokens(evaluation.perplexity_by_position),
         up=perplexities([bucket.perplexity for buckets in rows.values() for bucket in buckets]),
         marks=marks,
-        legend=[("whole" if name == "dense" else "kept", name) for name in rows],
+        legend=[("whole" if name == first else "kept", name) for name in rows],
         height=200,
         below="tokens read so far →",
     )
