@@ -183,12 +183,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> Any:
     """What a pickle holds, by torch's own restricted reader, or by ours where foreign classes lie in it."""
     unpickle.check_size(path)
-    try:
-        if not unpickle.has_long_texts(path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch raises anything on what it does not know or what is damaged; ours says which it is
-        pass
-    return unpickle.load(path)
+    for mapped in (True, False):  # on disk until somebody looks; torch writes files that cannot be mapped, too
+        with suppress(Exception):  # torch raises anything on what it does not know or what is damaged
+            if not unpickle.has_long_texts(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    return unpickle.load(path)  # which says what is wrong
 
 
 def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
