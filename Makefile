@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 KERNELS := sparsify/cpu/native/_kernels.so
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help demo demo-m2 test lint types docs clean
+.PHONY: help demo demo-m2 test test-quick lint types docs clean
 .NOTPARALLEL: # two pips at work in one environment would trip over each other
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make demo-m2 GLUE=DIR TEXT='FILE ...' VOCAB=FILE"
 	@echo "            train a small M2-BERT, SST-2 and CoLA in out/, goes on if stopped; a quarter of an hour"
 	@echo "make test   run the tests; SPARSIFY_TEST_DATA=FOLDER adds those that need real weights and texts"
+	@echo "make test-quick  the tests that take two minutes together"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
 	@echo "make docs   build the documentation in out/docs; open out/docs/index.html"
@@ -47,6 +48,9 @@ demo-m2: $(KERNELS) $(VENV)/.core
 
 test: $(KERNELS) $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+
+test-quick: $(KERNELS) $(VENV)/.with-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.with-dev
 	$(BIN)/ruff check .

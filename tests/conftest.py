@@ -15,11 +15,24 @@ from sparsify.converters.models import tiled
 from sparsify.cpu import linear, native
 
 
+SLOW = {  # files that take many seconds: whole programs, emulated cards, everything that the pages say
+    "test_cli", "test_cli_glue", "test_cli_lm", "test_docs", "test_emulator", "test_evals_finetune", "test_evals_fronts",
+    "test_evals_gpu_kernels", "test_evals_journal", "test_evals_planning", "test_fuzz", "test_gpu", "test_gpu_build",
+    "test_hf", "test_hf_m2", "test_hf_tokenizers", "test_hf_training", "test_hub", "test_hub_cli", "test_native_build",
+    "test_nvrtc", "test_on_gpu", "test_packaging", "test_pipeline", "test_power_cut", "test_process", "test_reading",
+    "test_real_weights", "test_refit", "test_sensitivity", "test_tiling", "test_tuned",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device; the same code ran on the CPU where it can"))
+    """Mark what is slow and what wants real data, and leave out what wants a card where there is none."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+        if "test_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device; the same code ran on the CPU where it can"))
 
 
 @pytest.fixture(autouse=True)
