@@ -40,8 +40,8 @@ ROOFLINE = {  # points -> radices of few operations, on paper
 class Signals:
     """Signals to convolve.
 
-    share: of the kernel's points that are samples.  odd: samples fewer.  view: how they lie in memory.  ahead: whether
-    the filter reaches into the future as far as into the past.  gated: with pregate, gate and skip.
+    share: of the kernel's points that are samples.  odd: samples fewer.  view: how they lie in memory.  lookahead:
+    whether the filter reaches into the future as far as into the past.  gated: with pregate, gate and skip.
     """
 
     share: float = 1.0

@@ -63,12 +63,7 @@ def plans(seqlen: int, n: int) -> None:
             # a lone sample feels one tap, in which the error of all may meet
             scale = kept.k.norm(dim=-1).mean() * u.norm() if seqlen == 1 else None
             for way in ways:
-                check(
-                    cpu.fftconv(u, way.tables, way.layout),
-                    fftconv_ref(u, kept),
-                    (seqlen, plan),
-                    scale,
-                )
+                check(cpu.fftconv(u, way.tables, way.layout), fftconv_ref(u, kept), (seqlen, plan), scale)
 
 
 def hyena(seqlen: int, width: int) -> None:

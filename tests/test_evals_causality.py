@@ -19,14 +19,13 @@ def data():
 
 
 def convolution(lookahead):
-    """A model with one long convolution that looks `ahead` tokens into the future, in float32."""
+    """A model with one long convolution that looks `lookahead` tokens into the future, in float32."""
     generator = torch.Generator().manual_seed(2)
     embedding = torch.randn(V, 8, generator=generator)
-    k = torch.randn(8, 300 + lookahead, generator=generator) * torch.exp(
-        -0.01 * (torch.arange(300 + lookahead) - lookahead).abs()
-    )
+    k = Filter(torch.randn(8, 300 + lookahead, generator=generator), lookahead)
+    k = Filter(k.k * torch.exp(-0.01 * k.lags.abs()), lookahead)
     head = torch.randn(8, V, generator=generator)
-    return lambda ids: fftconv(embedding[ids].transpose(1, 2), Filter(k, lookahead)).transpose(1, 2) @ head
+    return lambda ids: fftconv(embedding[ids].transpose(1, 2), k).transpose(1, 2) @ head
 
 
 def test_a_causal_model_leaks_round_off_only(data):

@@ -95,14 +95,12 @@ def test_budgets_are_read():
 
 def test_the_promise_is_kept(planned):
     for found in planned:
-        assert (
-            found.search.chosen.fits
-            and found.search.chosen.increase + found.search.chosen.stderr <= found.search.budget
-        )
-        assert found.search.chosen in found.search.steps and 1 <= len(found.search.steps) <= planner.STEPS
-        assert found.search.chosen.leak <= LEAK_GOAL
-        assert found.search.bound <= found.search.chosen.cost * (1 + 1e-9) < found.search.dense_cost
-        assert found.plan.policy == f"max-ppl-increase {100 * found.search.budget:g}%"
+        search, chosen = found.search, found.search.chosen
+        assert chosen.fits and chosen.increase + chosen.stderr <= search.budget
+        assert chosen in search.steps and 1 <= len(search.steps) <= planner.STEPS
+        assert chosen.leak <= LEAK_GOAL
+        assert search.bound <= chosen.cost * (1 + 1e-9) < search.dense_cost
+        assert found.plan.policy == f"max-ppl-increase {100 * search.budget:g}%"
 
 
 def test_more_is_allowed_more_is_left_out(planned):
@@ -122,9 +120,8 @@ def test_few_windows_and_many_sites_cost_no_more(tiny, monkeypatch):
     assert found.search.calibration_windows == 7 and found.search.passes < 40
     monkeypatch.setattr(candidates, "PROBE_PASSES", 1)
     again = plan_within(Runs(model, sites, filters), calibration, held_out, 0.03, Kept())
-    assert again.search.passes < found.search.passes and not all(
-        row.probed for row in again.search.sites if row.plan != "dense"
-    )
+    assert again.search.passes < found.search.passes
+    assert not all(row.probed for row in again.search.sites if row.plan != "dense")
 
 
 def increase(tiny, plan, held_out, cut):
@@ -289,8 +286,8 @@ def test_what_cannot_be_met(tiny, monkeypatch):
 def test_the_leakiest_are_blamed():
     mask = BlockMask.low_pass(64, 0.5)
     plans = [FilterPlan("split", taps, mask) for taps in (8, 16, 32)]
-    some = {name: [Candidate(plan, Errors(1e-3, lookahead), 1.0)]
-            for name, plan, lookahead in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
+    some = {name: [Candidate(plan, Errors(1e-3, future), 1.0)]
+            for name, plan, future in zip("abc", plans, (4e-6, 3e-6, 1e-8), strict=True)}  # fmt: skip
     picks = {name: few[0].plan for name, few in some.items()}
     found = planner.tightened(dict.fromkeys("abc", 3e-3), some, picks, leak=1.25e-3)
     assert found == pytest.approx({"a": 0.8 * 2e-3, "b": 0.8 * 3e-6**0.5, "c": 3e-3})
@@ -349,9 +346,8 @@ def test_no_further_than_the_predictions_may_move(tiny, monkeypatch):
 
     monkeypatch.setattr(runs.Runs, "versus", lucky)
     found = plan_within(Runs(*tiny), *halves, 3e-3, Kept())
-    assert found.search.chosen.fits and all(
-        step.limit <= planner.KL_TIMES * math.log1p(3e-3) for step in found.search.steps
-    )
+    limits = [step.limit for step in found.search.steps]
+    assert found.search.chosen.fits and max(limits) <= planner.KL_TIMES * math.log1p(3e-3)
     assert 3e-3 < found.search.chosen.predicted < 6.1e-3
     monkeypatch.setattr(planner, "KL_TIMES", 100.0)
     assert plan_within(Runs(*tiny), *halves, 3e-3, Kept()).search.chosen.predicted > 6.1e-3
@@ -362,14 +358,14 @@ def test_sites_that_make_up_for_each_other():
     dense, few, fewer = FilterPlan("dense"), FilterPlan("partial", 8), FilterPlan("partial", 4)
     prices = {dense: 1.0, few: 0.5, fewer: 0.25}
     own = [Candidate(plan, Errors(0.0 if plan == dense else 0.1, 0.0), price) for plan, price in prices.items()]
-    some, lookahead = {"a": own, "b": own[:2]}, {"a": 0.0, "b": 0.0}
+    some, future = {"a": own, "b": own[:2]}, {"a": 0.0, "b": 0.0}
     alone = {"a": {few: 5.0, fewer: 6.0}, "b": {few: 1e-4}}
     assert [one.plan for one in alike(some)] == [dense, few]
-    found = quickest(some, alone, lookahead, 1e-3)
+    found = quickest(some, alone, future, 1e-3)
     assert found.seconds == 1.5 and found.picks["a"].plan == dense
-    both = quickest(some, {**alone, candidates.ALL: {few: 1e-3}}, lookahead, 1e-3)
+    both = quickest(some, {**alone, candidates.ALL: {few: 1e-3}}, future, 1e-3)
     assert both.seconds == 1.0 and both.loss == pytest.approx(1e-3) and {o.plan for o in both.picks.values()} == {few}
-    assert quickest(some, {**alone, candidates.ALL: {few: 2e-3}}, lookahead, 1e-3) == found
+    assert quickest(some, {**alone, candidates.ALL: {few: 2e-3}}, future, 1e-3) == found
 
 
 def test_a_refit_is_taken_where_it_is_nearer(tiny, monkeypatch):

@@ -8,7 +8,7 @@ import compile_gate
 import pytest
 import torch
 
-from sparsify.cpu.backend import Structure
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner
@@ -55,7 +55,7 @@ class Problem:
             assert (found.tiling.inner.source == "history") == (self.taps is not None)
             return dispatch.way_of(found.tiling, found.occupancy, self.dtype, self.seqlen)
         mask = {"low-pass": BlockMask.low_pass, "comb": BlockMask.comb}[self.mask](self.seqlen, 1 / 8)
-        structure = Structure(mask, torch.zeros(1, self.head) if self.head else None)
+        structure = Structure(mask, Filter(torch.zeros(1, self.head)) if self.head else None)
         return dispatch.masked_way(dispatch.Layer(card, self.dtype, self.seqlen, BATCH, CHANNELS), structure)[1]
 
     def builds(self, card: Card) -> tuple[Build, ...]:
@@ -120,7 +120,7 @@ def test_direct_kernels_keep_to_their_registers(dtype):
 
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 def test_slow_kernels_keep_to_their_registers(dtype):
-    structure = Structure(BlockMask.low_pass(8192, 1 / 16), torch.zeros(1, 64))
+    structure = Structure(BlockMask.low_pass(8192, 1 / 16), Filter(torch.zeros(1, 64)))
     _, way = dispatch.slow_way(dispatch.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
     assert isinstance(way, SlowWay)
     for entry in ("decimate", "interpolate"):

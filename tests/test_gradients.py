@@ -29,8 +29,7 @@ AHEAD = {"causal": 0, "two-sided": 24}
 
 def conv_of(plan, lookahead, dtype):
     k = torch.randn(3, 48, dtype=dtype) * torch.exp(-torch.arange(48) / 10)
-    kept = plan.apply(Filter(k, lookahead))
-    return LongConv(kept)
+    return LongConv(plan.apply(Filter(k, lookahead)))
 
 
 def signals(dtype, seqlen=40):
