@@ -171,6 +171,26 @@ def test_shift_is_kept_and_the_next_command_works(checkpoint, dna, tmp_path):
     assert again["shift"] == 0.05 and again["perplexity"] == done["evaluation"]["perplexity"]
 
 
+def test_what_is_read_and_what_is_written_lie_apart(checkpoint, dna, tmp_path, monkeypatch):
+    """Said before the work: nothing is loaded."""
+    out = tmp_path / "out"
+    answer("convert", checkpoint, out, "--taps", 5)
+    monkeypatch.setattr("sparsify.pipeline.convert.open_checkpoint", None)
+    monkeypatch.setattr("sparsify.pipeline.finetune.open_checkpoint", None)
+    for args, name in (
+        ((checkpoint, checkpoint / "out"), "checkpoint"),
+        ((out / "deeper", out, "--force"), "checkpoint"),
+        ((checkpoint, out, "--force", "--data", out / "plan.json"), "data"),
+        ((checkpoint, out, "--force", *BUDGET[:3], out / "plan.json"), "calibration"),
+    ):
+        (out / "deeper").mkdir(exist_ok=True)
+        said = refusal("convert", *args)
+        assert f"the {name} in " in said and "lie one inside the other" in said
+    for folder, name in ((checkpoint, "checkpoint"), (tmp_path, "data")):
+        said = refusal("finetune", checkpoint, "--task", "sst2", "--data", tmp_path, "--out", folder / "new" / "out")
+        assert f"the {name} in " in said and "lie one inside the other" in said
+
+
 def test_force_spares_what_is_not_ours(checkpoint, tmp_path):
     out = tmp_path / "out"
     answer("convert", checkpoint, out, "--taps", 5)

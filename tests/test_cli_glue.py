@@ -520,6 +520,25 @@ def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
     assert figures[0]["values"]["sparse"] == result["best"]["value"]
 
 
+def test_stopped_before_anything_was_kept(pretrained, data, tmp_path, monkeypatch):
+    """It says so: whoever stops it must not count on going on."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    args = ("finetune", pretrained, "--task", "sst2", "--data", data, "--out", tmp_path / "out", *TUNE)
+    for kept, says in (
+        (200, "interrupted; nothing is kept so far, so the same command begins anew"),
+        (1, f"interrupted; the same command goes on from here (the run kept in {tmp_path / 'out.training'})"),
+    ):
+        monkeypatch.setattr(tuning, "SAVE_EVERY", kept)
+        steps = iter([finetune.train_step] * 2 + [stopped])
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "train_step", lambda *a, steps=steps: next(steps)(*a))
+            done = run(*args)
+        assert done.exit_code == 130 and done.stderr.splitlines()[-1] == says
+
+
 def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
     """The process dies between two steps; the same command goes on, and the folder has the same bytes."""
     script = (

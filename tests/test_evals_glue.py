@@ -50,6 +50,9 @@ def test_there_are_nine_tasks():
     assert [t.name for t in find_tasks("SST-2, cola,sst2")] == ["sst2", "cola"]
     with pytest.raises(ValueError, match=r"no task 'sst3'; did you mean sst2\? The tasks are cola, sst2"):
         find_tasks("cola,sst3")
+    for nothing in ("", "cola,"):
+        with pytest.raises(ValueError, match=r"no task ''; the tasks are cola"):
+            find_tasks(nothing)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -49,7 +49,7 @@ def ppl(model: str, data: Path, as_json: bool, **options: Any) -> None:
 @AS_JSON
 def front(src: str, calibration: Path, as_json: bool, **options: Any) -> None:
     """Compare one mask for every convolution of SRC with plans by sensitivity that cost the same."""
-    emit(measuring.evaluate_front(src, calibration, **options), as_json, "fronts")
+    emit(measuring.evaluate_front(src, calibration, **options), as_json, "fronts", options["save"])
 
 
 @evaluate.command()

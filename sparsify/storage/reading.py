@@ -39,9 +39,31 @@ class LeftOut:
 NOTHING = LeftOut()
 
 
+def readable(name: str | Path) -> str:
+    """A file's name as text, for messages and results; bytes that are no UTF-8 as \\xe9."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it is no file's name
+        return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def in_utf8(path: Path, what: str) -> Path:
+    """`path`, unless its name is no UTF-8: weights are read and written by a library that takes no other."""
+    if half_characters(str(path)):
+        raise ValueError(f"{what} {readable(path)} has a name that is not UTF-8, and weights need one; rename it")
+    return path
+
+
+def given(src: str | Path, wanted: str) -> Path:
+    """`src` as a path, unless it is empty, which would stand for the folder one is in.  wanted: what to pass."""
+    if not str(src).strip():
+        raise ValueError(f"got an empty name, as of a variable that is not set; pass {wanted}")
+    return Path(src)
+
+
 def label(src: str | Path) -> str:
     """How messages call it."""
-    return "standard input" if str(src) == STDIN else str(src)
+    return "standard input" if str(src) == STDIN else readable(src)
 
 
 def short_name(src: str | Path) -> str:
