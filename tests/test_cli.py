@@ -115,6 +115,27 @@ def test_a_plan_is_not_proved_by_the_text_it_was_found_on(checkpoint, dna, tmp_p
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_a_plan_that_is_not_used_is_told(checkpoint, tmp_path):
+    """Beside weights that know nothing of it, and where it was changed after config.json was written."""
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    answer("convert", checkpoint, out, "--taps", 9)
+    assert "plan.json" not in run("inspect", out).stderr
+    shutil.copytree(checkpoint, plain)
+    shutil.copy(out / "plan.json", plain)
+    assert (
+        "note: plan.json is not used: config.json has no plan, so the model runs dense" in run("inspect", plain).stderr
+    )
+    (out / "plan.json").write_text((out / "plan.json").read_text().replace("taps 9", "taps 8"))
+    assert "note: plan.json is not used: config.json has another plan" in run("inspect", out).stderr
+
+
+def test_generating_beyond_the_trained_context_is_told(checkpoint):
+    within = run("generate", checkpoint, "--prompt", "ACGT", "--count", 60)
+    beyond = run("generate", checkpoint, "--prompt", "ACGT", "--count", 61)
+    assert within.exit_code == beyond.exit_code == 0 and "made for" not in within.stderr
+    assert "note: the prompt and what is generated are 65 tokens, more than the 64 that the model was" in beyond.stderr
+
+
 def test_plan_in_plan_out(checkpoint, tmp_path):
     first = answer("convert", checkpoint, tmp_path / "a", "--taps", 9)
     second = answer("convert", checkpoint, tmp_path / "b", "--plan", tmp_path / "a" / "plan.json")
@@ -376,12 +397,15 @@ def test_module_is_the_same_program():
         (("convert", "{src}", "{out}", "--target", "h100", "--taps", 5), "--target is for a plan within a budget"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--baseline", "{sparse}"), "pass a dense checkpoint"),
         (("inspect", "{src}", "--device", "nowhere"), "there is no device 'nowhere'"),
-        (("analyze", "{src}", "--length", 5000), "longer than the model's"),
+        (("analyze", "{src}", "--length", 5000), "longer than the model's 64 tokens; choose at most 64"),
         (("convert", "{src}", "{src}", "--taps", 5), "--force"),
         (("convert", "{src}", "{out}", "--plan", "{dna}"), "is no plan"),
         (("convert", "{src}", "{out}", "--plan", "{out}"), "there is no plan file"),
         (("eval", "ppl", "{src}", "--data", "{out}"), "there is no file"),
-        (("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999), "longer than the model's"),
+        (
+            ("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999),
+            "longer than the model's 64 tokens; choose at most 64",
+        ),
         (("eval", "ppl", "{src}", "--data", "{lower}"), "lower-case"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--linears", "bfloat16"), "begins to pay at 256 tokens"),
         (("bench", "--length", 64), "--length is about a model; name the MODEL"),
@@ -392,6 +416,7 @@ def test_module_is_the_same_program():
         (("generate", "{src}", "--prompt", "A", "--prompt-file", "{dna}"), "one of them"),
         (("generate", "{src}", "--prompt", " "), "the prompt is empty"),
         (("generate", "{src}", "--prompt", "ACXT"), "other letters than ACGT"),
+        (("generate", "{src}", "--prompt", "ACUU"), "that is RNA, so write T for every U"),
         (("generate", "{src}", "--prompt", "acgt"), "lower-case"),
     ],
 )

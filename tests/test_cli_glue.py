@@ -394,6 +394,13 @@ def test_masked_tokens(pretrained, text, tmp_path):
     assert itself == [dense]
 
 
+def test_a_window_of_masked_tokens_has_two_at_least(pretrained, text):
+    done = run("eval", "mlm", pretrained, "--data", text, "--context", 1)
+    assert done.exit_code == 2 and "1 is not in the range x>=2" in done.stderr
+    with pytest.raises(ValueError, match="--context must be 2 or more, got 1"):
+        evaluate.evaluate_mlm(str(pretrained), text, context=1)
+
+
 def test_retrieval(sparse, text):
     ask = ("eval", "retrieval", sparse, "--data", text)
     dense, own = answer(*ask)["variants"]
@@ -598,7 +605,7 @@ def test_refusals(pretrained, classifier, data, text, tmp_path):
         ("has the head 'mlm', and this takes 'classifier'; `sparsify finetune`", ("eval", "glue", pretrained, *where)),
         ("has the head 'classifier', and this takes 'mlm'", ("eval", "mlm", classifier, "--data", text)),
         ("--pad-to 99 is longer than the 24 tokens", ("eval", "glue", classifier, *where, "--pad-to", 99)),
-        ("--context 99 is longer than the model's 22 tokens",
+        ("--context 99 is longer than the model's 22 tokens of text, 24 with [CLS] and [SEP]; choose at most 22",
          ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
         ("there is no task 'prom_core_tata'; the tasks are",
          ("eval", "glue", classifier, *where, "--task", "prom_core_tata")),

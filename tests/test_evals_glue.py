@@ -439,3 +439,13 @@ def test_two_files_for_one_split_are_not_chosen_between(tmp_path):
     write_jsonl(tmp_path / "SST-2" / "dev.jsonl", SST2[:1])
     with pytest.raises(ValueError, match=r"2 files for the dev split of SST-2, sst2.dev.jsonl and SST-2/dev.jsonl; ke"):
         read_examples(tmp_path, TASKS["sst2"])
+
+
+def test_empty_texts_are_no_examples_and_an_empty_split_is_none(tmp_path):
+    (tmp_path / "sst2.dev.tsv").write_text("sentence\tlabel\n\t1\n  \t0\ngood\t1\n")
+    found = read_examples(tmp_path, TASKS["sst2"])
+    assert found.texts == ("good",) and found.left_out.reasons == (
+        "line 2 has an empty text 'sentence'", "line 3 has an empty text 'sentence'",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="the split has an empty name; pass train, dev or test"):
+        splits_of(TASKS["sst2"], " ")

@@ -208,6 +208,8 @@ def splits_of(task: Task, asked: str | None, src: str | Path | None = None) -> t
 
     asked: one by either name, None for the dev set.  src: where the data lie, for one file holds one split.
     """
+    if asked is not None and not asked.strip():
+        raise ValueError("the split has an empty name; pass train, dev or test, or leave it out for the dev set")
     split = names_of(asked or "dev")[0]
     if split != "dev":
         return (split,)
@@ -387,6 +389,8 @@ def example_of(row: Row, task: Task) -> tuple[list[str], Any] | str:
         text = value_of(row, field)
         if not isinstance(text, str):
             return f"has no text {field!r}"
+        if not text.strip():
+            return f"has an empty text {field!r}"
         if wrong := half_characters(text):
             return f"has a text {field!r} that {wrong}"
         texts.append(text)

@@ -80,7 +80,7 @@ def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> Non
 @evaluate.command()
 @click.argument("model")
 @TEXT
-@click.option("--context", type=click.IntRange(1), help="Tokens of text in a window.  [default: the model's context]")
+@click.option("--context", type=click.IntRange(2), help="Tokens of text in a window.  [default: the model's context]")
 @click.option("--limit", type=click.IntRange(0), default=500, show_default=True, help="Windows, evenly spaced; 0: all.")
 @click.option("--share", type=float, default=0.15, show_default=True, help="Share of the tokens that is masked.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the masks.")

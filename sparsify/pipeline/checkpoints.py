@@ -49,10 +49,16 @@ def refuse_overlap(out: Path, **others: str | Path | None) -> None:
             )
 
 
+def longest(p: Pretrained) -> str:
+    """What a model takes at most, in words."""
+    framed = f" of text, {p.context + 2} with [CLS] and [SEP]" if hasattr(p.tokenizer, "batch") else ""
+    return f"{p.context} tokens{framed}"
+
+
 def check_length(p: Pretrained, length: int | None) -> None:
     """Refuse a number of tokens that a model does not take."""
     if length is not None and length > p.context:
-        raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
+        raise ValueError(f"--length {length} is longer than the model's {longest(p)}; choose at most {p.context}")
 
 
 def open_checkpoint(

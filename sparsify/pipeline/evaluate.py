@@ -287,7 +287,7 @@ def evaluate_mlm(
     from sparsify.evals import results
     from sparsify.evals.texts import saying
 
-    at_least(1, context=context)
+    at_least(2, context=context)
     at_least(0, limit=limit, seed=seed)
     with session(progress):
         p, base = pair_of(model, baseline, {"revision": revision, "options": options, "device": device})
