@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sparsify import swap
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
+from sparsify.storage.files import read_json
 from sparsify.storage.tensors import fingerprint
 from sparsify.swap import Filters
 
@@ -24,6 +26,7 @@ from .state_dict import listed
 from .tensors import read_config, read_tensors
 
 QUANT_METHOD = "sparsify"
+PLAN = "plan.json"  # the plan once more, to read
 FORMAT = 1  # of quantization_config, see docs/format.md; what came before it has no number, and reads the same
 
 
@@ -139,6 +142,19 @@ def strangers(entry: Mapping[str, Any] | None, sha256: str) -> list[str]:
     return ["the weights are not those that the plan was made for, so what was measured with it may not hold"]
 
 
+def unused_plan(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """A note if a folder has a plan.json that says something else than its config.json, which alone counts."""
+    path = folder / PLAN
+    if not path.is_file():
+        return []
+    entry = ours(config)
+    with suppress(ValueError, OSError):
+        if entry is not None and read_json(path) == entry.get("plan"):
+            return []
+    runs = "has no plan, so the model runs dense" if entry is None else "has another plan, and that is used"
+    return [f"{PLAN} is not used: config.json {runs}; `sparsify convert SRC OUT --plan {PLAN}` applies it"]
+
+
 def load(
     src: str | Path,
     revision: str | None = None,
@@ -186,7 +202,7 @@ def load(
         config_overrides=overrides,
         options={key: value for key, value in overrides.items() if key in family.OPTIONS},
         sha256=sha256,
-        notes=(*notes, *strangers(ours(config), sha256)),
+        notes=(*notes, *strangers(ours(config), sha256), *unused_plan(config, source.folder)),
     )
     swap.install(pretrained.sites, swap.planned(pretrained.sites, pretrained.plan, pretrained.filters))
     return pretrained

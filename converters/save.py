@@ -11,6 +11,7 @@ from typing import Any
 from sparsify.plan import Plan
 from sparsify.storage.files import read_json
 from sparsify.storage.folders import heal, whole_folder
+from sparsify.storage.reading import in_utf8
 from sparsify.storage.tensors import fingerprint
 
 from .hub.download import COPIED, PLAN_TENSORS, Source
@@ -85,6 +86,7 @@ def check_out(out: Path, force: bool = False) -> None:
 
     What a killed process left half done of it is put right first.
     """
+    in_utf8(out, "the folder")
     if file := next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None):
         raise ValueError(f"{file} is a file; name a folder")
     heal(out)

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -313,10 +313,18 @@ def no_window(documents: Sequence[Document], cuts: Sequence[Cut], context: int, 
         return "no documents were given; pass at least one"
     if not any(cut.left_out for cut in cuts):
         longest = max(cut.length for cut in cuts)
-        return f"no document fills a window of {context} tokens: the longest has {longest}; choose a shorter context"
+        remedy = f"choose a context of at most that (--context {longest})" if longest > 1 else "pass a longer text"
+        return f"no document fills a window of {context} tokens: the longest has {longest}; {remedy}"
     others = sorted({letter for document in documents for letter in set(document.text)} - set(alphabet or ""))
     shown = ", ".join(map(repr, others[:5]))
-    return f"every window of {context} letters holds others than {alphabet}: {shown}; choose a shorter context"
+    return f"every window of {context} letters holds others than {alphabet}: {shown}; {way_around(others, alphabet)}"
+
+
+def way_around(others: Iterable[str], alphabet: str | None) -> str:
+    """What to do about letters that are none of the alphabet, as the end of a sentence."""
+    if "T" in (alphabet or "") and set(others) & set("Uu"):
+        return "that is RNA, so write T for every U first (seqkit seq --rna2dna)"
+    return "choose a shorter context, so that some windows lie between them"
 
 
 def evenly(count: int, limit: int) -> list[int]:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 PROGRAMS = ("sparsify", "hf-sparsify")  # what `pip install` calls the command line
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
+CLOSED: set[int] = set()  # descriptors that lead nowhere because the process was started without them
 NO_READER = 128 + 13  # what a shell says of a program that SIGPIPE ended
 PLAIN = "sparsify.plain"  # name of an error handler of encodings
 REPLACED = ("strict", "surrogateescape", "backslashreplace")  # error handlers that nobody asked for
@@ -102,6 +103,7 @@ def open_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
+            CLOSED.add(descriptor)
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

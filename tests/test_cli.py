@@ -115,6 +115,27 @@ def test_a_plan_is_not_proved_by_the_text_it_was_found_on(checkpoint, dna, tmp_p
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_a_plan_that_is_not_used_is_told(checkpoint, tmp_path):
+    """Beside weights that know nothing of it, and where it was changed after config.json was written."""
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    answer("convert", checkpoint, out, "--taps", 9)
+    assert "plan.json" not in run("inspect", out).stderr
+    shutil.copytree(checkpoint, plain)
+    shutil.copy(out / "plan.json", plain)
+    assert (
+        "note: plan.json is not used: config.json has no plan, so the model runs dense" in run("inspect", plain).stderr
+    )
+    (out / "plan.json").write_text((out / "plan.json").read_text().replace("taps 9", "taps 8"))
+    assert "note: plan.json is not used: config.json has another plan" in run("inspect", out).stderr
+
+
+def test_generating_beyond_the_trained_context_is_told(checkpoint):
+    within = run("generate", checkpoint, "--prompt", "ACGT", "--count", 60)
+    beyond = run("generate", checkpoint, "--prompt", "ACGT", "--count", 61)
+    assert within.exit_code == beyond.exit_code == 0 and "made for" not in within.stderr
+    assert "note: the prompt and what is generated are 65 tokens, more than the 64 that the model was" in beyond.stderr
+
+
 def test_plan_in_plan_out(checkpoint, tmp_path):
     first = answer("convert", checkpoint, tmp_path / "a", "--taps", 9)
     second = answer("convert", checkpoint, tmp_path / "b", "--plan", tmp_path / "a" / "plan.json")
@@ -169,6 +190,26 @@ def test_shift_is_kept_and_the_next_command_works(checkpoint, dna, tmp_path):
     command = shlex.split(done["next"])
     again = answer(*command[command.index("eval") :])
     assert again["options"] == {"shift": 0.05} and again["perplexity"] == done["evaluation"]["perplexity"]
+
+
+def test_what_is_read_and_what_is_written_lie_apart(checkpoint, dna, tmp_path, monkeypatch):
+    """Said before the work: nothing is loaded."""
+    out = tmp_path / "out"
+    answer("convert", checkpoint, out, "--taps", 5)
+    monkeypatch.setattr("sparsify.pipeline.convert.open_checkpoint", None)
+    monkeypatch.setattr("sparsify.pipeline.finetune.open_checkpoint", None)
+    for args, name in (
+        ((checkpoint, checkpoint / "out"), "checkpoint"),
+        ((out / "deeper", out, "--force"), "checkpoint"),
+        ((checkpoint, out, "--force", "--data", out / "plan.json"), "data"),
+        ((checkpoint, out, "--force", *BUDGET[:3], out / "plan.json"), "calibration"),
+    ):
+        (out / "deeper").mkdir(exist_ok=True)
+        said = refusal("convert", *args)
+        assert f"the {name} in " in said and "lie one inside the other" in said
+    for folder, name in ((checkpoint, "checkpoint"), (tmp_path, "data")):
+        said = refusal("finetune", checkpoint, "--task", "sst2", "--data", tmp_path, "--out", folder / "new" / "out")
+        assert f"the {name} in " in said and "lie one inside the other" in said
 
 
 def test_force_spares_what_is_not_ours(checkpoint, tmp_path):
@@ -356,12 +397,15 @@ def test_module_is_the_same_program():
         (("convert", "{src}", "{out}", "--target", "h100", "--taps", 5), "--target is for a plan within a budget"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--baseline", "{sparse}"), "pass a dense checkpoint"),
         (("inspect", "{src}", "--device", "nowhere"), "there is no device 'nowhere'"),
-        (("analyze", "{src}", "--length", 5000), "longer than the model's"),
+        (("analyze", "{src}", "--length", 5000), "longer than the model's 64 tokens; choose at most 64"),
         (("convert", "{src}", "{src}", "--taps", 5), "--force"),
         (("convert", "{src}", "{out}", "--plan", "{dna}"), "is no plan"),
         (("convert", "{src}", "{out}", "--plan", "{out}"), "there is no plan file"),
         (("eval", "ppl", "{src}", "--data", "{out}"), "there is no file"),
-        (("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999), "longer than the model's"),
+        (
+            ("eval", "ppl", "{src}", "--data", "{dna}", "--context", 9999),
+            "longer than the model's 64 tokens; choose at most 64",
+        ),
         (("eval", "ppl", "{src}", "--data", "{lower}"), "lower-case"),
         (("eval", "ppl", "{src}", "--data", "{dna}", "--linears", "bfloat16"), "begins to pay at 256 tokens"),
         (("bench", "--length", 64), "--length is about a model; name the MODEL"),
@@ -372,6 +416,7 @@ def test_module_is_the_same_program():
         (("generate", "{src}", "--prompt", "A", "--prompt-file", "{dna}"), "one of them"),
         (("generate", "{src}", "--prompt", " "), "the prompt is empty"),
         (("generate", "{src}", "--prompt", "ACXT"), "other letters than ACGT"),
+        (("generate", "{src}", "--prompt", "ACUU"), "that is RNA, so write T for every U"),
         (("generate", "{src}", "--prompt", "acgt"), "lower-case"),
     ],
 )

@@ -394,6 +394,13 @@ def test_masked_tokens(pretrained, text, tmp_path):
     assert itself == [dense]
 
 
+def test_a_window_of_masked_tokens_has_two_at_least(pretrained, text):
+    done = run("eval", "mlm", pretrained, "--data", text, "--context", 1)
+    assert done.exit_code == 2 and "1 is not in the range x>=2" in done.stderr
+    with pytest.raises(ValueError, match="--context must be 2 or more, got 1"):
+        evaluate.evaluate_mlm(str(pretrained), text, context=1)
+
+
 def test_retrieval(sparse, text):
     ask = ("eval", "retrieval", sparse, "--data", text)
     dense, own = answer(*ask)["variants"]
@@ -520,6 +527,25 @@ def test_after_sparsifying_filters_stay_as_planned(pretrained, data, tmp_path):
     assert figures[0]["values"]["sparse"] == result["best"]["value"]
 
 
+def test_stopped_before_anything_was_kept(pretrained, data, tmp_path, monkeypatch):
+    """It says so: whoever stops it must not count on going on."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    args = ("finetune", pretrained, "--task", "sst2", "--data", data, "--out", tmp_path / "out", *TUNE)
+    for kept, says in (
+        (200, "interrupted; nothing is kept so far, so the same command begins anew"),
+        (1, f"interrupted; the same command goes on from here (the run kept in {tmp_path / 'out.training'})"),
+    ):
+        monkeypatch.setattr(tuning, "SAVE_EVERY", kept)
+        steps = iter([finetune.train_step] * 2 + [stopped])
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "train_step", lambda *a, steps=steps: next(steps)(*a))
+            done = run(*args)
+        assert done.exit_code == 130 and done.stderr.splitlines()[-1] == says
+
+
 def test_killed_and_started_again(pretrained, data, classifier, tmp_path):
     """The process dies between two steps; the same command goes on, and the folder has the same bytes."""
     script = (
@@ -579,7 +605,7 @@ def test_refusals(pretrained, classifier, data, text, tmp_path):
         ("has the head 'mlm', and this takes 'classifier'; `sparsify finetune`", ("eval", "glue", pretrained, *where)),
         ("has the head 'classifier', and this takes 'mlm'", ("eval", "mlm", classifier, "--data", text)),
         ("--pad-to 99 is longer than the 24 tokens", ("eval", "glue", classifier, *where, "--pad-to", 99)),
-        ("--context 99 is longer than the model's 22 tokens",
+        ("--context 99 is longer than the model's 22 tokens of text, 24 with [CLS] and [SEP]; choose at most 22",
          ("eval", "mlm", pretrained, "--data", text, "--context", 99)),
         ("there is no task 'prom_core_tata'; the tasks are",
          ("eval", "glue", classifier, *where, "--task", "prom_core_tata")),

@@ -41,3 +41,11 @@ def test_lower_case_bases_are_refused(read):
 def test_an_id_of_the_padding_is_no_token(strange):
     with pytest.raises(ValueError, match=f"id {strange} is no token"):
         TOKENIZER.decode([7, strange])
+
+
+def test_what_is_no_sequence_is_not_told_to_be_soft_masked():
+    """Advice to read it as upper case would have it read as unknown letters."""
+    with pytest.raises(ValueError, match=r"got 'l' at position 2, which is no letter of a DNA sequence; pass DNA"):
+        TOKENIZER.encode("Gal tag")
+    with pytest.raises(ValueError, match="lower-case bases at position 1"):
+        TOKENIZER.encode("NacgtRYN-")

@@ -1,6 +1,8 @@
 """Files to documents, documents to windows: nothing scored twice, nothing lost in silence."""
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 import torch
@@ -256,3 +258,35 @@ def test_line_ends_of_a_text_are_no_part_of_it(tmp_path, end):
     assert document.text == "one\n\ntwo\n"
     (document,) = read_documents(write(tmp_path / "a.txt", "a\rb\nc\n", zipped=False))
     assert document.text == "a\rb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "advice"),
+    [
+        ("ACGUUGCA", 4, "that is RNA, so write T for every U first"),
+        ("ACGRACGR", 4, "choose a shorter context, so that some windows lie between them"),
+        ("ACGT", 5, r"the longest has 4; choose a context of at most that \(--context 4\)"),
+        ("A", 5, "the longest has 1; pass a longer text"),
+    ],
+)
+def test_where_no_window_fits_it_says_what_would(text, context, advice):
+    with pytest.raises(ValueError, match=advice):
+        windows([Document("d", text)], encode, context, alphabet="ACGT")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04rest", r"a zip archive; unpack it \(unzip\), and pass a text or FASTA file"),
+        (lzma.compress(b"ACGT"), "packed by xz"),
+        (bz2.compress(b"ACGT"), "packed by bzip2"),
+        (b"\x28\xb5\x2f\xfdrest", "packed by zstd"),
+        (b"7z\xbc\xaf\x27\x1crest", "a 7z archive"),
+        (b"\x43\x27\x41\x1arest", r"a genome in 2bit; unpack it \(twoBitToFa\)"),
+        (bytes(257) + b"ustar\x0000", "a tar archive"),
+        (gzip.compress(bytes(257) + b"ustar\x0000", mtime=0), "a tar archive"),
+    ],
+)
+def test_what_is_packed_is_named(tmp_path, content, what):
+    with pytest.raises(ValueError, match=rf"a.txt is {what}"):
+        read_documents(write(tmp_path / "a.txt", content, zipped=False))

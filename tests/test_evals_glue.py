@@ -50,6 +50,9 @@ def test_there_are_nine_tasks():
     assert [t.name for t in find_tasks("SST-2, cola,sst2")] == ["sst2", "cola"]
     with pytest.raises(ValueError, match=r"no task 'sst3'; did you mean sst2\? The tasks are cola, sst2"):
         find_tasks("cola,sst3")
+    for nothing in ("", "cola,"):
+        with pytest.raises(ValueError, match=r"no task ''; the tasks are cola"):
+            find_tasks(nothing)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -436,3 +439,13 @@ def test_two_files_for_one_split_are_not_chosen_between(tmp_path):
     write_jsonl(tmp_path / "SST-2" / "dev.jsonl", SST2[:1])
     with pytest.raises(ValueError, match=r"2 files for the dev split of SST-2, sst2.dev.jsonl and SST-2/dev.jsonl; ke"):
         read_examples(tmp_path, TASKS["sst2"])
+
+
+def test_empty_texts_are_no_examples_and_an_empty_split_is_none(tmp_path):
+    (tmp_path / "sst2.dev.tsv").write_text("sentence\tlabel\n\t1\n  \t0\ngood\t1\n")
+    found = read_examples(tmp_path, TASKS["sst2"])
+    assert found.texts == ("good",) and found.left_out.reasons == (
+        "line 2 has an empty text 'sentence'", "line 3 has an empty text 'sentence'",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="the split has an empty name; pass train, dev or test"):
+        splits_of(TASKS["sst2"], " ")

@@ -12,6 +12,8 @@ import pytest
 import torch
 from power_cut import laid_out, power_cuts
 
+from sparsify.search import journal
+from sparsify.search.sensitivity import Moments
 from sparsify.storage.files import flush, readable_size, whole, write_whole
 from sparsify.storage.folders import heal, whole_folder
 from sparsify.storage.tensors import read_safetensors, write_safetensors
@@ -217,3 +219,21 @@ def test_all_that_is_written_goes_these_ways():
 )  # fmt: skip
 def test_sizes_as_people_say_them(count, said):
     assert readable_size(count) == said
+
+
+@pytest.mark.parametrize("what", ["line", "moments"])
+def test_a_full_disk_leaves_no_empty_journal(tmp_path, monkeypatch, what):
+    """Neither where a line of it nor where its moments are the first thing that is kept."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal.json, "dumps", full)  # which is asked for between making the file and writing to it
+    monkeypatch.setattr(journal, "write_safetensors", full)
+    kept = journal.Journal(tmp_path / "kept")
+    kept.about = "a" * 64
+    one = Moments(torch.ones(1, 1), torch.ones(1), 1, 1)
+    with pytest.raises(OSError, match="No space left") as raised:
+        kept.append({"a": 1}) if what == "line" else kept.keep("a", {"site": one}, last=True)
+    assert raised.value.filename == str(kept.lines if what == "line" else kept.tensors)
+    assert not (tmp_path / "kept").exists()

@@ -284,3 +284,8 @@ def test_density_of_both_directions():
     assert FilterPlan("partial", 5000).density(2048, 1024) == 1
     assert FilterPlan("partial", 1).density(64, 32) == 1 / 64
     assert FilterPlan("frequency-sparse", mask=MASK).density(4096, 2048) == pytest.approx(2048 / 4096 + 0.125)
+
+
+def test_a_folder_is_no_plan_but_has_one(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder, and a plan is a file; pass .*/plan\.json"):
+        Plan.read(tmp_path)

@@ -1,7 +1,9 @@
 """What the command line owes to a shell: signals, streams that are closed, full, narrow, or that nobody reads."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from io import BytesIO, TextIOWrapper
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from layouts import write_tiny
 from rich.console import Console
+from verbs import answer, refusal
 
 from sparsify import process
 from sparsify.cli import tables
@@ -102,11 +105,15 @@ cli.main(["slow"])
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(python, checkpoint, tmp_path, closed):
-    """All works as if they led nowhere, and nothing that is printed gets into a file that has their number now."""
+    """All is written as if they led nowhere, and nothing that is printed gets into a file that has their number now.
+
+    A result that nobody could see is no success.
+    """
     out = tmp_path / "out"
     command = [*python, "-m", "sparsify", "convert", str(checkpoint), str(out), "--taps", "5"]
     done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (0 if closed == "2>&-" else 1), done.stderr
+    assert closed != ">&-" or "Error: standard output is closed, so the result is not" in done.stderr.splitlines()[-1]
     assert "isatty" not in done.stderr and (out / "report.json").read_text().startswith("{")
     assert bool(done.stdout) == (closed == "2>&-") and bool(done.stderr) == (closed == ">&-")
 
@@ -163,3 +170,41 @@ def test_the_systems_own_words_name_the_file(checkpoint):
     done = CliRunner().invoke(main, ["convert", str(checkpoint), "/proc/nothing/out", "--taps", "5"])
     said = done.stderr.splitlines()[-1]
     assert done.exit_code == 1 and re.match(r"Error: /proc/nothing\S* cannot be used \(No such file", said)
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
+def test_json_that_is_saved_to_stdout_is_printed_once(python, tmp_path, checkpoint):
+    command = [*python, "-m", "sparsify", "bench", str(checkpoint), "--length", "16", "--rounds", "3", "--json"]
+    done = subprocess.run([*command, "--save", "/dev/stdout"], capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["length"] == 16, done.stderr
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf8_are_told_in_one_sentence(checkpoint, tmp_path):
+    """Data may be called what they like; the library that has the weights takes UTF-8 alone."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(checkpoint, odd)
+    except OSError:
+        pytest.skip("this disk takes UTF-8 alone")
+    (data := odd / os.fsdecode(b"d\xe9.txt")).write_text("ACGTTGCA" * 100)
+    assert "caf\\xe9 has a name that is not UTF-8, and weights need one" in refusal("inspect", odd)
+    for verb in (("convert", checkpoint, odd.with_name("o" + odd.name), "--taps", 5),
+                 ("finetune", checkpoint, "--task", "sst2", "--data", tmp_path, "--out", odd / "new")):  # fmt: skip
+        assert "xe9" in (said := refusal(*verb)) and "is not UTF-8" in said
+    assert "there is no file " in (said := refusal("eval", "ppl", checkpoint, "--data", odd / "none"))
+    assert "caf\\xe9/none" in said
+    found = answer("convert", checkpoint, tmp_path / "out", "--taps", 5, "--data", data)
+    assert found["data"] == "d\\xe9.txt" and "d\\xe9.txt" in (tmp_path / "out" / "README.md").read_text()
+    typed = found["next"].split(" --data ")[1]
+    assert subprocess.run(["bash", "-c", f"printf %s {typed}"], capture_output=True).stdout == os.fsencode(data)
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    for args in (("inspect", ""), ("convert", "", tmp_path / "out"), ("bench", checkpoint, "--baseline", ""),
+                 ("eval", "glue", checkpoint, "--task", "sst2", "--data", ""),
+                 ("finetune", "", "--task", "sst2", "--data", tmp_path, "--out", tmp_path / "out")):  # fmt: skip
+        assert "got an empty name, as of a variable that is not set; pass " in refusal(*args)

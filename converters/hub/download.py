@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.storage.files import readable_size
+from sparsify.storage.reading import given, in_utf8, readable
 
 from .errors import TIMEOUT, About, Unanswered, ask, what_happened
 
@@ -82,7 +83,9 @@ def resolve(src: str | Path, revision: str | None = None) -> Source:
 
     revision: branch, tag or commit on the hub; the commit it stood for is kept in the Source.
     """
-    name, folder = str(src), Path(src).expanduser()
+    folder = given(src, "a folder, or ORG/NAME").expanduser()
+    name = readable(src)
+    in_utf8(folder, "the folder" if folder.is_dir() else "the checkpoint")
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a folder here, and revision {revision!r} belongs to the hub; leave one out")

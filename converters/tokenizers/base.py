@@ -82,12 +82,12 @@ class Vocabulary:
                 f"{self.file} has {made.get_vocab_size()} tokens and the model's embedding {self.rows} rows; "
                 f"take both from the same checkpoint"
             )
+        self.check(made)
         if self.rows is not None and made.get_vocab_size() + PADDING < self.rows:
             raise ValueError(
                 f"{self.file} has {made.get_vocab_size()} tokens and the model's embedding {self.rows} rows, more than "
                 f"{PADDING} of them without a token; take both from the same checkpoint"
             )
-        self.check(made)
         self.frame(made)
         return made
 

@@ -16,6 +16,7 @@ VOCABULARY = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]
 SEP, PAD, UNK = (VOCABULARY.index(token) for token in ("[SEP]", "[PAD]", "[UNK]"))
 TABLE = bytes(VOCABULARY.index(chr(c)) if chr(c) in VOCABULARY else UNK for c in range(256))
 LOWER_CASE = re.compile("[acgtn]")
+STRANGE = re.compile(r"[^ACGTUNRYSWKMBDHV.*-]", re.IGNORECASE)  # IUPAC's letters of bases, and gaps
 UPPER = str.maketrans("acgtn", "ACGTN")
 TOLD = {  # to transformers, as the hub's own tokenizer has it
     "tokenizer_class": AS_JSON_SAYS,
@@ -81,6 +82,11 @@ def cased(text: str, upper: bool) -> str:
     if upper:
         return text.translate(UPPER)
     if found := LOWER_CASE.search(text):
+        if strange := STRANGE.search(text):
+            raise ValueError(
+                f"got {strange.group()!r} at position {strange.start()}, which is no letter of a DNA sequence; pass "
+                f"DNA in letters such as ACGT, as FASTA or alone"
+            )
         raise ValueError(
             f"got lower-case bases at position {found.start()}: soft-masked sequence reads as [UNK] to this model; "
             f"pass upper=True (--upper) to read them as upper-case"

@@ -21,6 +21,7 @@ from sparsify.storage.reading import (
     NOTHING,
     LeftOut,
     decoded,
+    given,
     half_characters,
     is_stream,
     is_there,
@@ -119,7 +120,8 @@ class Examples:
 def find_tasks(names: str) -> list[Task]:
     """The tasks of a list like "sst2,cola", in its order, none twice; "all" is all nine."""
     typed = list(TASKS) if names == "all" else [name.strip() for name in names.split(",")]
-    if strange := next((name for name in typed if plain_task(name) not in TASKS), None):
+    strange = next((name for name in typed if plain_task(name) not in TASKS), None)
+    if strange is not None:
         meant = get_close_matches(plain_task(strange), TASKS, 1)
         guess = f"did you mean {meant[0]}? The" if meant else "the"
         raise ValueError(f"there is no task {strange!r}; {guess} tasks are {', '.join(TASKS)}, or all")
@@ -140,7 +142,7 @@ def read_examples(src: str | Path, task: Task, split: str = "dev") -> Examples:
     where labels are hidden or unknown or a file is named after another task or split, FileNotFoundError where there is
     no file.
     """
-    path = Path(src)
+    path = given(src, f"the file or folder that holds {task.title}")
     if path.is_dir():
         path = find_file(path, task, split)
     elif is_there(path) and not is_stream(path):
@@ -206,6 +208,8 @@ def splits_of(task: Task, asked: str | None, src: str | Path | None = None) -> t
 
     asked: one by either name, None for the dev set.  src: where the data lie, for one file holds one split.
     """
+    if asked is not None and not asked.strip():
+        raise ValueError("the split has an empty name; pass train, dev or test, or leave it out for the dev set")
     split = names_of(asked or "dev")[0]
     if split != "dev":
         return (split,)
@@ -385,6 +389,8 @@ def example_of(row: Row, task: Task) -> tuple[list[str], Any] | str:
         text = value_of(row, field)
         if not isinstance(text, str):
             return f"has no text {field!r}"
+        if not text.strip():
+            return f"has an empty text {field!r}"
         if wrong := half_characters(text):
             return f"has a text {field!r} that {wrong}"
         texts.append(text)

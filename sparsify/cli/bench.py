@@ -59,7 +59,7 @@ def bench(model: str | None, as_json: bool, **options: Any) -> None:
     given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     timing.refuse_given(model, given)  # also where they are given as they are by default
     result = timing.bench(model, **options)
-    emit(result, as_json, table_of(result))
+    emit(result, as_json, table_of(result), options["save"])
 
 
 def table_of(result: Result) -> str:

@@ -52,7 +52,7 @@ def ppl(model: str, data: Path, as_json: bool, **options: Any) -> None:
 @AS_JSON
 def front(src: str, calibration: Path, as_json: bool, **options: Any) -> None:
     """Compare one mask for every convolution of SRC with plans by sensitivity that cost the same."""
-    emit(measuring.evaluate_front(src, calibration, **options), as_json, "fronts")
+    emit(measuring.evaluate_front(src, calibration, **options), as_json, "fronts", options["save"])
 
 
 @evaluate.command()
@@ -83,7 +83,7 @@ def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> Non
 @evaluate.command()
 @click.argument("model")
 @TEXT
-@click.option("--context", type=click.IntRange(1), help="Tokens of text in a window.  [default: the model's context]")
+@click.option("--context", type=click.IntRange(2), help="Tokens of text in a window.  [default: the model's context]")
 @click.option("--limit", type=click.IntRange(0), default=500, show_default=True, help="Windows, evenly spaced; 0: all.")
 @click.option("--share", type=float, default=0.15, show_default=True, help="Share of the tokens that is masked.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the masks.")

@@ -80,8 +80,10 @@ def in_a_sentence(error: Exception, told: Session) -> str:
 
 
 def goes_on(words: str, told: Session) -> str:
-    """`words`, and what was kept so far, if anything was."""
-    return f"{words} ({told.journal})" if told.journal else ""
+    """`words`, and what was kept so far, if anything was; nothing of verbs that keep nothing."""
+    if told.journal is None:
+        return ""
+    return f"{words} ({told.journal})" if told.journal else "; nothing is kept so far, so the same command begins anew"
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

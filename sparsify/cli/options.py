@@ -11,9 +11,10 @@ import click
 
 from sparsify.pipeline.checkpoints import BFLOAT16, FLOAT32
 from sparsify.pipeline.texts import DEFAULT_WINDOWS
+from sparsify.storage.files import own_descriptor
 from sparsify.storage.records import Result
 
-from .terminal import tell
+from .terminal import refuse_closed, tell
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -76,8 +77,14 @@ def pairs(given: Sequence[str]) -> dict[str, str] | None:
     return dict(one.split("=", 1) for one in given) or None
 
 
-def emit(result: Result, as_json: bool, table: str) -> None:
-    """`result` on stdout, as JSON or through the function of that name in tables.py."""
+def emit(result: Result, as_json: bool, table: str, saved: Path | None = None) -> None:
+    """`result` on stdout, as JSON or through the function of that name in tables.py.
+
+    saved: where the JSON was written already; it is not printed again if that is stdout.
+    """
+    if as_json and saved is not None and own_descriptor(saved) == 1:
+        return None
+    refuse_closed()
     if as_json:
         return tell(result.to_json())
     from rich.console import Console

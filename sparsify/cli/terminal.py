@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import click
 
+from sparsify import process
 from sparsify.pipeline.progress import Event
 
 SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
@@ -21,8 +22,18 @@ def say(line: str) -> None:
 
 
 def tell(text: str) -> None:
-    """A result, on stdout."""
+    """A result, on stdout.  Raises RuntimeError where that is closed, as after `>&-`."""
+    refuse_closed()
     click.echo(text, file=sys.stdout)
+
+
+def refuse_closed() -> None:
+    """Refuse to print a result that nobody can see."""
+    if 1 in process.CLOSED:
+        raise RuntimeError(
+            "standard output is closed, so the result is not printed; what was to go into files is there; write > FILE "
+            "or > /dev/null behind the command"
+        )
 
 
 class Bar(Protocol):

@@ -83,7 +83,7 @@ def bench(
         else:
             p = open_checkpoint(model, **where)
             check_length(p, length)
-            base = open_baseline(baseline, p, where) if baseline else p
+            base = p if baseline is None else open_baseline(baseline, p, where)
             found = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds)
         if kept:
             write_whole(kept, found.to_json() + "\n")

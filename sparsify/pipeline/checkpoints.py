@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sparsify.storage.reading import STDIN, is_stream, readable
 
 from .progress import say
 
@@ -29,10 +32,33 @@ def at_least(least: float, **given: float | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be {least:g} or more, got {value}")
 
 
+def refuse_overlap(out: Path, **others: str | Path | None) -> None:
+    """Refuse an OUT that would lie in what is read, or around it, before any work.
+
+    others: name of what is read -> where it lies; None, a pipe and what is not on this disk overlap nothing.
+    """
+    own = out.expanduser().resolve()
+    for name, src in others.items():
+        if src is None or str(src) == STDIN or not (there := Path(src).expanduser()).exists() or is_stream(there):
+            continue
+        there = there.resolve()
+        if own == there or own in there.parents or (there.is_dir() and there in own.parents):
+            raise ValueError(
+                f"{readable(out)} and the {name} in {readable(src)} lie one inside the other, so writing would change "
+                f"what is read; choose another folder"
+            )
+
+
+def longest(p: Pretrained) -> str:
+    """What a model takes at most, in words."""
+    framed = f" of text, {p.context + 2} with [CLS] and [SEP]" if hasattr(p.tokenizer, "batch") else ""
+    return f"{p.context} tokens{framed}"
+
+
 def check_length(p: Pretrained, length: int | None) -> None:
     """Refuse a number of tokens that a model does not take."""
     if length is not None and length > p.context:
-        raise ValueError(f"--length {length} is longer than the model's {p.context} tokens; choose at most that")
+        raise ValueError(f"--length {length} is longer than the model's {longest(p)}; choose at most {p.context}")
 
 
 def open_checkpoint(
@@ -61,7 +87,7 @@ def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrain
 def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
     """A checkpoint, and the dense one to compare it with."""
     p = open_checkpoint(model, **where)
-    return p, open_baseline(baseline, p, where) if baseline else p
+    return p, p if baseline is None else open_baseline(baseline, p, where)
 
 
 def described(p: Pretrained) -> dict[str, Any]:

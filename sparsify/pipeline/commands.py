@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsify import process
+from sparsify.storage.reading import half_characters
 
 from .checkpoints import FLOAT32
 from .texts import DEFAULT_WINDOWS, reads_text, remembered
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def quoted(path: Path | str) -> str:
-    return shlex.quote(str(path))
+    """A word for a shell; bytes that are no text as bash, zsh and POSIX's newest sh take them."""
+    if half_characters(str(path)) is None:
+        return shlex.quote(str(path))
+    plain = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + os.fsencode(plain).decode("utf-8", "backslashreplace") + "'"
 
 
 def program() -> str:

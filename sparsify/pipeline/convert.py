@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.report.schema import Conversion
-from sparsify.storage.reading import is_stream, refuse_twice, short_name
+from sparsify.storage.reading import given, is_stream, refuse_twice, short_name
 
-from .checkpoints import FLOAT32, at_least, described, open_checkpoint
+from .checkpoints import FLOAT32, at_least, described, open_checkpoint, refuse_overlap
 from .commands import next_step, typed
 from .evaluate import measured
 from .plans import check_search, chosen_plan, filter_report, only_one, planned_within, refuse_leaks
@@ -89,6 +89,10 @@ def convert(
     budget = None if max_ppl_increase is None else str(max_ppl_increase)
     with session(progress):
         check_out(out, force)
+        if Path(src).expanduser().resolve() != out.expanduser().resolve():  # which check_out and --force have a say in
+            refuse_overlap(out, checkpoint=given(src, "a folder, or ORG/NAME"))
+        texts = {"data": data, "calibration": calibration}
+        refuse_overlap(out, **{name: path for name, path in texts.items() if path and not path.is_dir()})
         asked = {"taps": taps, "energy": energy, "split": split, "low_pass": low_pass, "plan": plan}
         asked = only_one(asked | {"max_ppl_increase": budget})
         refuse_twice(calibration=calibration, data=data, plan=plan)
@@ -97,7 +101,7 @@ def convert(
         if benchmark and measured_on is None:
             raise ValueError("--benchmark says where the data is from; add --data FILE, or leave --benchmark out")
         offered = parse_benchmark(benchmark)
-        if push:
+        if push is not None:
             check_push(push)
         p = open_checkpoint(src, revision, options, device)
         windows = text_of(p, data, context, stride, limit, upper) if data else None

@@ -131,7 +131,7 @@ def evaluate_perplexity(
     where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     with session(progress):
         p = open_checkpoint(model, **where)
-        base = open_baseline(baseline, p, where) if baseline else None
+        base = None if baseline is None else open_baseline(baseline, p, where)
         windows = windows_of(p, Path(data), context, stride, limit, upper)
         return measured(p, p.plan, windows, base, linears)
 
@@ -172,8 +172,8 @@ def measured(
     timings: dict[str, Timing] = {}
     if speed:
         say("timing")
-        first = windows.inputs(slice(1))
-        timings = throughput.paired({name: partial(variants[name], *first) for name in shown})
+        one = windows.inputs(slice(1))
+        timings = throughput.paired({name: partial(variants[name], *one) for name in shown})
     rows = results.variants(comparison, cuts, leaks, timings, windows.context)
     dense, row = rows[first], rows[name]
     verdict = []
@@ -307,7 +307,7 @@ def evaluate_mlm(
     from sparsify.evals import results
     from sparsify.evals.texts import saying
 
-    at_least(1, context=context)
+    at_least(2, context=context)
     at_least(0, limit=limit, seed=seed)
     with session(progress):
         p, base = pair_of(model, baseline, {"revision": revision, "options": options, "device": device})

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.report.schema import Finetuning
+from sparsify.storage.reading import given, in_utf8
 
-from .checkpoints import at_least, described, open_checkpoint, operators
+from .checkpoints import at_least, described, open_checkpoint, operators, refuse_overlap
 from .commands import program, quoted
 from .glue import tell_left_out
 from .progress import KeptRun, Progress, counting, goes_on_from, noted, say, session
@@ -81,8 +82,11 @@ def finetune(
             raise ValueError(f"a model is fine-tuned on one task, got {task}; run this once for each")
         if out.exists():
             raise ValueError(f"{out} is there already; name a new folder")
-        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        recipe = replace(RECIPES[asked.name], **given)
+        in_utf8(out, "the folder")
+        given(model, "a folder, or ORG/NAME")
+        refuse_overlap(out, checkpoint=model, data=given(data, f"the folder that holds {asked.title}"))
+        changed: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        recipe = replace(RECIPES[asked.name], **changed)
         refuse_one_file(data, "a fine-tune takes a training set and a dev set")
         train, dev = read_examples(data, asked, "train"), read_examples(data, asked, asked.dev[0])
         for examples in (train, dev):

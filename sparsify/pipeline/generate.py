@@ -59,6 +59,11 @@ def generate(
         if not callable(start := getattr(p.model, "stream", None)):
             raise ValueError(f"models of the family {p.family} cannot be fed in pieces yet, so they cannot generate")
         ids = prompt_ids(p, text, upper)
+        if (total := ids.shape[1] + count) > p.context:
+            note(
+                f"the prompt and what is generated are {total:,} tokens, more than the {p.context:,} that the model "
+                f"was made for: its filters reach no further back, and it was not trained so"
+            )
         stream, began = start(), wall_clock()
         if ids.shape[1] > 1:
             say(f"reading {ids.shape[1]:,} tokens")
@@ -104,5 +109,8 @@ def prompt_ids(p: Pretrained, text: str, upper: bool) -> Tensor:
     text = p.tokenizer.normalize(text, upper)
     tokens = p.tokenizer.encode(text)
     if p.tokenizer.decode(tokens) != text:
-        raise ValueError(f"the prompt holds other letters than {p.tokenizer.alphabet}, which this model does not know")
+        rna = "; that is RNA, so write T for every U" if p.tokenizer.alphabet and set(text) & set("Uu") else ""
+        raise ValueError(
+            f"the prompt holds other letters than {p.tokenizer.alphabet}, which this model does not know{rna}"
+        )
     return torch.tensor([tokens], device=p.device)

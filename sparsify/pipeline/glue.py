@@ -157,10 +157,10 @@ def models_of(
     planned, missing = set(), []
     for task in dict.fromkeys(examples.task for examples in found):
         name = model.replace("{task}", task.name)
-        dense = baseline and baseline.replace("{task}", task.name)
+        dense = None if baseline is None else baseline.replace("{task}", task.name)
         try:
             under_plan = fits(name, where["revision"], task, other_task)
-            if dense:
+            if dense is not None:
                 fits(dense, None, task, other_task)
         except FileNotFoundError as error:
             missing.append(f"there is no model of {task.title}: {error}")

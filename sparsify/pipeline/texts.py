@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsify.storage.reading import label
 
-from .checkpoints import TOKENS_A_BATCH
+from .checkpoints import TOKENS_A_BATCH, longest
 from .progress import note
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
@@ -94,7 +94,7 @@ def documents_of(p: Pretrained, data: Path, context: int | None, upper: bool) ->
     from sparsify.evals.data import Document, read_documents
 
     if context is not None and context > p.context:
-        raise ValueError(f"--context {context} is longer than the model's {p.context} tokens; choose at most that")
+        raise ValueError(f"--context {context} is longer than the model's {longest(p)}; choose at most {p.context}")
     return [Document(d.name, p.tokenizer.normalize(d.text, upper)) for d in read_documents(data, note)]
 
 
@@ -146,10 +146,10 @@ def padded(p: Pretrained, pad_to: int | None, default: int) -> int:
     """Tokens that every text is padded to, 0 for its own length; the default is cut to what the model takes."""
     if not reads_text(p):
         raise ValueError(f"models of the family {p.family} read no text; pass an M2-BERT")
-    longest = p.context + 2
-    if pad_to is not None and pad_to > longest:
-        raise ValueError(f"--pad-to {pad_to} is longer than the {longest} tokens this model takes; choose at most that")
-    return min(default, longest) if pad_to is None else pad_to
+    most = p.context + 2
+    if pad_to is not None and pad_to > most:
+        raise ValueError(f"--pad-to {pad_to} is longer than the {most} tokens this model takes; choose at most {most}")
+    return min(default, most) if pad_to is None else pad_to
 
 
 def convention(p: Pretrained, length: int) -> str:

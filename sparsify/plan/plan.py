@@ -313,6 +313,8 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> Plan:
         """The plan in a JSON file, with the safetensors file of the same name where it needs one; or in a pipe."""
+        if path.is_dir():
+            raise ValueError(f"{label(path)} is a folder, and a plan is a file; pass {label(path / 'plan.json')}")
         if not is_there(path):
             raise FileNotFoundError(f"there is no plan file {path}; `sparsify convert` writes one as OUT/plan.json")
         try:

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Journal:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """One more line, on the disk before this returns.  Raises OSError that names the file where it cannot be."""
-        with files.naming(self.lines):
+        with files.naming(self.lines), self.nothing_empty():
             files.make_folder(self.folder)
             with self.lines.open("a+b", buffering=0) as file:  # what a full disk refuses must not be tried again later
                 if size := file.seek(0, os.SEEK_END):
@@ -136,11 +136,23 @@ class Journal:
         tensors = {f"power/{name}": own.power for name, own in moments.items()}
         tensors |= {f"gate/{name}": own.gate for name, own in moments.items()}
         notes = {"key": key, "seqlen": one.seqlen, "windows": one.windows}
-        with files.whole(self.tensors) as beside:
+        with self.nothing_empty(), files.whole(self.tensors) as beside:
             write_safetensors(beside, tensors, {name: str(value) for name, value in notes.items()})
         self.windows = one.windows
         now = time.monotonic()
         self.next_save = now + max(SECONDS, (now - began) / SHARE)
+
+    @contextmanager
+    def nothing_empty(self) -> Iterator[None]:
+        """Where what is done within fails, as on a full disk, leave neither an empty file nor an empty folder."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                if self.lines.exists() and not self.lines.stat().st_size:
+                    self.lines.unlink()
+                self.folder.rmdir()
+            raise
 
     def remove(self) -> None:
         """Forget this, and the folder if it holds nothing else."""

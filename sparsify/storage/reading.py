@@ -13,6 +13,16 @@ from pathlib import Path
 
 STDIN = "-"
 GZIP_MAGIC = b"\x1f\x8b"
+PACKED = {  # how files begin that hold others, or pack them -> what they are, and what takes them apart
+    b"PK\x03\x04": ("a zip archive", "unzip"),
+    b"\xfd7zXZ\x00": ("packed by xz", "unxz"),
+    b"BZh": ("packed by bzip2", "bunzip2"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "unzstd"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x"),
+    b"\x43\x27\x41\x1a": ("a genome in 2bit", "twoBitToFa"),
+    b"\x1a\x41\x27\x43": ("a genome in 2bit", "twoBitToFa"),
+}
+TAR = slice(257, 262)  # where a tar archive says ustar
 TEXT_FILE = "a text or FASTA file"
 NAMED = 3  # of what is left out, how many are named with the reason
 
@@ -39,9 +49,31 @@ class LeftOut:
 NOTHING = LeftOut()
 
 
+def readable(name: str | Path) -> str:
+    """A file's name as text, for messages and results; bytes that are no UTF-8 as \\xe9."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it is no file's name
+        return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def in_utf8(path: Path, what: str) -> Path:
+    """`path`, unless its name is no UTF-8: weights are read and written by a library that takes no other."""
+    if half_characters(str(path)):
+        raise ValueError(f"{what} {readable(path)} has a name that is not UTF-8, and weights need one; rename it")
+    return path
+
+
+def given(src: str | Path, wanted: str) -> Path:
+    """`src` as a path, unless it is empty, which would stand for the folder one is in.  wanted: what to pass."""
+    if not str(src).strip():
+        raise ValueError(f"got an empty name, as of a variable that is not set; pass {wanted}")
+    return Path(src)
+
+
 def label(src: str | Path) -> str:
     """How messages call it."""
-    return "standard input" if str(src) == STDIN else str(src)
+    return "standard input" if str(src) == STDIN else readable(src)
 
 
 def short_name(src: str | Path) -> str:
@@ -110,10 +142,21 @@ def read_bytes(src: str | Path, wanted: str = TEXT_FILE) -> bytes:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{name} is a damaged or truncated gzip file ({error}); fetch it again") from error
+    refuse_packed(data, name, wanted)
     if not data.strip():
         once = "; a pipe can be read only once, so look whether its command failed" if is_stream(src) else ""
         raise ValueError(f"{name} is empty; pass a file with text in it{once}")
     return data
+
+
+def refuse_packed(data: bytes, name: str, wanted: str) -> None:
+    """Refuse the content of a file that has to be unpacked first; gzip alone is read as it is."""
+    found = next((found for start, found in PACKED.items() if data.startswith(start)), None)
+    if found is None and data[TAR] == b"ustar":
+        found = "a tar archive", "tar -x"
+    if found is not None:
+        what, tool = found
+        raise ValueError(f"{name} is {what}; unpack it ({tool}), and pass {wanted}, gzipped or not")
 
 
 def standard_input() -> bytes:
