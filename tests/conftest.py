@@ -14,7 +14,6 @@ import torch
 from sparsify.converters.models import tiled
 from sparsify.cpu import linear, native
 
-
 SLOW = {  # files that take many seconds: whole programs, emulated cards, everything that the pages say
     "test_cli", "test_cli_glue", "test_cli_lm", "test_docs", "test_emulator", "test_evals_finetune", "test_evals_fronts",
     "test_evals_gpu_kernels", "test_evals_journal", "test_evals_planning", "test_fuzz", "test_gpu", "test_gpu_build",

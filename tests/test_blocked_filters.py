@@ -19,7 +19,13 @@ from sparsify.filters.filter import BlockedFilter, Filter, in_memory
 from sparsify.plan import FilterPlan, policies
 from sparsify.report.curves import curves
 
-POLICIES = [policies.dense(), policies.taps(9), policies.split(4, 1 / 4), policies.low_pass(1 / 4), policies.energy(0.9)]
+POLICIES = [
+    policies.dense(),
+    policies.taps(9),
+    policies.split(4, 1 / 4),
+    policies.low_pass(1 / 4),
+    policies.energy(0.9),
+]
 
 
 @pytest.fixture

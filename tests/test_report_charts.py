@@ -61,7 +61,7 @@ def test_what_is_drawn_of_both_directions():
     """Lags d and -d together; the tail is that of the head which is fitted to the mask on both sides."""
     k, mask = torch.cat([0.3 * decaying().flip(-1), decaying()], dim=-1), BlockMask.low_pass(64, 0.25)
     taps, length = 5, decaying().shape[-1]
-    found = curves(k, FilterPlan("split", taps, mask), 64, length)
+    found = curves(Filter(k, length), FilterPlan("split", taps, mask), 64)
     assert found.taps == curve(energy_by_tap(Filter(k, length))) and found.kept_taps == taps
     assert found.tail == curve(energy_by_bin(split(Filter(k, length), taps, mask)[1], 64))
     by_ramp = curve(energy_by_bin(split(Filter(k, length), taps)[1], 64))

@@ -142,7 +142,7 @@ class ImplicitFilter(nn.Module):
 
     @torch.no_grad()
     def materialize(self, seqlen: int | None = None) -> AnyFilter:
-        """The same computed in float64, on the CPU, in the model's precision; a large filter some channels at a time."""
+        """The same computed in float64, on the CPU, in the model's precision; a large one in blocks."""
         length, device = self.length, self.pos_emb.t.device
         length = length if seqlen is None else min(seqlen, length)
         if is_large(len(self.bias), length * len(self.sides())):
