@@ -11,6 +11,8 @@ from helpers import assert_close, relative_l2
 
 from sparsify import LongConv, swap
 from sparsify.converters import load
+from sparsify.cpu import backend as cpu
+from sparsify.cpu import native
 from sparsify.fftconv import fftconv_ref
 from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
@@ -45,6 +47,22 @@ def test_gradcheck_in_float64(kind, side, given):
     names = ("u", "gate", "skip", "pregate")
     inputs = [t if name in given.split() else None for name, t in zip(names, signals(torch.float64, 12), strict=True)]
     assert torch.autograd.gradcheck(conv, inputs)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not compiled")
+@pytest.mark.parametrize(("lookahead", "taps"), [(0, 4096), (0, 4098), (4096, 8192), (4095, 8191)])
+@pytest.mark.parametrize("head", [None, 16])
+def test_gradients_at_a_lower_rate(head, lookahead, taps):
+    """The lags that a mask holds for end at another one where a filter is reversed."""
+    plan = FilterPlan("split" if head else "frequency-sparse", head, BlockMask.low_pass(4096, 1 / 32))
+    conv = LongConv(plan.apply(Filter(torch.randn(3, taps), lookahead)))
+    u, dy = torch.randn(2, 3, 4096, requires_grad=True), torch.randn(2, 3, 4096)
+    for made in (conv.prepare(u), conv.adjoint().prepare(u)):
+        assert isinstance(cpu.parts_of(made.tables, made.layout)[-1], native.Slow)
+    (ours,) = torch.autograd.grad(conv(u), u, dy)
+    exact = u.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(fftconv_ref(exact, conv.filter), exact, dy.double())
+    assert relative_l2(ours, expected) < 2e-6
 
 
 def test_gradients_of_gradients():

@@ -203,6 +203,8 @@ def prepare_few(k: Filter, seqlen: int) -> Prepared:
 def masked_spectrum(k: Filter) -> Tensor:
     """Spectrum of what a mask left of a filter, without its head: (H, n) complex."""
     assert k.structure is not None
+    if k.structure.reversed:  # lag n counts and -n doesn't, the other way round from what `spectrum` looks at
+        return masked_spectrum(k.reversed()).conj()
     n, head = k.structure.mask.n, k.structure.head
     k_f = spectra.spectrum(k, n)
     return k_f if head is None else k_f - spectra.spectrum(head, n)

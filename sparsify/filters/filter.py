@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -22,16 +22,18 @@ class Structure:
         mask: The bins that the rest keeps.
         head: The few taps that are kept one by one; None where the rest is all.
         bins: The spectrum of the rest at these bins, (H, count) complex, in the mask's order; None where the taps tell.
+        reversed: The filter is reversed in time: what is known holds for its lags -(n - 1) .. n.
     """
 
     mask: BlockMask
     head: Filter | None = None
     bins: Tensor | None = None
+    reversed: bool = False
 
     def rows(self, rows: slice) -> Structure:
         """The structure of some channels."""
         bins = None if self.bins is None else self.bins[rows]
-        return Structure(self.mask, None if self.head is None else self.head.rows(rows), bins)
+        return replace(self, head=None if self.head is None else self.head.rows(rows), bins=bins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +104,10 @@ class Filter:
     def reversed(self) -> Filter:
         """The filter reversed in time.  Its spectrum is the conjugate one, so a mask stays what it is."""
         known = self.structure
-        if known is not None and known.head is not None:
-            known = Structure(known.mask, known.head.reversed())
+        if known is not None:
+            head = None if known.head is None else known.head.reversed()
+            bins = None if known.bins is None else known.bins.conj()
+            known = Structure(known.mask, head, bins, not known.reversed)
         return Filter(self.k.flip(-1), self.taps - 1 - self.lookahead, known)
 
     @property
@@ -114,7 +118,7 @@ class Filter:
         """The filter on another device or in another dtype, as `Tensor.to`; a structure goes along."""
         known = self.structure
         if known is not None and known.head is not None:
-            known = Structure(known.mask, known.head.to(*args, **kwargs))
+            known = replace(known, head=known.head.to(*args, **kwargs))
         return Filter(self.k.to(*args, **kwargs), self.lookahead, known)
 
     def leaks(self) -> Tensor:
