@@ -23,9 +23,11 @@ import sparsify
 from sparsify.filters.split import split
 from sparsify.plan import FilterPlan, policies
 from sparsify.report import pareto, style
-from sparsify.report.charts import Axis, Frame
+from sparsify.report.charts import svg
+from sparsify.report.charts.chart import Axis, Chart, Frame, Line
 from sparsify.report.curves import curves
 from sparsify.report.filters import LEVELS
+from sparsify.report.schema import Fronts, Points
 
 DEMO = ROOT / "demo" / "hyenadna-chr20-8k"
 PICTURES = ROOT / "docs" / "pictures"
@@ -33,6 +35,7 @@ SITE = "backbone.layers.0.mixer"
 SHARE, HEAD = 1 / 8, 64  # what the pictures keep
 WIDE, SHOWN = 480, 620  # units that a picture is wide, and pixels where there is room
 LEFT, RIGHT = 60, 16  # units beside a chart
+HIGH = 150  # units of a chart
 
 PATH = (  # what the data is, what makes it of the line before, and where that is
     ('"ORG/MODEL" or a folder', "", ""),
@@ -69,13 +72,21 @@ def picture(title: str, height: float, parts: Sequence[str]) -> str:
     )
 
 
-def placed(chart: str, top: float) -> str:
-    """A chart of the report at a height of the picture.  chart: HTML of `Frame.svg`, or around it."""
-    found = re.search(r'<div class="chart".*?><svg role="img" height="(\d+)">(.*)</svg></div>', chart, re.DOTALL)
+def placed(chart: Chart, top: float, behind: str = "") -> str:
+    """A chart of the report at a height of the picture.  behind: SVG, drawn first."""
+    found = re.search(
+        r'<div class="chart".*?><svg role="img" height="(\d+)">(.*</desc>)(.*)</svg></div>', svg.drawn(chart), re.DOTALL
+    )
     assert found
     return (
-        f'<svg class="chart" x="{LEFT}" y="{top:g}" width="{WIDE - LEFT - RIGHT}" height="{found[1]}">{found[2]}</svg>'
+        f'<svg class="chart" x="{LEFT}" y="{top:g}" width="{WIDE - LEFT - RIGHT}" height="{found[1]}">'
+        f"{found[2]}{behind}{found[3]}</svg>"
     )
+
+
+def lines(name: str, across: Axis, up: Axis, marks: Mapping[str, Points], cut: float | None = None) -> Chart:
+    """A chart of lines.  marks: by their kind."""
+    return Chart(name, "", "", across, up, [Line(kind, values) for kind, values in marks.items()], [], HIGH, cut=cut)
 
 
 def words(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -90,10 +101,6 @@ def legend(y: float, entries: Sequence[tuple[str, str]]) -> str:
         drawn += words(x + 14, y, label)
         x += 14 + round(6.2 * len(label)) + 16
     return drawn
-
-
-def taps(values: Sequence[tuple[int, float]], kind: str, frame: Frame) -> str:
-    return f'<g class="{kind}">{frame.line(values)}</g>'
 
 
 def leak(k: Any) -> str:
@@ -113,9 +120,9 @@ def leak(k: Any) -> str:
     every = [y for line in (dense, low_values, both_values) for _, y in line]
     bottom, top = min(every) - 0.05, max(every) + 0.05
     ticks = {y: f"{y:g}".replace("-", "−") for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top}
-    frame = Frame(
-        Axis(-64, 128, {float(d): f"{d}".replace("-", "−") for d in range(-64, 129, 32)}), Axis(bottom, top, ticks), 150
-    )
+    across = Axis(-64, 128, {float(d): f"{d}".replace("-", "−") for d in range(-64, 129, 32)})
+    up = Axis(bottom, top, ticks)
+    frame = Frame(across, up, HIGH)
     ahead = f'<rect class="ahead" width="{frame.x(0):g}%" height="{frame.height}"/>'
     parts, y = [], 0
     shown = (
@@ -126,10 +133,7 @@ def leak(k: Any) -> str:
         parts += [
             words(LEFT, y + 24, name, "strong"),
             words(LEFT, y + 42, f"{share:.2%} of the filter's norm lies at negative lags"),
-            placed(
-                frame.svg(name, "", taps(dense, "whole", frame) + taps(line, kind, frame), behind=ahead),
-                y + 54,
-            ),
+            placed(lines(name, across, up, {"whole": dense, kind: line}), y + 54, ahead),
             words(LEFT + 6, y + 66, "reads the future"),
         ]
         y += 250
@@ -147,34 +151,33 @@ def parted(k: Any) -> str:
     channel = int(k.norm(dim=-1).argmax())
     peak = float(k[channel].abs().max())
     span = range(0, 193)
-    lines = {
+    parts = {
         "whole": [(d, float(k[channel, d]) / peak) for d in span],
         "tail": [(d, float(tail[channel, d]) / peak) for d in span],
         "kept": [(d, float(head[channel, d]) / peak if d < HEAD else 0.0) for d in span],
     }
-    every = [y for line in lines.values() for _, y in line]
+    every = [y for line in parts.values() for _, y in line]
     bottom, top = min(every) - 0.05, max(every) + 0.05
     ticks = {y: f"{y:g}".replace("-", "−") for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top}
-    in_time = Frame(Axis(0, 192, {float(d): f"{d}" for d in range(0, 193, 32)}), Axis(bottom, top, ticks), 150)
+    in_time = Axis(0, 192, {float(d): f"{d}" for d in range(0, 193, 32)})
     found = curves(k, kept, kept.mask.n if kept.mask else 0)
     end = found.bins[-1][0]
     shares = {end / part: f"1/{part}" if part > 1 else "1" for part in (512, 64, 8, 1)}
-    in_bins = Frame(Axis(float(end) / 2048, end, shares, math.log), LEVELS, 150)
-    cut = f'<line class="cut" x1="{in_bins.x(end * SHARE):g}" x2="{in_bins.x(end * SHARE):g}" y2="{in_bins.height}"/>'
+    in_bins = Axis(float(end) / 2048, end, shares, math.log)
 
-    def curve(points: Sequence[Sequence[float]], kind: str) -> str:
-        return f'<g class="{kind}">{in_bins.line([p for p in points if p[0] >= end / 2048])}</g>'
+    def shown(points: Sequence[Sequence[float]]) -> Points:
+        return [(x, y) for x, y in points if x >= end / 2048]
 
     return picture(
         "Head and tail of a filter of the demo model",
         492,
         [
             words(LEFT, 24, f"taps of one channel: a head of {HEAD} taps and a smooth tail", "strong"),
-            placed(in_time.svg("taps", "", "".join(taps(line, kind, in_time) for kind, line in lines.items())), 40),
+            placed(lines("taps", in_time, Axis(bottom, top, ticks), parts), 40),
             words(WIDE - RIGHT, 226, "lag, in samples", "", "end"),
             words(LEFT, 264, "energy by frequency, dB, all channels", "strong"),
             placed(
-                in_bins.svg("energy", "", curve(found.bins, "whole") + curve(found.tail, "tail") + cut),
+                lines("energy", in_bins, LEVELS, {"whole": shown(found.bins), "tail": shown(found.tail)}, end * SHARE),
                 280,
             ),
             words(WIDE - RIGHT, 466, "share of the band; a plan keeps what is left of the dashed line", "", "end"),
@@ -186,7 +189,7 @@ def parted(k: Any) -> str:
 def budget() -> str:
     """Plans of the demo model by what they save and what they lose, from the kept results."""
     found = json.loads((ROOT / "evals" / "results" / "front-chr20-8k.json").read_text())
-    series = pareto.series_of_fronts(found)
+    series = pareto.series_of_fronts(Fronts.from_dict(found))
     chart = pareto.chart(series, None, "fewer taps plus bins")
     entries = [(one.kind, one.name.replace(", the same everywhere", " everywhere")) for one in series]
     hues = ".other{--hue:#7b4fc9}"
