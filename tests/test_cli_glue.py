@@ -134,17 +134,18 @@ def test_two_dense_models_are_called_what_they_are_given_as(classifier, pretrain
 
 def test_rows_that_are_left_out_are_told_and_kept_with_the_figures(classifier, pretrained, data, tmp_path):
     """Once for all that a command reads, in scoring and in training."""
+    (rows_in := tmp_path / "data").mkdir()
     for split, count in (("dev", 30), ("train", 40)):
         rows = [f"{row['sentence']}\t{row['label']}" for row in sentences(count, 1)]
         rows[3:3] = ['"cut', 'in two"\t1', "good"]
-        (tmp_path / f"sst2.{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
-    ask = ("eval", "glue", classifier, "--task", "sst2", "--data", tmp_path, "--pad-to", LENGTH)
+        (rows_in / f"sst2.{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    ask = ("eval", "glue", classifier, "--task", "sst2", "--data", rows_in, "--pad-to", LENGTH)
     dev = "3 rows of sst2.dev.tsv left out: line 5 has 1 field, not 2; line 6 has a text that begins in line 5; line 7"
     result = answer(*ask)
     (told,) = result["data_notes"]
     assert told.startswith(dev) and result["scored"][0]["left_out"] == 3 and result["figures"][0]["n"] == 30
     assert run(*ask).stderr.count(f"note: {dev}") == 1
-    tuned = answer("finetune", pretrained, "--task", "sst2", "--data", tmp_path, "--out", tmp_path / "out", *TUNE)
+    tuned = answer("finetune", pretrained, "--task", "sst2", "--data", rows_in, "--out", tmp_path / "out", *TUNE)
     assert [note.split(" left out")[0] for note in tuned["data_notes"]] == [
         "3 rows of sst2.train.tsv",
         "3 rows of sst2.dev.tsv",

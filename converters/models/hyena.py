@@ -199,7 +199,7 @@ class Block(nn.Module):
         if isinstance(conv, LongConv):
             conv.refresh(source)
         k = source.materialize() if conv is None else causal_filter(conv, source)
-        return State(ConvStream(k.to(self.norm1.weight.device), batch), calls=self.prepare(math.inf))
+        return State(ConvStream(k.to(next(self.parameters()).device), batch), calls=self.prepare(math.inf))
 
     def prepare(self, rows: float) -> Calls:
         """The linear layers for `rows` rows in all; math.inf for as many as may come."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
@@ -17,8 +16,10 @@ SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
 
 def say(line: str) -> None:
     """Progress, on stderr; where that cannot be written to, the work goes on without."""
-    with suppress(OSError):
+    try:
         click.echo(line, file=sys.stderr)  # named, because click takes ASCII for a mistake and writes UTF-8
+    except OSError:
+        process.let_go(sys.stderr)
 
 
 def tell(text: str) -> None:
