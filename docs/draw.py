@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,22 @@ def legend(y: float, entries: Sequence[tuple[str, str]]) -> str:
     return drawn
 
 
+def heights(curves: Iterable[Points]) -> Axis:
+    """Upwards, with room for all of these lines; they lie within -1 .. 1."""
+    every = [y for line in curves for _, y in line]
+    bottom, top = min(every) - 0.05, max(every) + 0.05
+    return Axis(bottom, top, {y: signed(y) for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top})
+
+
+def lags(first: int, last: int) -> Axis:
+    """Lags in samples, with a label every 32."""
+    return Axis(first, last, {float(d): signed(d) for d in range(first, last + 1, 32)})
+
+
+def signed(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
 def leak(k: Any) -> str:
     """The filter as two plans apply it, around lag 0.  k: (H, K); the channel is the worst one of the low-pass."""
     site_band = policies.band(demo().sites[0], SHARE)
@@ -117,11 +133,7 @@ def leak(k: Any) -> str:
 
     dense = [(d, float(k[channel, d]) / peak if d >= 0 else 0.0) for d in span]
     low_values, both_values = values(low), values(both)
-    every = [y for line in (dense, low_values, both_values) for _, y in line]
-    bottom, top = min(every) - 0.05, max(every) + 0.05
-    ticks = {y: f"{y:g}".replace("-", "−") for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top}
-    across = Axis(-64, 128, {float(d): f"{d}".replace("-", "−") for d in range(-64, 129, 32)})
-    up = Axis(bottom, top, ticks)
+    across, up = lags(-64, 128), heights([dense, low_values, both_values])
     frame = Frame(across, up, HIGH)
     ahead = f'<rect class="ahead" width="{frame.x(0):g}%" height="{frame.height}"/>'
     parts, y = [], 0
@@ -156,10 +168,6 @@ def parted(k: Any) -> str:
         "tail": [(d, float(tail[channel, d]) / peak) for d in span],
         "kept": [(d, float(head[channel, d]) / peak if d < HEAD else 0.0) for d in span],
     }
-    every = [y for line in parts.values() for _, y in line]
-    bottom, top = min(every) - 0.05, max(every) + 0.05
-    ticks = {y: f"{y:g}".replace("-", "−") for y in (-1.0, -0.5, 0.0, 0.5, 1.0) if bottom <= y <= top}
-    in_time = Axis(0, 192, {float(d): f"{d}" for d in range(0, 193, 32)})
     found = curves(k, kept, kept.mask.n if kept.mask else 0)
     end = found.bins[-1][0]
     shares = {end / part: f"1/{part}" if part > 1 else "1" for part in (512, 64, 8, 1)}
@@ -173,7 +181,7 @@ def parted(k: Any) -> str:
         492,
         [
             words(LEFT, 24, f"taps of one channel: a head of {HEAD} taps and a smooth tail", "strong"),
-            placed(lines("taps", in_time, Axis(bottom, top, ticks), parts), 40),
+            placed(lines("taps", lags(0, 192), heights(parts.values()), parts), 40),
             words(WIDE - RIGHT, 226, "lag, in samples", "", "end"),
             words(LEFT, 264, "energy by frequency, dB, all channels", "strong"),
             placed(

@@ -260,8 +260,7 @@ def prepare_comb(k: AnyFilter) -> Prepared:
 
 def blocks_of(k: AnyFilter) -> Iterator[slice]:
     """Channels that are prepared together: few, for their spectra are large."""
-    step = max(1, min(ROWS, SPECTRA_AT_ONCE // (16 * k.taps)))
-    return (slice(h, min(h + step, k.channels)) for h in range(0, k.channels, step))
+    return row_blocks(k, min(SPECTRA_AT_ONCE // 4, 4 * k.taps * ROWS))  # a spectrum has 16 bytes for 4 of the taps
 
 
 def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Part]:
