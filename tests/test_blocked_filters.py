@@ -16,6 +16,7 @@ from sparsify.cpu import memory
 from sparsify.filters import filter as filters
 from sparsify.filters import spectra
 from sparsify.filters.filter import BlockedFilter, Filter, in_memory
+from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, policies
 from sparsify.report.curves import curves
 
@@ -129,6 +130,19 @@ def test_a_filter_is_asked_for_with_what_it_is_made_of(tmp_path, blocked):
     conv = swap.operators(p.filters, whole_plan(p, policies.dense()))[p.sites[0].name]
     with pytest.raises(RuntimeError, match="too large to be kept; pass what it is made of"):
         conv(torch.randn(1, p.sites[0].channels, 20))
+
+
+@pytest.mark.parametrize("taps", [None, 8])
+def test_all_that_is_known_comes_along(taps):
+    """A filter in memory has the structure that its blocks have, reversed where they are."""
+    plan = FilterPlan("split" if taps else "frequency-sparse", taps, BlockMask.low_pass(64, 1 / 4))
+    whole = plan.apply(Filter(torch.randn(5, 64))).reversed()
+    found = in_memory(BlockedFilter(whole, whole.rows))
+    assert torch.equal(found.k, whole.k) and found.lookahead == whole.lookahead
+    assert found.structure.reversed and found.mask == whole.mask
+    assert (found.head is None) == (taps is None)
+    if taps:
+        assert torch.equal(found.head.k, whole.head.k) and found.head.lookahead == whole.head.lookahead
 
 
 def test_models_go_with_their_last_reference(tmp_path, blocked):

@@ -33,7 +33,11 @@ class Structure:
     def rows(self, rows: slice) -> Structure:
         """The structure of some channels."""
         bins = None if self.bins is None else self.bins[rows]
-        return replace(self, head=None if self.head is None else self.head.rows(rows), bins=bins)
+        return replace(self.map_head(lambda head: head.rows(rows)), bins=bins)
+
+    def map_head(self, change: Callable[[Filter], Filter]) -> Structure:
+        """The same with the head that `change` makes of this one, if there is one."""
+        return self if self.head is None else replace(self, head=change(self.head))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +106,11 @@ class Filter:
         return Filter(self.k[:, self.lookahead :])
 
     def reversed(self) -> Filter:
-        """The filter reversed in time.  Its spectrum is the conjugate one, so a mask stays what it is."""
+        """The filter reversed in time.  Its spectrum is the conjugate one, so the mask keeps the same bins."""
         known = self.structure
         if known is not None:
-            head = None if known.head is None else known.head.reversed()
             bins = None if known.bins is None else known.bins.conj()
-            known = Structure(known.mask, head, bins, not known.reversed)
+            known = replace(known.map_head(Filter.reversed), bins=bins, reversed=not known.reversed)
         return Filter(self.k.flip(-1), self.taps - 1 - self.lookahead, known)
 
     @property
@@ -116,9 +119,7 @@ class Filter:
 
     def to(self, *args: Any, **kwargs: Any) -> Filter:
         """The filter on another device or in another dtype, as `Tensor.to`; a structure goes along."""
-        known = self.structure
-        if known is not None and known.head is not None:
-            known = replace(known, head=known.head.to(*args, **kwargs))
+        known = None if self.structure is None else self.structure.map_head(lambda head: head.to(*args, **kwargs))
         return Filter(self.k.to(*args, **kwargs), self.lookahead, known)
 
     def leaks(self) -> Tensor:
@@ -231,9 +232,9 @@ def in_memory(k: AnyFilter) -> Filter:
         return k
     parts = list(blocks(k))
     known = parts[0].structure
-    if known is not None and known.head is not None:
+    if known is not None:
         heads = [part.head.k for part in parts if part.head is not None]
-        known = Structure(known.mask, Filter(torch.cat(heads), known.head.lookahead))
+        known = known.map_head(lambda head: Filter(torch.cat(heads), head.lookahead))
     return Filter(torch.cat([part.k for part in parts]), k.lookahead, known)
 
 
