@@ -49,3 +49,11 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#2563c9", "color-brand-content": "#2563c9"},
     "dark_css_variables": {"color-brand-primary": "#79aaff", "color-brand-content": "#79aaff"},
 }
+
+
+def setup(app):
+    """Results are made by verbs, not by readers: show their fields, not how to call their constructors."""
+    app.connect(
+        "autodoc-process-signature",
+        lambda _app, what, name, *_: ("", None) if what == "class" and name.startswith("sparsify.report.") else None,
+    )

@@ -83,7 +83,7 @@ class Filter:
 
     @property
     def reach(self) -> int:
-        """How many lags |d| = 0, 1, ... the filter has a tap at, on its longer side."""
+        """How many lags 0, 1, ... to one side the filter has a tap at, on its longer side."""
         return max(self.taps - self.lookahead, self.lookahead + 1)
 
     @property

@@ -21,27 +21,27 @@ Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
 class Checkpoint(Record):
     """Which checkpoint this is, and the plan that it is under."""
 
-    source: str  # folder or hub id
-    revision: str | None  # commit on the hub; None for a folder
-    sha256: str  # of its weights
+    source: str  #: folder or hub id
+    revision: str | None  #: commit on the hub; None for a folder
+    sha256: str  #: of its weights
     family: str
-    options: Mapping[str, Any] = field(default_factory=dict)  # what the family lets its users choose, as chosen
-    plan: str  # policy, in words
+    options: Mapping[str, Any] = field(default_factory=dict)  #: what the family lets its users choose, as chosen
+    plan: str  #: policy, in words
 
 
 @dataclass(frozen=True)
 class Conditions(Record):
     """Where and when numbers were taken."""
 
-    device: str  # "cpu", "cuda:0"
-    hardware: str  # name of the processor or of the card
+    device: str  #: as torch names it
+    hardware: str  #: name of the processor or of the card
     threads: int
-    kernels: str  # instruction set and threads of the compiled kernels, or why there are none
+    kernels: str  #: instruction set and threads of the compiled kernels, or why there are none
     torch: str
     python: str
     sparsify: str
-    commit: str | None  # of the checkout, "-dirty" after local changes; None when installed
-    date: str  # ISO 8601, UTC
+    commit: str | None  #: of the checkout, "-dirty" after local changes; None when installed
+    date: str  #: ISO 8601, UTC
 
 
 # --- quality -------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class Leak(Record):
     past_worst: float
     edge_mean: float
     edge_worst: float
-    trials: int  # windows times positions
+    trials: int  #: windows times positions
 
     @property
     def worst(self) -> float:
@@ -90,22 +90,22 @@ class Variant(Record):
     perplexity_stderr: float | None
     perplexity_ratio: float | None
     perplexity_ratio_stderr: float | None
-    nll_per_token: float  # nats
+    nll_per_token: float  #: nats
     nll_stderr: float | None
     nll_difference: float | None
     nll_difference_stderr: float | None
     bits_per_token: float
-    kl: float | None  # mean KL(baseline || variant), nats a token
-    top1_agreement: float | None  # share of tokens where both guess the same
+    kl: float | None  #: mean KL(baseline || variant), nats a token
+    top1_agreement: float | None  #: share of tokens where both guess the same
     perplexity_cut: float | None
     perplexity_cut_stderr: float | None
     perplexity_cut_ratio: float | None
     perplexity_cut_ratio_stderr: float | None
-    leak: float | None  # the worst found, relative to the logits
+    leak: float | None  #: the worst found, relative to the logits
     leak_detail: Leak | None
-    speedup: float | None  # of the whole model over the baseline
+    speedup: float | None  #: of the whole model over the baseline
     speedup_quartiles: Sequence[float] | None
-    seconds: float | None  # of one window
+    seconds: float | None  #: of one window
     tokens_per_second: float | None
     perplexity_by_position: tuple[PositionBucket, ...]
 
@@ -122,11 +122,11 @@ class Comparison(Record):
     """What variants were compared on."""
 
     schema: int
-    figure: str = PERPLEXITY  # what "perplexity" stands for: it, or the pseudo-perplexity of masked tokens
+    figure: str = PERPLEXITY  #: what "perplexity" stands for, which may be the pseudo-perplexity of masked tokens
     convention: str
     n_tokens: int
-    count: int  # independent samples behind the standard errors
-    samples: str  # what they are: "documents" or "windows"
+    count: int  #: independent samples behind the standard errors
+    samples: str  #: what they are, "documents" or "windows"
     conditions: Conditions
 
 
@@ -134,12 +134,12 @@ class Comparison(Record):
 class Evaluation(Result, Variant, Comparison, Checkpoint):
     """A model under its plan, and the dense one on the same tokens: `sparsify eval ppl`."""
 
-    linears: str = "float32"  # what the linear layers multiply in; the dense model's in float32
-    dense: Variant | None  # None where the model is the dense one
+    linears: str = "float32"  #: what the linear layers multiply in; the dense model's in float32
+    dense: Variant | None  #: None where the model is the dense one
     dense_source: str | None = None
-    parts: Parts | None = None  # None where nothing was timed
-    verdict: Sequence[str]  # sentences, the most important first
-    data_notes: Sequence[str] = ()  # what was left out of the data
+    parts: Parts | None = None  #: None where nothing was timed
+    verdict: Sequence[str]  #: sentences, the most important first
+    data_notes: Sequence[str] = ()  #: what was left out of the data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +147,11 @@ class FilledIn(Record):
     """How well one variant fills in masked tokens, and if it is not the baseline, paired with that."""
 
     name: str
-    nll_per_token: float  # nats
+    nll_per_token: float  #: nats
     nll_stderr: float | None
     pseudo_perplexity: float
     pseudo_perplexity_stderr: float | None
-    accuracy: float  # share of masked tokens that are the first guess
+    accuracy: float  #: share of masked tokens that are the first guess
     baseline: str | None = field(default=None, metadata=OMIT)
     nll_difference: float | None = field(default=None, metadata=PAIRED)
     nll_difference_stderr: float | None = field(default=None, metadata=PAIRED)
@@ -177,12 +177,12 @@ class Retrieved(Record):
 
     name: str
     mrr: float
-    mrr_difference: float | None  # against the baseline, on the same queries; None for the baseline
+    mrr_difference: float | None  #: against the baseline, on the same queries; None for the baseline
     mrr_difference_stderr: float | None
-    cosine: float | None  # of the same text's embeddings, mean over all queries and passages
+    cosine: float | None  #: of the same text's embeddings, mean over all queries and passages
     cosine_worst: float | None
-    rank_agreement: float | None  # Spearman of a query's similarities, mean over queries
-    top_overlap: float | None  # share of a query's first passages that are among the baseline's
+    rank_agreement: float | None  #: Spearman of a query's similarities, mean over queries
+    top_overlap: float | None  #: share of a query's first passages that are among the baseline's
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -190,7 +190,7 @@ class Retrieval(Result, Checkpoint):
     """Whether embeddings find the same texts: `sparsify eval retrieval`."""
 
     variants: tuple[Retrieved, ...]
-    cut: int  # texts that were too long
+    cut: int  #: texts that were too long
     convention: str
     data_notes: Sequence[str]
     conditions: Conditions
@@ -203,21 +203,21 @@ class Figure(Record):
     task: str
     split: str
     metric: str
-    n: int  # examples
-    values: Mapping[str, float]  # variant -> metric, the baseline first
+    n: int  #: examples
+    values: Mapping[str, float]  #: variant -> metric, the baseline first
     difference: float | None
-    interval: Sequence[float] | None  # of the difference, 95 %
+    interval: Sequence[float] | None  #: of the difference, 95 %
     p_value: float | None
-    test: str | None  # that p-value and interval are of: "McNemar" or "bootstrap"
+    test: str | None  #: that p-value and interval are of, "McNemar" or "bootstrap"
 
 
 @dataclass(frozen=True)
 class Average(Record):
     """A mean over tasks, and over which."""
 
-    values: Mapping[str, float]  # variant -> mean over tasks; a task's metrics and splits are averaged first
+    values: Mapping[str, float]  #: variant -> mean over tasks; a task's metrics and splits are averaged first
     tasks: Sequence[str]
-    missing: Sequence[str]  # tasks of GLUE that are not in it
+    missing: Sequence[str]  #: tasks of GLUE that are not in it
     convention: str
 
 
@@ -228,12 +228,12 @@ class ScoredSplit(Checkpoint):
     task: str
     split: str
     source_of_data: str
-    n: int  # examples
-    available: int  # before a limit
-    left_out: int  # broken rows
-    cut: int  # texts that were too long
-    agreement: float | None  # share of examples of which two variants say the same
-    fine_tuned_for: str | None  # another task
+    n: int  #: examples
+    available: int  #: before a limit
+    left_out: int  #: broken rows
+    cut: int  #: texts that were too long
+    agreement: float | None  #: share of examples of which two variants say the same
+    fine_tuned_for: str | None  #: another task
     convention: str
 
 
@@ -244,8 +244,8 @@ class Glue(Result):
     scored: tuple[ScoredSplit, ...]
     figures: tuple[Figure, ...]
     average: Average | None
-    m2_bert_average: Average | None  # over what M2-BERT's own code reports, if that is another
-    missing: Sequence[str]  # what was not scored and why, sentences
+    m2_bert_average: Average | None  #: over what M2-BERT's own code reports, if that is another
+    missing: Sequence[str]  #: what was not scored and why, sentences
     data_notes: Sequence[str]
     convention: str
     conditions: Conditions
@@ -269,9 +269,9 @@ class Parts(Record):
     """Where the time of one forward pass goes."""
 
     batch: int
-    length: int  # tokens
-    before: tuple[Part, ...]  # the model's own code
-    after: tuple[Part, ...]  # the plan, everything prepared
+    length: int  #: tokens
+    before: tuple[Part, ...]  #: the model's own code
+    after: tuple[Part, ...]  #: the plan, everything prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +281,13 @@ class Timed(Record):
     name: str
     plan: str
     seconds: float
-    dense_seconds: float  # by this package
+    dense_seconds: float  #: by this package
     speedup: float
     speedup_quartiles: Sequence[float]
-    torch_seconds: float  # the best of torch.fft, prepared once
+    torch_seconds: float  #: the best of torch.fft, prepared once
     torch_speedup: float
     torch_speedup_quartiles: Sequence[float]
-    upstream_seconds: float  # filter and spectrum made anew in every call
+    upstream_seconds: float  #: filter and spectrum made anew in every call
     upstream_speedup: float
     upstream_speedup_quartiles: Sequence[float]
 
@@ -301,12 +301,12 @@ class Timed(Record):
 class ModelBench(Result, Timed, Checkpoint):
     """A model timed: `sparsify bench MODEL`."""
 
-    length: int  # tokens
+    length: int  #: tokens
     batch: int
     linears: str
     tokens_per_second: float
     parts: Parts
-    convolutions: Timed  # all together
+    convolutions: Timed  #: all together
     sites: tuple[Timed, ...]
     conditions: Conditions
 
@@ -325,17 +325,17 @@ class Way(Record):
     """One way to convolve, as measured."""
 
     name: str
-    kept: str  # of the filter, in words
-    error: float  # relative L2 against float64, on some channels
-    seconds: float  # a call
-    faster_than: Mapping[str, Ratio]  # baseline -> paired ratio
+    kept: str  #: of the filter, in words
+    error: float  #: relative L2 against float64, on some channels
+    seconds: float  #: a call
+    faster_than: Mapping[str, Ratio]  #: baseline -> paired ratio
 
 
 @dataclass(frozen=True)
 class ShapeBench(Record):
     """The convolution at one size."""
 
-    shape: Sequence[int]  # batch, channels, samples
+    shape: Sequence[int]  #: batch, channels, samples
     ways: tuple[Way, ...]
 
 
@@ -355,18 +355,18 @@ class GpuWay(Record):
 
     name: str
     ours: bool
-    error: float  # relative L2 against float64
+    error: float  #: relative L2 against float64
     kept: str | None = field(default=None, metadata=OMIT)
-    floor_seconds: float | None = field(default=None, metadata=OMIT)  # that moving bytes and multiplying take at least
+    floor_seconds: float | None = field(default=None, metadata=OMIT)  #: that moving bytes and multiplying take at least
     predicted_seconds: float | None = field(default=None, metadata=OMIT)
-    way: Mapping[str, Any] | None = field(default=None, metadata=OMIT)  # the kernel
-    builds: Sequence[Any] | None = field(default=None, metadata=OMIT)  # and what the compiler says it takes
-    seconds: float  # a call
+    way: Mapping[str, Any] | None = field(default=None, metadata=OMIT)  #: the kernel
+    builds: Sequence[Any] | None = field(default=None, metadata=OMIT)  #: and what the compiler says it takes
+    seconds: float  #: a call
     quartiles: Sequence[float]
-    calls: int  # behind one timing
-    graph: bool  # whether it was replayed from a CUDA graph
+    calls: int  #: behind one timing
+    graph: bool  #: whether it was replayed from a CUDA graph
     faster_than: Mapping[str, Ratio]
-    no_graph: str | None = field(default=None, metadata=OMIT)  # why it was not
+    no_graph: str | None = field(default=None, metadata=OMIT)  #: why it was not
     of_floor: float | None = field(default=None, metadata=OMIT)
 
 
@@ -383,12 +383,12 @@ class GpuCase(Record):
     """The convolution at one size and type on a GPU; one that ran out of memory has no sizes."""
 
     case: str
-    shape: Sequence[int] | None = field(default=None, metadata=OMIT)  # batch, channels, samples
+    shape: Sequence[int] | None = field(default=None, metadata=OMIT)  #: batch, channels, samples
     dtype: str | None = field(default=None, metadata=OMIT)
     gated: bool | None = field(default=None, metadata=OMIT)
-    bytes: int | None = field(default=None, metadata=OMIT)  # moved at least
+    bytes: int | None = field(default=None, metadata=OMIT)  #: moved at least
     flops: float | None = field(default=None, metadata=OMIT)
-    sets: int | None = field(default=None, metadata=OMIT)  # of signals, taken in turn
+    sets: int | None = field(default=None, metadata=OMIT)  #: of signals, taken in turn
     ways: tuple[GpuWay, ...]
     failed: tuple[Failed, ...]
 
@@ -402,10 +402,10 @@ class GpuBench(Result):
     versions: Mapping[str, Any]
     card: Mapping[str, Any]
     arch: str
-    ceilings: Mapping[str, float]  # what was measured of the card: bytes_per_second, flop_per_second, ...
+    ceilings: Mapping[str, float]  #: what was measured of the card, such as bytes_per_second and flop_per_second
     rounds: int
     cases: tuple[GpuCase, ...]
-    crashed: Sequence[str]  # cases that ended the process
+    crashed: Sequence[str]  #: cases that ended the process
     running: str | None
 
 
@@ -415,7 +415,7 @@ class TunedCase(Record):
 
     case: str
     plan: str
-    key: str  # that it is kept under
+    key: str  #: that it is kept under
     choice: Mapping[str, Any]
     faster_than_planned: float | None
     candidates: Sequence[Any]
@@ -436,7 +436,7 @@ class Calibration(Result):
 
     processor: str
     lanes: int
-    path: str  # where the constants are kept
+    path: str  #: where the constants are kept
     costs: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
@@ -456,13 +456,13 @@ class Cells(Record):
 class Curves(Record):
     """What is drawn of one filter: its energy in dB below the peak along logarithmic axes, and what is kept of it."""
 
-    taps: Points  # x counts taps from 1
+    taps: Points  #: x counts taps from 1
     bins: Points
-    tail: Points | None  # spectrum of the smooth rest; None without one
-    kept_taps: int | None  # the first taps; None: all
-    kept_band: Points | None  # [[start, stop], ...] as shares of the band; None: all of it
-    kept_share: float | None = None  # of the bins; None: all
-    cells: Cells | None = None  # for the map of all sites
+    tail: Points | None  #: spectrum of the smooth rest; None without one
+    kept_taps: int | None  #: the first taps; None if all are
+    kept_band: Points | None  #: [[start, stop], ...] as shares of the band; None if all of it is
+    kept_share: float | None = None  #: of the bins; None if all are
+    cells: Cells | None = None  #: for the map of all sites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,9 +471,9 @@ class FilterKept(Record):
 
     name: str
     kind: str
-    plan: str  # in words
-    density: float  # kept taps plus bins over taps
-    leak: float  # taps ahead over all taps, by their norms; 0 for a filter that may look ahead
+    plan: str  #: in words
+    density: float  #: kept taps plus bins over taps
+    leak: float  #: taps ahead over all taps, by their norms; 0 for a filter that may look ahead
     curves: Curves | None = field(default=None, metadata=OMIT)
 
 
@@ -481,14 +481,14 @@ class FilterKept(Record):
 class TriedPlan(Record):
     """A plan that was measured on the held-out windows."""
 
-    limit: float  # on the sum of predicted losses, nats a token
-    predicted: float  # relative increase of perplexity
-    increase: float  # the same, measured with negative lags cut
+    limit: float  #: on the sum of predicted losses, nats a token
+    predicted: float  #: relative increase of perplexity
+    increase: float  #: the same, measured with negative lags cut
     stderr: float
-    kl: float  # measured, nats a token
-    leak: float  # worst found, relative to the logits
-    cost: float  # predicted, of all sites: seconds, or what the target counts
-    density: float  # kept taps plus bins, mean over sites
+    kl: float  #: measured, nats a token
+    leak: float  #: worst found, relative to the logits
+    cost: float  #: predicted, of all sites, in seconds or what the target counts
+    density: float  #: kept taps plus bins, mean over sites
     fits: bool
 
 
@@ -496,7 +496,7 @@ class TriedPlan(Record):
 class Step(TriedPlan):
     """The same, against dense."""
 
-    gain: float  # how many times cheaper, predicted
+    gain: float  #: how many times cheaper, predicted
 
 
 @dataclass(frozen=True)
@@ -505,10 +505,10 @@ class PlannedSite(Record):
 
     name: str
     plan: str
-    error: float  # of its output, relative
+    error: float  #: of its output, relative
     ahead: float
-    loss: float  # predicted, nats a token
-    probed: bool  # whether that loss was measured, else it is read off others
+    loss: float  #: predicted, nats a token
+    probed: bool  #: whether that loss was measured, else it is read off others
     cost: float
     dense_cost: float
     candidates: int
@@ -519,19 +519,19 @@ class Search(Record):
     """A plan within a budget: what was promised, what was found, and what stands behind it."""
 
     plan: str
-    budget: float  # relative increase of perplexity
-    figure: str = PERPLEXITY  # what that stands for
+    budget: float  #: relative increase of perplexity
+    figure: str = PERPLEXITY  #: what that stands for
     target: str
     chosen: Step
     dense_cost: float
-    bound: float | None  # no choice among the candidates, within the same limit on predicted losses, costs less
+    bound: float | None  #: no choice among the candidates, within the same limit on predicted losses, costs less
     steps: tuple[Step, ...]
     sites: tuple[PlannedSite, ...]
-    points: Points  # the front: [[predicted gain, predicted increase], ...]
+    points: Points  #: the front, [[predicted gain, predicted increase], ...]
     calibration_windows: int
     held_out_windows: int
-    passes: float  # over the calibration windows, forward: what the planning took, in all processes that had a part
-    most: float | None  # gain of that bound; None where there is none
+    passes: float  #: forward, over the calibration windows, that planning took in all processes that had a part
+    most: float | None  #: gain of that bound; None where there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -540,13 +540,13 @@ class Pushed(Record):
 
     repo: str
     branch: str
-    url: str  # where people look at it
-    commit: str | None  # that holds the folder; None if it does not exist yet
-    changed: bool  # whether a commit was made
-    created: bool  # whether the repository was made
-    pull_request: str | None  # its address
-    uploaded: Mapping[str, int]  # name -> bytes
-    deleted: Sequence[str]  # of an earlier push
+    url: str  #: where people look at it
+    commit: str | None  #: that holds the folder; None if it does not exist yet
+    changed: bool  #: whether a commit was made
+    created: bool  #: whether the repository was made
+    pull_request: str | None  #: its address
+    uploaded: Mapping[str, int]  #: name -> bytes
+    deleted: Sequence[str]  #: of an earlier push
     unchanged: Sequence[str]
     dry_run: bool
 
@@ -555,24 +555,24 @@ class Pushed(Record):
 class Push(Result, Pushed):
     """The same, and how to load it: `sparsify push`."""
 
-    load: str  # Python
+    load: str  #: Python
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Conversion(Result, Checkpoint):
     """What `sparsify convert` kept, measured and wrote; report.json has it, too."""
 
-    out: str  # the folder
+    out: str  #: the folder
     plan_sha256: str
     filters: tuple[FilterKept, ...]
-    planned: Search | None = None  # None without a budget
-    evaluation: Evaluation | None  # None where nothing was measured
+    planned: Search | None = None  #: None without a budget
+    evaluation: Evaluation | None  #: None where nothing was measured
     causal: bool
-    data: str | None = None  # name of the file that was measured on
-    benchmark: Mapping[str, str] | None = None  # data set and task on the hub that it is of
-    origin: Mapping[str, Any] = field(default_factory=dict)  # what the card of the source says: licence, tags, ...
-    repo: str | None = None  # that it was pushed to
-    next: str  # the command that measures it
+    data: str | None = None  #: name of the file that was measured on
+    benchmark: Mapping[str, str] | None = None  #: data set and task on the hub that it is of
+    origin: Mapping[str, Any] = field(default_factory=dict)  #: licence, tags and the like of the source
+    repo: str | None = None  #: that it was pushed to
+    next: str  #: the command that measures it
     pushed: Push | None = field(default=None, metadata=OMIT)
 
 
@@ -581,11 +581,11 @@ class Point(Record):
     """A choice as measured: negative lags cut, but for the leak, which is of the choice as it is."""
 
     kept: str
-    cost: float  # predicted, of all convolutions
-    increase: float  # of perplexity, relative
+    cost: float  #: predicted, of all convolutions
+    increase: float  #: of perplexity, relative
     stderr: float
-    kl: float  # from the dense model, nats a token
-    leak: float  # relative to the logits
+    kl: float  #: from the dense model, nats a token
+    leak: float  #: relative to the logits
 
 
 @dataclass(frozen=True)
@@ -606,7 +606,7 @@ class Fronts(Record):
     figure: str = PERPLEXITY
     dense_cost: float
     pairs: tuple[Pair, ...]
-    not_cheaper: Sequence[str]  # of the uniform ones, which cost as much as dense on this target
+    not_cheaper: Sequence[str]  #: of the uniform ones, which cost as much as dense on this target
     calibration_windows: int
     held_out_windows: int
     context: int
@@ -639,11 +639,11 @@ class Inspection(Result, Checkpoint):
     """A checkpoint at a glance: `sparsify inspect`."""
 
     parameters: int
-    context: int  # tokens
+    context: int  #: tokens
     sites: tuple[Site, ...]
     timed_tokens: int
     time: tuple[Part, ...]
-    upstream_time: tuple[Part, ...]  # by the model's own code
+    upstream_time: tuple[Part, ...]  #: by the model's own code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -651,10 +651,10 @@ class SiteEnergy(Record):
     """Where the energy of one filter lies: numbers run along `Analysis.shares`, lines are sparklines."""
 
     name: str
-    taps: Sequence[int]  # leading ones that hold each share
-    bins: Sequence[int]  # largest ones that do
-    bandwidth: Sequence[float]  # low-pass band that does, as a share of the band
-    tail_bandwidth: Sequence[float]  # the same once the head is faded out
+    taps: Sequence[int]  #: leading ones that hold each share
+    bins: Sequence[int]  #: largest ones that do
+    bandwidth: Sequence[float]  #: low-pass band that does, as a share of the band
+    tail_bandwidth: Sequence[float]  #: the same once the head is faded out
     taps_line: str
     bins_line: str
     tail_line: str
@@ -664,10 +664,10 @@ class SiteEnergy(Record):
 class Analysis(Result, Checkpoint):
     """How few taps and bins hold the energy of every filter: `sparsify analyze`."""
 
-    length: int  # tokens that spectra are taken for
+    length: int  #: tokens that spectra are taken for
     bins_in_all: int
     shares: Sequence[float]
-    head: int  # taps
+    head: int  #: taps
     sites: tuple[SiteEnergy, ...]
 
 
@@ -685,7 +685,7 @@ class Health(Result):
     """Whether this installation is right: `sparsify doctor`."""
 
     version: str
-    ok: bool  # all that is needed is there
+    ok: bool  #: all that is needed is there
     checks: tuple[Check, ...]
 
 
@@ -701,10 +701,10 @@ class Tilings(Result):
     taps: int | None
     gated: bool
     batch: int
-    kernels: int  # there are
+    kernels: int  #: there are
     fitting: int
-    candidates: Sequence[Any]  # the best, with every term of their cost
-    refused: Sequence[Any]  # how many each constraint refused, and an example
+    candidates: Sequence[Any]  #: the best, with every term of their cost
+    refused: Sequence[Any]  #: how many each constraint refused, and an example
     advice: str | None
 
 
@@ -728,8 +728,8 @@ class DevScore(Record):
     """The dev set after so many steps of a fine-tune."""
 
     step: int
-    value: float  # of the task's first metric
-    loss: float  # mean training loss since the evaluation before
+    value: float  #: of the task's first metric
+    loss: float  #: mean training loss since the evaluation before
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -737,19 +737,19 @@ class Finetuning(Result, Checkpoint):
     """A classifier that was trained: `sparsify finetune`."""
 
     task: str
-    out: str  # its folder
+    out: str  #: its folder
     seed: int
     recipe: Mapping[str, Any]
-    n: int  # examples
-    available: int  # before a limit
+    n: int  #: examples
+    available: int  #: before a limit
     parameters: int
     metric: str
-    steps: int  # taken
+    steps: int  #: taken
     planned_steps: int
     evaluations: tuple[DevScore, ...]
-    best: DevScore  # whose weights were kept
-    resumed_at: int  # 0 for a run from the start
+    best: DevScore  #: whose weights were kept
+    resumed_at: int  #: 0 for a run from the start
     convention: str
     data_notes: Sequence[str]
     conditions: Conditions
-    next: str  # the command that scores it
+    next: str  #: the command that scores it
