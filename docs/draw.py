@@ -169,7 +169,7 @@ def parted(k: Any) -> str:
         "kept": [(d, float(head[channel, d]) / peak if d < HEAD else 0.0) for d in span],
     }
     found = curves(k, kept, kept.mask.n if kept.mask else 0)
-    end = found.bins[-1][0]
+    end, smooth = found.bins[-1][0], found.tail or ()
     shares = {end / part: f"1/{part}" if part > 1 else "1" for part in (512, 64, 8, 1)}
     in_bins = Axis(float(end) / 2048, end, shares, math.log)
 
@@ -185,7 +185,13 @@ def parted(k: Any) -> str:
             words(WIDE - RIGHT, 226, "lag, in samples", "", "end"),
             words(LEFT, 264, "energy by frequency, dB, all channels", "strong"),
             placed(
-                lines("energy", in_bins, LEVELS, {"whole": shown(found.bins), "tail": shown(found.tail)}, end * SHARE),
+                lines(
+                    "energy",
+                    in_bins,
+                    LEVELS,
+                    {"whole": shown(found.bins), "tail": shown(smooth)},
+                    end * SHARE,
+                ),
                 280,
             ),
             words(WIDE - RIGHT, 466, "share of the band; a plan keeps what is left of the dashed line", "", "end"),

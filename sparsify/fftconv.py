@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -155,7 +154,7 @@ class LongConv(nn.Module):
         if self.remake is not None:
             given = given.outline if isinstance(given, BlockedFilter) else given
         elif isinstance(given, Filter):
-            given = replace(given, k=given.k.detach().contiguous())
+            given = given.detached()
         self.filter: AnyFilter = given
         self.version += 1
         self._prepared: dict[tuple[int, torch.device, object], cpu.Prepared] = {}

@@ -78,8 +78,16 @@ def materialize(site: ConvSite) -> AnyFilter:
             )
         return k
 
+    def checked_later(k: BlockedFilter) -> BlockedFilter:
+        shorter = k.shorter
+        return replace(
+            k,
+            make=lambda rows: checked(k.make(rows)),
+            shorter=None if shorter is None else lambda seqlen: checked_later(shorter(seqlen)),
+        )
+
     found = site.materialize()
-    return checked(found) if isinstance(found, Filter) else replace(found, make=lambda rows: checked(found.make(rows)))
+    return checked(found) if isinstance(found, Filter) else checked_later(found)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Filters that are made a few channels at a time are the same filters, wherever one is asked for."""
 
+import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import layouts_m2
 import pytest
@@ -10,7 +12,7 @@ from helpers import assert_close
 from layouts import write
 
 import sparsify
-from sparsify import swap
+from sparsify import ConvSite, LongConv, swap
 from sparsify.converters import load
 from sparsify.cpu import memory
 from sparsify.filters import filter as filters
@@ -143,6 +145,45 @@ def test_all_that_is_known_comes_along(taps):
     assert (found.head is None) == (taps is None)
     if taps:
         assert torch.equal(found.head.k, whole.head.k) and found.head.lookahead == whole.head.lookahead
+
+
+@pytest.mark.parametrize("taps", [None, 8])
+def test_some_channels_keep_what_is_known(taps):
+    """By a list, too, and of a filter that comes in blocks and is moved, cut short or asked for its bins alone."""
+    plan = FilterPlan("split" if taps else "frequency-sparse", taps, BlockMask.low_pass(64, 1 / 4))
+    whole = plan.apply(Filter(torch.randn(5, 64)))
+    bins = torch.randn(5, 16, dtype=torch.complex64)
+    blocks = BlockedFilter(
+        whole, whole.rows, lambda seqlen: BlockedFilter(whole, whole.rows),
+        lambda rows: replace(whole.structure.rows(rows), bins=bins[rows]),
+    )  # fmt: skip
+    moved = blocks.to(torch.float64)
+    assert moved.felt(3).rows(slice(2)).k.dtype == torch.float64 and torch.equal(moved.pieces(slice(2)).bins, bins[:2])
+    for some in (whole.rows([4, 1]), blocks.rows([4, 1]), moved.rows([4, 1])):
+        assert torch.equal(some.k, whole.k[[4, 1]].to(some.k.dtype)) and some.mask == whole.mask
+        assert some.head is None if taps is None else torch.equal(some.head.k.float(), whole.head.k[[4, 1]])
+
+
+def test_a_filter_without_taps_is_refused():
+    with pytest.raises(ValueError, match="filter k has no taps"):
+        Filter(torch.zeros(3, 0))
+
+
+def test_a_convolution_keeps_no_graph_of_its_filter():
+    """Not of the head either, or it could not be copied."""
+    k = torch.randn(3, 64, requires_grad=True)
+    conv = LongConv(FilterPlan("split", 8, BlockMask.low_pass(64, 1 / 4)).apply(Filter(k)))
+    u = torch.randn(1, 3, 64)
+    assert torch.equal(copy.deepcopy(conv)(u), conv(u))
+
+
+def test_taps_that_are_no_numbers_are_refused_however_short():
+    bad = Filter(torch.full((2, 8), torch.nan))
+    blocks = BlockedFilter(bad, bad.rows, lambda seqlen: BlockedFilter(bad, bad.rows))
+    found = swap.materialize(ConvSite("a", 2, 8, 8, True, lambda seqlen=None: blocks, lambda conv: None))
+    for some in (found, found.felt(3)):
+        with pytest.raises(ValueError, match="the filter of a has infinite"):
+            some.rows(slice(1))
 
 
 def test_models_go_with_their_last_reference(tmp_path, blocked):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -30,10 +30,19 @@ class Structure:
     bins: Tensor | None = None
     reversed: bool = False
 
-    def rows(self, rows: slice) -> Structure:
+    def rows(self, rows: slice | list[int]) -> Structure:
         """The structure of some channels."""
         bins = None if self.bins is None else self.bins[rows]
         return replace(self.map_head(lambda head: head.rows(rows)), bins=bins)
+
+    def to(self, *args: Any, **kwargs: Any) -> Structure:
+        """The structure on another device, as `Tensor.to`, its head in another dtype, too."""
+        moved = self.map_head(lambda head: head.to(*args, **kwargs))
+        return (
+            moved
+            if self.bins is None
+            else replace(moved, bins=self.bins.to(self.bins.real[:0].to(*args, **kwargs).device))
+        )
 
     def map_head(self, change: Callable[[Filter], Filter]) -> Structure:
         """The same with the head that `change` makes of this one, if there is one."""
@@ -60,8 +69,15 @@ class Filter:
     def __post_init__(self) -> None:
         if self.k.dim() != 2:
             raise ValueError(f"filter k has shape {tuple(self.k.shape)}, expected (channels, taps)")
+        if not self.taps:
+            raise ValueError("filter k has no taps, expected one at lag 0 at least")
         if not 0 <= self.lookahead < self.taps:
             raise ValueError(f"lookahead must lie in [0, {self.taps}), got {self.lookahead}")
+
+    def detached(self) -> Filter:
+        """The filter without a way for gradients to where it came from, its taps in one piece."""
+        known = None if self.structure is None else self.structure.map_head(Filter.detached)
+        return Filter(self.k.detach().contiguous(), self.lookahead, known)
 
     @property
     def channels(self) -> int:
@@ -93,8 +109,7 @@ class Filter:
 
     def rows(self, rows: slice | list[int]) -> Filter:
         """The filter of some channels, with what is known of it."""
-        known = self.structure.rows(rows) if self.structure is not None and isinstance(rows, slice) else None
-        return Filter(self.k[rows], self.lookahead, known)
+        return Filter(self.k[rows], self.lookahead, None if self.structure is None else self.structure.rows(rows))
 
     def felt(self, seqlen: int) -> Filter:
         """The taps that a signal of `seqlen` samples feels: the lags -(seqlen - 1) .. seqlen - 1."""
@@ -119,7 +134,7 @@ class Filter:
 
     def to(self, *args: Any, **kwargs: Any) -> Filter:
         """The filter on another device or in another dtype, as `Tensor.to`; a structure goes along."""
-        known = None if self.structure is None else self.structure.map_head(lambda head: head.to(*args, **kwargs))
+        known = None if self.structure is None else self.structure.to(*args, **kwargs)
         return Filter(self.k.to(*args, **kwargs), self.lookahead, known)
 
     def leaks(self) -> Tensor:
@@ -179,8 +194,7 @@ class BlockedFilter:
         """The filter of some channels."""
         if isinstance(rows, slice):
             return self.make(rows)
-        parts = [self.make(slice(h, h + 1)) for h in rows]
-        return Filter(torch.cat([part.k for part in parts]), self.lookahead)
+        return joined([self.make(slice(h, h + 1)) for h in rows])
 
     def map(self, change: Callable[[Filter], Filter]) -> BlockedFilter:
         """The filter that `change` makes of every channel, again made when asked for."""
@@ -196,7 +210,14 @@ class BlockedFilter:
         return self.map(Filter.reversed)
 
     def to(self, *args: Any, **kwargs: Any) -> BlockedFilter:
-        return BlockedFilter(self.outline, lambda rows: self.make(rows).to(*args, **kwargs))
+        """As `Filter.to`, of what is made."""
+        shorter, pieces = self.shorter, self.pieces
+        return BlockedFilter(
+            self.outline,
+            lambda rows: self.make(rows).to(*args, **kwargs),
+            None if shorter is None else lambda seqlen: shorter(seqlen).to(*args, **kwargs),
+            None if pieces is None else lambda rows: pieces(rows).to(*args, **kwargs),
+        )
 
     def leak(self) -> float:
         """As `Filter.leak`."""
@@ -228,14 +249,20 @@ def row_blocks(k: AnyFilter, bytes_at_once: int = BLOCK_BYTES) -> Iterator[slice
 
 def in_memory(k: AnyFilter) -> Filter:
     """The filter with all its taps in memory."""
-    if isinstance(k, Filter):
-        return k
-    parts = list(blocks(k))
+    return k if isinstance(k, Filter) else joined(list(blocks(k)))
+
+
+def joined(parts: Sequence[Filter]) -> Filter:
+    """The filter of all these channels, which are of one filter."""
     known = parts[0].structure
     if known is not None:
         heads = [part.head.k for part in parts if part.head is not None]
-        known = known.map_head(lambda head: Filter(torch.cat(heads), head.lookahead))
-    return Filter(torch.cat([part.k for part in parts]), k.lookahead, known)
+        bins = [part.structure.bins for part in parts if part.structure is not None and part.structure.bins is not None]
+        known = replace(
+            known.map_head(lambda head: Filter(torch.cat(heads), head.lookahead)),
+            bins=torch.cat(bins) if bins else None,
+        )
+    return Filter(torch.cat([part.k for part in parts]), parts[0].lookahead, known)
 
 
 Taps: TypeAlias = Tensor | Filter | BlockedFilter

@@ -23,9 +23,9 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from sparsify.cpu.backend import Prepared
+from sparsify.cpu.backend import Prepared, masked_spectrum
 from sparsify.filters import decimation
-from sparsify.filters.filter import Filter
+from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.spectra import spectrum
 
 from . import jit, mma_operands
@@ -108,7 +108,8 @@ def make(way: Way, k: Filter, bins: Tensor | None = None, head: Filter | None = 
     step = max(1, SPECTRA_AT_ONCE // way.points)
     k = Filter(k.k) if way.source == "history" else k  # such a kernel reads early instead
     for h in range(0, k.channels, step):
-        k_f = spectrum(k.rows(slice(h, h + step)), way.points)
+        part = k.rows(slice(h, h + step))
+        k_f = spectrum(part, way.points) if part.structure is None else masked_spectrum(part)
         if bins is not None:
             k_f = k_f * bins.to(device)
         scales.append(largest(k_f, None if first is None else first[h : h + step]))
@@ -159,7 +160,7 @@ def make_slow(way: SlowWay, k: Filter) -> Prepared:
     mask, rate, dtype, device = k.structure.mask, way.rate, way.dtype, k.k.device
     head, rest = apart(k)
     reach = way.inner.seqlen
-    k_f = spectrum(rest, mask.n) * mask.bins().to(device)
+    k_f = masked_spectrum(rest) * mask.bins().to(device)
     inner = make(way.inner, Filter(decimation.slow_taps(k_f, mask, rate, reach), reach - 1))
     window = decimation.kaiser_bessel(rate)
     own = [mma_operands.decimation(window, rate, dtype), mma_operands.interpolation(window, rate, dtype)]
@@ -184,13 +185,15 @@ def make_apart(way: Way | SlowWay, k: Filter) -> Prepared:
 
 
 def apart(k: Filter) -> tuple[Filter | None, Filter]:
-    """Head and rest of a filter, float64."""
-    rest = Filter(k.k.double(), k.lookahead)
-    if k.structure is None or k.structure.head is None:
+    """Head and rest of a filter with a structure, float64."""
+    assert k.structure is not None
+    known = Structure(k.structure.mask, reversed=k.structure.reversed)
+    rest = Filter(k.k.double(), k.lookahead, known)
+    if k.structure.head is None:
         return None, rest
     head = k.structure.head.to(rest.k)
     first = k.lookahead - head.lookahead
-    rest = Filter(rest.k.clone(), k.lookahead)
+    rest = Filter(rest.k.clone(), k.lookahead, known)
     rest.k[:, first : first + head.taps] -= head.k
     return head, rest
 

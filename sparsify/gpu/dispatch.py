@@ -66,7 +66,7 @@ def prepare(k: Filter, seqlen: int, dtype: torch.dtype, batch: int = 1, card: Ca
     warning says so, once.
     """
     known = k.structure
-    if known is not None and (known.reversed or seqlen > known.mask.n or (known.head and known.head.lookahead)):
+    if known is not None and (seqlen > known.mask.n or (known.head and known.head.lookahead)):
         # kernels look at the lags from -n on; a longer signal feels taps that the mask did not touch; no kernel has a
         # head on both sides
         k, known = replace(k, structure=None), None
