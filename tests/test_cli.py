@@ -113,6 +113,9 @@ def test_a_plan_is_not_proved_by_the_text_it_was_found_on(checkpoint, dna, tmp_p
         said = refusal(*args, "--data", tmp_path / name, "--limit", 0)
         assert f"{name} holds the same text as {dna} and cannot prove a plan" in said
     assert not list(tmp_path.glob("*out*"))
+    (tmp_path / "shared.txt").write_text(dna.read_text()[:640] + dna.read_text()[::-1])
+    told = run(*args, "--data", tmp_path / "shared.txt", "--target", "kept").stderr
+    assert "note: 10 of the 72 windows of --data are in --calibration, too" in told
 
 
 def test_a_plan_that_is_not_used_is_told(checkpoint, tmp_path):
@@ -344,6 +347,20 @@ def test_generate(checkpoint, tmp_path):
     assert len(greedy["text"]) == 5 and greedy["text"] == answer(*ask[:2], "--prompt", "A", "--count", 5)["text"]
 
 
+def test_what_is_not_used_is_told(checkpoint):
+    ask = ("generate", checkpoint, "--prompt", "ACGT", "--count", 5)
+    told = "so --top-k and --seed change nothing; --temperature 1 draws"
+    assert told in run(*ask, "--seed", 3, "--top-k", 2).stderr
+    assert "change nothing" not in run(*ask, "--seed", 3, "--top-k", 2, "--temperature", 1).stderr
+
+
+def test_a_model_under_no_plan_is_told(checkpoint, sparse, other, dna):
+    told = "is under no plan, so there is nothing to compare"
+    ask = ("eval", "ppl", checkpoint, "--data", dna, "--context", 64)
+    assert told in run(*ask).stderr
+    assert told not in run(*ask, "--baseline", other).stderr + run("eval", "ppl", sparse, "--data", dna).stderr
+
+
 def test_doctor_does_not_need_kernels(monkeypatch):
     monkeypatch.setenv("SPARSIFY_NATIVE", "0")
     result = answer("doctor")
@@ -387,6 +404,11 @@ def test_module_is_the_same_program():
         (("convert", "{src}", "{dna}/out", "--taps", 5), "is a file"),
         (("convert", "{src}", "{src}/out", "--taps", 5), "one inside the other"),
         (("convert", "{src}", "{out}", "--plan", "{foreign}"), "which are not these"),
+        (("convert", "{src}", "{out}", "--plan", "{src}/config.json"), "config.json holds no plan; pass the plan.json"),
+        (("inspect", "{src}", "--length", 65), "--length 65 is longer than the model's 64 tokens; choose at most 64"),
+        (("bench", "{src}", "--save", "{src}/config.json"), "/config.json, a file of the model; name another"),
+        (("eval", "front", "{src}", "--calibration", "{dna}", "--save", "{dna}"), "--save would write over --calibrat"),
+        (("eval", "front", "{src}", "--calibration", "{dna}", "--save", "x", "--picture", "x"), "write over --save"),
         (("convert", "{src}", "{out}", "--max-ppl-increase", "0.1%"), "add --calibration FILE"),
         (("convert", "{src}", "{out}", *BUDGET, "--taps", 5), "got --taps and --max-ppl-increase; give one of them"),
         (("convert", "{src}", "{out}", *BUDGET, "--data", "{dna}"), "cannot prove a plan that was found on it"),

@@ -119,6 +119,19 @@ def test_sparse_against_dense(sparse, classifier, data):
     assert "difference, paired" in said and "McNemar" in said and "SST-2 accuracy: sparse" in said
 
 
+def test_texts_in_other_words_are_told(classifier, pretrained, data, tmp_path):
+    """A figure over tokens that are all the same says nothing of a text."""
+    rows = [{"sentence": "größe zählt", "label": i % 2} for i in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("eval", "glue", classifier, "--task", "sst2", "--data", tmp_path / "a.jsonl")
+    assert done.stderr.count("note: 100% of the tokens are [UNK]") == 1
+    (tmp_path / "a.txt").write_text("good zählt größe " * 40)
+    (said,) = answer("eval", "mlm", pretrained, "--data", tmp_path / "a.txt", "--context", 8)["data_notes"]
+    assert said.startswith("67% of the tokens are [UNK]")
+    assert answer("eval", "glue", classifier, "--task", "sst2", "--data", data)["data_notes"] == []
+    assert "Folder or file" not in (said := run("finetune", "--help").stdout) and "Folder with examples" in said
+
+
 def test_two_dense_models_are_called_what_they_are_given_as(classifier, pretrained, data, text, tmp_path):
     other = tmp_path / "other"
     answer("finetune", pretrained, "--task", "sst2", "--data", data, "--out", other, *TUNE[:-3], 2, *TUNE[-2:])

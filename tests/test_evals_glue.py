@@ -449,3 +449,15 @@ def test_empty_texts_are_no_examples_and_an_empty_split_is_none(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match="the split has an empty name; pass train, dev or test"):
         splits_of(TASKS["sst2"], " ")
+
+
+def test_a_row_that_says_a_name_twice_is_broken(tmp_path):
+    """Readers disagree on which of the two counts."""
+    twice = '{"sentence": "a", "label": 1, "label": 0}\n'
+    path = tmp_path / "sst2.dev.jsonl"
+    path.write_text('{"sentence": "b", "label": 1}\n' + twice)
+    found = read_examples(tmp_path, TASKS["sst2"])
+    assert found.texts == ("b",) and found.left_out.reasons == ("example 2 has 'label' twice",)
+    path.write_text(twice)
+    with pytest.raises(ValueError, match=r"example 1 of .* has 'label' twice; is it SST-2\?"):
+        read_examples(tmp_path, TASKS["sst2"])

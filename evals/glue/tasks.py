@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsify.evals.data import evenly
+from sparsify.storage.files import TwiceError, once_each
 from sparsify.storage.reading import (
     NOTHING,
     LeftOut,
@@ -255,19 +256,22 @@ def rows_of(path: Path, task: Task) -> list[Placed]:
         raise ValueError(f"{path} is no file of examples; pass one of {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
         return numbered(from_parquet(data, path))
-    return from_tsv(text, task) if suffix == ".tsv" else numbered(from_jsonl(text, path))
+    return from_tsv(text, task) if suffix == ".tsv" else from_jsonl(text, path)
 
 
-def numbered(rows: Iterable[Row]) -> list[Placed]:
+def numbered(rows: Iterable[Row | str]) -> list[Placed]:
     return [(f"example {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def from_jsonl(text: str, path: Path) -> list[Row]:
-    rows: list[Row] = []
+def from_jsonl(text: str, path: Path) -> list[Placed]:
+    rows: list[Row | str] = []
     for number, line in enumerate(lines(text), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=once_each)
+            except TwiceError as error:
+                rows.append(f"has {error.name!r:.60} twice")
+                continue
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"line {number} of {label(path)} is not JSON ({error}); fetch the file again"
@@ -275,7 +279,7 @@ def from_jsonl(text: str, path: Path) -> list[Row]:
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} of {label(path)} is no JSON object, expected names and values")
             rows.append(row)
-    return rows
+    return numbered(rows)
 
 
 def from_tsv(text: str, task: Task) -> list[Placed]:

@@ -11,7 +11,7 @@ from sparsify.pipeline import evaluate as measuring
 from sparsify.pipeline import progress
 from sparsify.pipeline.glue import evaluate_glue
 
-from .options import AS_JSON, BASELINE, DATA, EXAMPLES, LINEARS, PAD_TO, SOURCE, TEXT, emit
+from .options import AS_JSON, BASELINE, DATA, LINEARS, PAD_TO, SOURCE, TEXT, emit, examples_in
 from .terminal import say
 
 
@@ -63,7 +63,8 @@ def front(src: str, calibration: Path, as_json: bool, **options: Any) -> None:
 @click.option("--limit", type=click.IntRange(0), default=0, help="Examples of a split, evenly spaced.  [default: all]")
 @click.option("--skip-missing", is_flag=True, help="Leave out the tasks that {task} names no model for.")
 @click.option("--other-task", is_flag=True, help="Score a model that was fine-tuned for another task, too.")
-@EXAMPLES
+@examples_in("Folder or file")
+@PAD_TO
 @BASELINE
 @SOURCE
 @AS_JSON

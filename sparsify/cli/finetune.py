@@ -9,7 +9,7 @@ import click
 
 from sparsify.pipeline import finetune as training
 
-from .options import AS_JSON, EXAMPLES, SOURCE, emit
+from .options import AS_JSON, PAD_TO, SOURCE, emit, examples_in
 
 
 @click.command()
@@ -24,7 +24,8 @@ from .options import AS_JSON, EXAMPLES, SOURCE, emit
 @click.option("--epochs", type=int, help="Passes over the examples.  [default: the recipe's]")
 @click.option("--batch", type=int, help="Examples a step.  [default: the recipe's]")
 @click.option("--patience", type=int, help="Evaluations without a better one before it stops.  [default: 3]")
-@EXAMPLES
+@examples_in("Folder")
+@PAD_TO
 @SOURCE
 @AS_JSON
 def finetune(model: str, task: str, data: str, out: Path, as_json: bool, **options: Any) -> None:

@@ -63,11 +63,14 @@ PAD_TO = click.option(
     "--pad-to", type=click.IntRange(0), help="Tokens that every text is padded to, which changes its numbers; 0 runs "
     "each at its own length.  [default: for GLUE as `finetune` did, else 128; the longest input for retrieval]",
 )  # fmt: skip
-EXAMPLES = options(
-    click.option("--data", required=True, help="Folder or file with examples (JSONL, TSV, parquet), or a data set on "
-                 "the hub as nyu-mll/glue."),
-    PAD_TO,
-)  # fmt: skip
+
+
+def examples_in(where: str) -> Callable[[Any], Any]:
+    """--data with labelled examples.  where: what holds them."""
+    return click.option(
+        "--data", required=True, help=f"{where} with examples (JSONL, TSV, parquet), or a data set on the hub, such as "
+        "nyu-mll/glue.",
+    )  # fmt: skip
 
 
 def pairs(given: Sequence[str]) -> dict[str, str] | None:

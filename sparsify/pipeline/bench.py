@@ -12,7 +12,7 @@ from sparsify.report.schema import Calibration, ConvolutionBench, GpuBench, Shap
 from sparsify.storage.files import write_whole
 from sparsify.storage.records import Result
 
-from .checkpoints import FLOAT32, at_least, check_length, open_baseline, open_checkpoint
+from .checkpoints import FLOAT32, at_least, check_length, pair_of, refuse_overwriting
 from .progress import Progress, say, session
 from .timing import timed_model
 
@@ -72,6 +72,7 @@ def bench(
     alone = {"shapes": shapes, "quick": quick, "both_ways": both_ways}
     given = {name for name, value in (own | {"batch": batch}).items() if value != plain.get(name)}
     refuse_given(model, given | {name for name, value in alone.items() if value})
+    refuse_overwriting(model, {"--save": save})
     where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     kept = None if save is None else Path(save)
     found: Result
@@ -81,9 +82,8 @@ def bench(
         elif calibrate:
             raise ValueError(ONLY_CALIBRATE)
         else:
-            p = open_checkpoint(model, **where)
+            p, base = pair_of(model, baseline, where, linears)
             check_length(p, length)
-            base = p if baseline is None else open_baseline(baseline, p, where)
             found = timed_model(p, base, batch, length or min(p.context, 1 << 15), linears, rounds)
         if kept:
             write_whole(kept, found.to_json() + "\n")

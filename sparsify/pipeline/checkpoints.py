@@ -49,6 +49,26 @@ def refuse_overlap(out: Path, **others: str | Path | None) -> None:
             )
 
 
+def refuse_overwriting(model: str | None, written: Mapping[str, str | Path | None], **read: str | Path | None) -> None:
+    """Refuse to write a file over one that is read, over another that is written, or over one of the model's.
+
+    written: option -> file, None for nothing.  read: name of the option -> file, the same way.
+    """
+    taken = {
+        Path(path).expanduser().resolve(): f"--{name}"
+        for name, path in read.items()
+        if path is not None and not is_stream(path)
+    }
+    for option, path in written.items():
+        if path is None or is_stream(path):
+            continue
+        place = Path(path).expanduser().resolve()
+        if (other := taken.setdefault(place, option)) != option:
+            raise ValueError(f"{option} would write over {other}, {readable(path)}; name another file")
+        if model is not None and place.is_file() and Path(model).expanduser().resolve() == place.parent:
+            raise ValueError(f"{option} would write over {readable(path)}, a file of the model; name another file")
+
+
 def longest(p: Pretrained) -> str:
     """What a model takes at most, in words."""
     framed = f" of text, {p.context + 2} with [CLS] and [SEP]" if hasattr(p.tokenizer, "batch") else ""
@@ -84,9 +104,13 @@ def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrain
     return base
 
 
-def pair_of(model: str, baseline: str | None, where: Mapping[str, Any]) -> tuple[Pretrained, Pretrained]:
-    """A checkpoint, and the dense one to compare it with."""
+def pair_of(
+    model: str, baseline: str | None, where: Mapping[str, Any], linears: str = FLOAT32
+) -> tuple[Pretrained, Pretrained]:
+    """A checkpoint, and the dense one to compare it with.  linears: what its linear layers will multiply in."""
     p = open_checkpoint(model, **where)
+    if baseline is None and p.plan.is_dense and linears == FLOAT32:
+        tell_no_plan(p)
     return p, p if baseline is None else open_baseline(baseline, p, where)
 
 
@@ -151,6 +175,14 @@ def names_of(plan: Plan, base: Pretrained | None) -> tuple[str, str | None]:
     if not plan.is_dense:
         return DENSE, SPARSE
     return (DENSE, None) if base is None else (BASELINE, MODEL)
+
+
+def tell_no_plan(p: Pretrained) -> None:
+    """Say that a model keeps everything, where one under a plan would be compared with that."""
+    say(
+        f"note: {p.source.name} is under no plan, so there is nothing to compare; `sparsify convert` makes one, and "
+        f"--baseline names another model"
+    )
 
 
 def check_linears(p: Pretrained, linears: str, length: int) -> None:

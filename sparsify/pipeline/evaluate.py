@@ -21,11 +21,11 @@ from .checkpoints import (
     compared,
     described,
     names_of,
-    open_baseline,
     open_checkpoint,
     operators,
     pair_of,
     priced,
+    refuse_overwriting,
     running,
 )
 from .glue import evaluate_glue
@@ -130,8 +130,8 @@ def evaluate_perplexity(
     at_least(0, limit=limit)
     where: dict[str, Any] = {"revision": revision, "options": options, "device": device}
     with session(progress):
-        p = open_checkpoint(model, **where)
-        base = None if baseline is None else open_baseline(baseline, p, where)
+        p, own = pair_of(model, baseline, where, linears)
+        base = None if own is p else own
         windows = windows_of(p, Path(data), context, stride, limit, upper)
         return measured(p, p.plan, windows, base, linears)
 
@@ -238,9 +238,10 @@ def evaluate_front(
     at_least(2, context=context)
     at_least(1, stride=stride)
     at_least(0, limit=limit)
+    refuse_twice(calibration=calibration, data=data)
+    refuse_overwriting(src, {"--save": save, "--picture": picture}, calibration=calibration, data=data)
     if picture and find_spec("matplotlib") is None:
         raise ValueError(f"--picture needs matplotlib: {plots.TO_GET}")
-    refuse_twice(calibration=calibration, data=data)
     price = priced(target or device)
     with session(progress):
         p = open_checkpoint(src, revision, options, device)

@@ -54,6 +54,7 @@ def generate(
     at_least(1, count=count, top_k=top_k)
     at_least(0, temperature=temperature, seed=seed)
     with session(progress):
+        tell_what_is_idle(temperature, top_k, seed)
         text = prompt_text(prompt, prompt_file)
         p = open_checkpoint(model, revision, options, device)
         if not callable(start := getattr(p.model, "stream", None)):
@@ -83,6 +84,15 @@ def generate(
             prompt_seconds=read - began,
             seconds=done - read,
             tokens_per_second=count / (done - read),
+        )
+
+
+def tell_what_is_idle(temperature: float, top_k: int | None, seed: int | None) -> None:
+    """Say of options for drawing that nothing is drawn."""
+    if temperature == 0 and (idle := [name for name, it in (("--top-k", top_k), ("--seed", seed)) if it is not None]):
+        say(
+            f"note: at temperature 0 the likeliest token is taken each time, so {' and '.join(idle)} change nothing; "
+            f"--temperature 1 draws"
         )
 
 

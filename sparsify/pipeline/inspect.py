@@ -48,6 +48,7 @@ def inspect(
     at_least(1, length=length)
     with session(progress):
         p = open_checkpoint(src, revision, options, device)
+        check_length(p, length)
         length = length or min(p.context, 8192)
         time = timed_parts(p, p.plan, 1, length)
         return Inspection(

@@ -90,10 +90,10 @@ def say(line: str) -> None:
 
 
 def note(sentence: str) -> None:
-    """Tell something about the data that its figures depend on, and keep it for `noted`."""
-    tell(Event("note", sentence))
+    """Tell something about the data that its figures depend on, once, and keep it for `noted`."""
     if (current := CURRENT.get()) is not None and sentence not in current.notes:
         current.notes.append(sentence)
+        current.tell(Event("note", sentence))
 
 
 def noted() -> list[str]:

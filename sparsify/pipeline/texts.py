@@ -47,17 +47,24 @@ def text_of(p: Pretrained, data: Path, context: int | None, stride: int | None, 
 
 
 def refuse_same(known: Text, held_out: Text, calibration: str | Path, data: str | Path | None) -> None:
-    """Refuse to prove what was found on some windows by windows that are all among them, whatever their files are."""
+    """Refuse to prove what was found on some windows by windows that are all among them, whatever their files are.
+
+    Where some of them are, that is told.
+    """
 
     def rows(text: Text) -> set[bytes]:
         tokens = text.tensors["ids" if "ids" in text.tensors else "words"]
         return {row.tobytes() for row in tokens.numpy()}
 
-    if rows(held_out) <= rows(known):
+    proof = rows(held_out)
+    shared = len(proof & rows(known))
+    if shared == len(proof):
         raise ValueError(
             f"{label(data or '')} holds the same text as {label(calibration)} and cannot prove a plan that was found "
             f"on it; pass other data, or leave --data out, and a part is held out"
         )
+    if shared:
+        note(f"{shared:,} of the {len(proof):,} windows of --data are in --calibration, too, where the plan was chosen")
 
 
 def windows_of(p: Pretrained, data: Path, context: int | None, stride: int | None, limit: int, upper: bool) -> Windows:
@@ -83,6 +90,7 @@ def masked_of(
     tokenizer: Any = p.tokenizer
     documents = documents_of(p, data, context, upper)
     cut = windows(documents, lambda text: tokenizer.pieces([text])[0], context or p.context, limit=limit or None)
+    tell_unknown(p, cut.ids.flatten().tolist())
     ids = F.pad(F.pad(cut.ids, (1, 0), value=tokenizer.cls_id), (0, 1), value=tokenizer.sep_id)
     share = mlm.SHARE if share is None else share
     found = mlm.mask(ids, sorted(tokenizer.special_ids), tokenizer.mask_id, share, seed, cut.document, cut.available)
@@ -160,12 +168,27 @@ def convention(p: Pretrained, length: int) -> str:
 
 
 def too_long(p: Pretrained, texts: Sequence[str], pairs: Sequence[str] | None, length: int) -> int:
-    """How many texts are cut."""
+    """How many texts are cut; says so, too, if most of their tokens are unknown to the model."""
     tokenizer: Any = p.tokenizer
-    counts = [len(row) + 2 for row in tokenizer.pieces(texts)]
+    pieces = tokenizer.pieces(texts)
+    counts = [len(row) + 2 for row in pieces]
     if pairs is not None:
-        counts = [n + len(row) + 1 for n, row in zip(counts, tokenizer.pieces(pairs), strict=True)]
+        seconds = tokenizer.pieces(pairs)
+        counts = [n + len(row) + 1 for n, row in zip(counts, seconds, strict=True)]
+        pieces = [*pieces, *seconds]
+    tell_unknown(p, [token for row in pieces for token in row])
     return sum(n > (length or p.context + 2) for n in counts)
+
+
+def tell_unknown(p: Pretrained, ids: Sequence[int]) -> None:
+    """Say if most of these tokens are [UNK]: then a figure says little of the texts."""
+    tokenizer: Any = p.tokenizer
+    count = ids.count(tokenizer.unk_id)
+    if 2 * count > len(ids):
+        note(
+            f"{count / len(ids):.0%} of the tokens are [UNK], because the vocabulary of {p.source.name} lacks these "
+            f"words; are the texts in its language?"
+        )
 
 
 def on_texts(p: Pretrained, run: Callable[..., Tensor], length: int) -> Callable[..., Tensor]:

@@ -321,6 +321,8 @@ class Plan:
             data = parse_json(read_bytes(path, "a plan.json"), path) if is_stream(path) else read_json(path)
         except ValueError as error:
             raise ValueError(f"{label(path)} is no plan: {error}; see `sparsify convert`") from error
+        if not isinstance(data.get("filters"), dict):
+            raise ValueError(f"{label(path)} holds no plan; pass the plan.json that `sparsify convert` wrote")
         if is_stream(path) and has_coefficients(data):
             raise ValueError(
                 f"the plan from {label(path)} has re-fitted coefficients, which lie in a file beside plan.json; "

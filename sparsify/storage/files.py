@@ -173,9 +173,16 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it says {twice!r:.60} twice")
+        raise TwiceError(next(name for name in names if names.count(name) > 1))
     return data
+
+
+class TwiceError(ValueError):
+    """A JSON object says a name twice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it says {name!r:.60} twice")
+        self.name = name
 
 
 def first_line(error: Exception) -> str:
