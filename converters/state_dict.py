@@ -80,8 +80,8 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype =
         ("of another shape or type", sorted(odd)),
     )
     if any(names for _, names in complaints):
-        told = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
-        raise ValueError(f"the checkpoint does not fit its family: {told}")
+        message = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in complaints if names)
+        raise ValueError(f"the checkpoint does not fit its family: {message}")
     exact = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "exact", False))
     # copied, because safetensors maps its file into memory, and who overwrites the file would change the model
     copies = {

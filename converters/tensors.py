@@ -236,7 +236,7 @@ def holds_tensors(data: Any, depth: int = DEEPEST) -> bool:
 
 def why_no_tensors(data: Any) -> str:
     """What to say of a pickle without a state dict."""
-    if any(isinstance(value, unpickle.Inert) for value in (data, *(lying_at(data, names) for names in NESTED))):
+    if any(isinstance(value, unpickle.Stub) for value in (data, *(lying_at(data, names) for names in NESTED))):
         return (
             "holds a whole module as its code made it, which is never run here; "
             "save its state dict with torch.save(model.state_dict(), ...)"

@@ -1,7 +1,7 @@
 """Tensors out of pickles that were never meant to be opened by strangers, and nothing else out of them.
 
 Training checkpoints carry hyper-parameters, callbacks and dates beside the weights.  Here every class that is not
-needed to rebuild a tensor becomes an `Inert`; what could act on the machine is refused by name.  Nothing is run.
+needed to rebuild a tensor becomes a `Stub`; what could act on the machine is refused by name.  Nothing is run.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ OLD_PICKLES = 5  # one after the other in a file from before archives
 HARMLESS = {"io.BytesIO"}  # Transformer Engine leaves empty ones beside the weights
 
 
-class Inert:
+class Stub:
     """Stands where an object of another class was; takes whatever is done to it, keeps nothing, does nothing."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+    def __call__(self, *args: Any, **kwargs: Any) -> Stub:
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -113,7 +113,7 @@ class Unpickler(pickle._Unpickler):
             return DTYPES[name]
         if path not in HARMLESS and dangerous(module, name):
             raise RefusedError(path)
-        return Inert
+        return Stub
 
     def persistent_load(self, pid: Any) -> Any:
         kind, dtype, key, _, count = pid[:5]
@@ -129,7 +129,7 @@ def dangerous(module: str, name: str) -> bool:
 
 
 def load(path: Path) -> Any:
-    """What a torch.save file holds: dicts, lists and numbers as they were, tensors on the CPU, the rest Inert."""
+    """What a torch.save file holds: dicts, lists and numbers as they were, tensors on the CPU, the rest a `Stub`."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -9,7 +9,7 @@ constexpr Kernel KIND = (Kernel)(SPARSIFY_KERNEL);
 enum Source { REAL, HISTORY, COMPLEX };  // whole rows; blocks of a row, for a filter of at most M taps; rows of scratch
 constexpr Source SOURCE = (Source)(SPARSIFY_SOURCE);
 constexpr bool SKIP_APART = MASKED || SOURCE == HISTORY || KIND >= DIRECT;  // else the spectrum takes the skip along
-constexpr int RATE = SPARSIFY_RATE;  // samples to one of a slow signal, a multiple of 4
+constexpr int RATE = SPARSIFY_RATE;  // samples to one of a decimated signal, a multiple of 4
 constexpr int PIECE = SPARSIFY_PIECE;  // neighbouring samples, 8, 2 or 1, that memory moves at once; L is a multiple
 constexpr int HEAD = SPARSIFY_HEAD;  // taps of an exact head, a multiple of 32, or 0
 constexpr int HEAD_CHUNKS = (HEAD / 32 + 1) * 4 * 32 * PLANES;  // of a channel's Toeplitz fragments
@@ -34,7 +34,7 @@ struct Signal {
 };
 
 struct Call {
-    Signal u, pregate, gate, y, slow;         // slow: what INTERPOLATE puts back
+    Signal u, pregate, gate, y, decimated;    // decimated: what INTERPOLATE puts back
     const float *scale, *skip;                // (H,); what spectra were divided by; null without a skip
     const chunk *spectra, *head, *window;     // in the order of `inner`; as right operands: a head's taps, and a window
     const chunk *forward[4], *inverse[4];     // DFT matrices as operands

@@ -65,21 +65,21 @@ DEVICE void decimate_row(const Call& call, const Row& row) {
     }
 }
 
-// Back through the same window, y[t] = sum over i of window[t - RATE i + SPAN] slow[i], and a head besides: 16 pieces of
-// 8 RATE samples a warp at a time, each from 16 slow ones.
+// Back through the same window, y[t] = sum over i of window[t - RATE i + SPAN] decimated[i], and a head besides: 16 pieces of
+// 8 RATE samples a warp at a time, each from 16 decimated ones.
 DEVICE void interpolate_row(const Call& call, const Row& row) {
     const Share<1, 1> share(((int)call.y.length + 16 * SPAN - 1) / (16 * SPAN));
     const float weight = 1 / load_float(call.scale, row.channel);
     for (int unit = share.next; unit < share.stop; unit += share.step) {
         const int piece = 16 * unit + lane_g(), t = lane_t();
-        const Data slow[2] = {samples(read_eight(call.slow, row, 8 * piece + 8 * t)),
-                              samples(read_eight(call.slow, row, 8 * piece + 8 * t + 64))};
+        const Data decimated[2] = {samples(read_eight(call.decimated, row, 8 * piece + 8 * t)),
+                                   samples(read_eight(call.decimated, row, 8 * piece + 8 * t + 64))};
 #pragma unroll 1
         for (int part = 0; part < RATE / 4; part++) {
             const int at = SPAN * piece + 32 * part + 8 * t;
             const Around around[2] = {read_around(call, row, at), read_around(call, row, at + 8 * SPAN)};
             float c[4][4] = {};
-            convolve_rows([&](int d, int) { return slow[d]; }, 1, call.window + part * (4 * 32 * PLANES), c);
+            convolve_rows([&](int d, int) { return decimated[d]; }, 1, call.window + part * (4 * 32 * PLANES), c);
 #pragma unroll
             for (int i = 0; i < 16; i++) c[i / 4][i % 4] *= weight;  // the head is in units of its scale
             if (HEAD) convolve_head(call, row, at, SPAN, c);

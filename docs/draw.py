@@ -27,7 +27,7 @@ from sparsify.report.charts import svg
 from sparsify.report.charts.chart import Axis, Chart, Frame, Line
 from sparsify.report.curves import curves
 from sparsify.report.filters import LEVELS
-from sparsify.report.schema import Fronts, Points
+from sparsify.report.schema import ParetoPairs, Points
 
 DEMO = ROOT / "demo" / "hyenadna-chr20-8k"
 PICTURES = ROOT / "docs" / "pictures"
@@ -203,7 +203,7 @@ def parted(k: Any) -> str:
 def budget() -> str:
     """Plans of the demo model by what they save and what they lose, from the kept results."""
     found = json.loads((ROOT / "evals" / "results" / "front-chr20-8k.json").read_text())
-    series = pareto.series_of_fronts(Fronts.from_dict(found))
+    series = pareto.series_of_fronts(ParetoPairs.from_dict(found))
     chart = pareto.chart(series, None, "fewer taps plus bins")
     entries = [(one.kind, one.name.replace(", the same everywhere", " everywhere")) for one in series]
     hues = ".other{--hue:#7b4fc9}"

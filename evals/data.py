@@ -136,12 +136,12 @@ class Windows(Rows):
         return text
 
 
-def read_documents(src: str | Path, told: Callable[[str], None] = warnings.warn) -> list[Document]:
+def read_documents(src: str | Path, tell: Callable[[str], None] = warnings.warn) -> list[Document]:
     """The documents of a file or pipe: FASTA, one a record, or plain UTF-8 text, one a file; gzipped or not.
 
     FASTA is known by its name (.fa, .fasta, .fna, with or without .gz) or by a leading '>', before which there may be
     blank lines and comments; gzip by its first bytes.  Line ends of plain text are \\n here, whatever they are in the
-    file; one that is a table, JSON or FASTQ is refused.  src: "-" is standard input.  told: takes a sentence on what
+    file; one that is a table, JSON or FASTQ is refused.  src: "-" is standard input.  tell: takes a sentence on what
     is left out of a FASTA file.
     """
     text = read_text(src)
@@ -150,7 +150,7 @@ def read_documents(src: str | Path, told: Callable[[str], None] = warnings.warn)
         documents, left_out = read_fasta(text, src)
         for unit, those in left_out.items():
             if those.count:
-                told(those.sentence(unit, short_name(src)))
+                tell(those.sentence(unit, short_name(src)))
         return documents
     text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")  # the latter of old Macs
     if looks := no_plain_text(text, suffix):
@@ -204,7 +204,7 @@ def read_fasta(text: str, src: str | Path) -> tuple[list[Document], dict[str, Le
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     comments = [comment.start() for comment in COMMENT.finditer(text)]
-    told = tuple(f"line {text.count(chr(10), 0, at) + 1} is a comment" for at in comments[:NAMED])
+    places = tuple(f"line {text.count(chr(10), 0, at) + 1} is a comment" for at in comments[:NAMED])
     before, *records = re.split(r"^>", COMMENT.sub("", text) if comments else text, flags=re.MULTILINE)
     if before.strip() or not records:
         raise ValueError(
@@ -220,7 +220,7 @@ def read_fasta(text: str, src: str | Path) -> tuple[list[Document], dict[str, Le
             empty.append(f"record {number}{f' ({name:.60})' if header.strip() else ''} is empty")
     if not documents:
         raise ValueError(f"every record of {label(src)} is empty ({empty[0]}); pass a file with sequences")
-    return documents, {"record": LeftOut.of(empty), "line": LeftOut(len(comments), told)}
+    return documents, {"record": LeftOut.of(empty), "line": LeftOut(len(comments), places)}
 
 
 def windows(

@@ -25,8 +25,8 @@ def saying(model: Any) -> Run:
     """
 
     def run(ids: Tensor, hidden: Tensor | None = None) -> Tensor:
-        said: Tensor = model(ids) if hidden is None else model.predict(model.hidden(ids)[hidden])
-        return said
+        logits: Tensor = model(ids) if hidden is None else model.predict(model.hidden(ids)[hidden])
+        return logits
 
     return run
 

@@ -180,7 +180,7 @@ class LongConv(nn.Module):
 
         source: as of `forward`.
         """
-        room, device, on_gpu = cpu.room(u.shape[-1]), u.device, gpu.takes(u)
+        room, device, on_gpu = cpu.bucketed_length(u.shape[-1]), u.device, gpu.takes(u)
         way = (u.dtype, len(u).bit_length()) if on_gpu else native.available()  # what the choice depends on besides
         key = room, device, way
         cache = self._prepared

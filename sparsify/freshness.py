@@ -40,7 +40,7 @@ def signature(tensors: Iterable[Tensor], looked_through: int = LOOKED_THROUGH) -
     `.data`.  On other devices, where looking would mean waiting, and for a tensor of more than `looked_through` bytes,
     it is the tensor's place in memory and torch's count of its changes, which misses those through `.data`.
     """
-    read, places, sizes, told = [], [], [], []
+    read, places, sizes, versions = [], [], [], []
     for t in tensors:
         size, plain = t.nbytes, type(t) in PLAIN
         if plain and is_functorch_wrapped_tensor(t):
@@ -52,11 +52,11 @@ def signature(tensors: Iterable[Tensor], looked_through: int = LOOKED_THROUGH) -
         elif t.is_meta:
             return None
         else:
-            told += [t.data_ptr() if plain else id(t), 0 if t.is_inference() else t._version]
+            versions += [t.data_ptr() if plain else id(t), 0 if t.is_inference() else t._version]
     if native.available():
-        return native.digest(places, sizes), *told
+        return native.digest(places, sizes), *versions
     digest = 0
     for t in read:
         seen = t.detach().view(torch.int16) if t.dtype == torch.bfloat16 else t.detach()  # which numpy does not have
         digest = zlib.crc32(seen.numpy().data, digest)
-    return digest, *told
+    return digest, *versions

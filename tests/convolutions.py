@@ -15,7 +15,7 @@ from sparsify.fftconv import fftconv_ref
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch
-from sparsify.gpu.launch_spec import Build, SlowWay, Way
+from sparsify.gpu.launch_spec import Build, DecimatedWay, Way
 from sparsify.plan import Filter, FilterPlan
 
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -74,7 +74,7 @@ class Case:
     head: taps of a split filter's head.
     """
 
-    way: Way | SlowWay
+    way: Way | DecimatedWay
     signals: Signals = SIGNALS["causal"]
     seqlen: int | None = None
     taps: int | None = None
@@ -85,11 +85,11 @@ class Case:
 
     @property
     def source(self) -> str:
-        return "slow" if isinstance(self.way, SlowWay) else self.way.source
+        return "decimated" if isinstance(self.way, DecimatedWay) else self.way.source
 
     def __str__(self) -> str:
         way = self.way
-        if isinstance(way, SlowWay):
+        if isinstance(way, DecimatedWay):
             sizes: tuple[int, ...] = (way.rate, *way.inner.factors)
         else:
             sizes = (*[way.radix] * (way.radix > 1), *way.factors)
@@ -115,7 +115,7 @@ class Case:
     @property
     def builds(self) -> tuple[Build, ...]:
         """The kernels that will run."""
-        if isinstance(self.way, SlowWay):
+        if isinstance(self.way, DecimatedWay):
             ends = (self.way.build(entry, self.piece) for entry in ("decimate", "interpolate"))
             return (*ends, *self.way.inner.builds())
         return self.way.builds(self.piece)
@@ -153,7 +153,7 @@ def prepared_for(case: Case, kept: Filter, device: str = "cpu") -> Prepared:
     if kept.mask is not None:
         assert case.way.head == dispatch.head_taps(kept.head)
         return gpu.make_apart(case.way, kept)
-    assert isinstance(case.way, Way)  # a slow one has a mask
+    assert isinstance(case.way, Way)  # a decimated one has a mask
     way = replace(case.way, lookahead=kept.lookahead) if case.source in ("history", "direct") else case.way
     return gpu.make(way, kept)
 

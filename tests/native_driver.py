@@ -57,7 +57,7 @@ def plans(seqlen: int, n: int) -> None:
             kept = plan.apply(k)
             ways = []
             if cpu.decimation.rate(mask) > 1:
-                ways.append(cpu.prepare_slow(kept, seqlen))
+                ways.append(cpu.prepare_decimated(kept, seqlen))
             if kept.head is None and native.good_size(n // mask.factors[0]) == n // mask.factors[0]:
                 ways.append(cpu.prepare_comb(kept))
             # a lone sample feels one tap, in which the error of all may meet

@@ -58,7 +58,7 @@ def test_more_costs_more():
         assert DEFAULT.transform(one) < DEFAULT.transform(two)
         assert DEFAULT.direct(one, 5) <= DEFAULT.direct(two, 5) and DEFAULT.direct(99, one) < DEFAULT.direct(99, two)
         assert DEFAULT.direct(one, 5) < DEFAULT.direct(one + STEP, 5)
-        assert DEFAULT.slow(one, 512) < DEFAULT.slow(two, 512)
+        assert DEFAULT.decimated(one, 512) < DEFAULT.decimated(two, 512)
         assert DEFAULT.comb(one, 512, 2) < DEFAULT.comb(two, 512, 2) < DEFAULT.comb(two, 512, 3)
         assert DEFAULT.blocks(one, 9, 512) < DEFAULT.blocks(two, 9, 512)
 

@@ -311,11 +311,11 @@ def test_the_map_is_the_tree():
 
 
 def test_places_that_the_pages_name_exist():
-    """Paths of the architecture page and of the family page, and the names in them."""
-    for name in ("architecture.md", "add-a-family.md"):
-        text = FENCE.sub("", (ROOT / "docs" / name).read_text())
+    """Paths of all pages, and the names in them."""
+    for page in (*PAGES, ROOT / "cuda" / "README.md"):
+        text = FENCE.sub("", page.read_text())
         for path in re.findall(r"`((?:sparsify|converters|evals|cuda|tests|tools)/[\w./]*)`", text):
-            assert (ROOT / path).exists(), path
+            assert (ROOT / path).exists(), (page, path)
         for constant, path in re.findall(r"`(\w+)` (?:\([^)]*\) )?in `([\w./]+\.py)`", text):
             assert re.search(rf"^(?:class |def |){constant}\b", (ROOT / path).read_text(), re.M), (constant, path)
 

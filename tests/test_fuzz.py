@@ -287,7 +287,7 @@ def test_data(name, data):
             found = read_examples(folder, TASKS[task])
             assert len(found) == len(found.texts) == found.available > 0
             return found.texts
-        return [document.text for document in read_documents(folder / name, told=len)]
+        return [document.text for document in read_documents(folder / name, tell=len)]
 
     content = data.draw(damaged(DATA[name]) | st.text(max_size=40).map(str.encode) | st.binary(max_size=40))
     for text in read_as(name, content, read) or ():

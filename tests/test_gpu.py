@@ -36,7 +36,7 @@ from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner
 from sparsify.gpu import tiling as kernel
 from sparsify.gpu.devices import CARDS, Card
-from sparsify.gpu.launch_spec import Call, SlowWay, Way, slow_length, way_from
+from sparsify.gpu.launch_spec import Call, DecimatedWay, Way, decimated_length, way_from
 from sparsify.gpu.mma_operands import Stages
 from sparsify.gpu.tiling import SOURCES, Live, Tiling, TwoLevel
 from sparsify.plan import FilterPlan
@@ -174,10 +174,12 @@ TWO_LEVEL += [
 ]
 
 
-def slow(dtype: torch.dtype, rate: int, seqlen: int, inner: tuple[int, ...], rows: int, head: int = 0, **rest) -> Case:
+def decimated(
+    dtype: torch.dtype, rate: int, seqlen: int, inner: tuple[int, ...], rows: int, head: int = 0, **rest
+) -> Case:
     """Of 3 channels, for a band of half of 1 / rate of all that 8192 points hold."""
-    low = slow_length(seqlen, rate)
-    way = SlowWay(rate, -(-head // 32) * 32, Way("real", dtype, low, inner, rows))
+    low = decimated_length(seqlen, rate)
+    way = DecimatedWay(rate, -(-head // 32) * 32, Way("real", dtype, low, inner, rows))
     assert low <= way.inner.points
     return Case(way, seqlen=seqlen, mask=BlockMask.low_pass(8192, 1 / (2 * rate)), head=head or None, **rest)
 
@@ -186,14 +188,14 @@ SLOW = [
     case
     for dtype in BARS
     for case in (
-        slow(dtype, 8, 2001, (16, 32), 2, 50, signals=SIGNALS["odd, gated"], batch=3),
-        slow(dtype, 16, 8192, (16, 8, 16), 1, 64, signals=SIGNALS["gated"]),
+        decimated(dtype, 8, 2001, (16, 32), 2, 50, signals=SIGNALS["odd, gated"], batch=3),
+        decimated(dtype, 16, 8192, (16, 8, 16), 1, 64, signals=SIGNALS["gated"]),
     )
 ]
 SLOW += [
-    slow(HALF, 4, 2000, (16, 32), 2, batch=3),
-    slow(BFLOAT16, 16, 1, (16, 16), 4, signals=SIGNALS["odd"]),
-    slow(FLOAT, 64, 8191, (16, 16), 4, 1, signals=SIGNALS["odd"], batch=2),
+    decimated(HALF, 4, 2000, (16, 32), 2, batch=3),
+    decimated(BFLOAT16, 16, 1, (16, 16), 4, signals=SIGNALS["odd"]),
+    decimated(FLOAT, 64, 8191, (16, 16), 4, 1, signals=SIGNALS["odd"], batch=2),
 ]
 CASES = [*DENSE, *masked_cases(), *HISTORY, *DIRECT, *TWO_LEVEL, *SLOW]
 
@@ -690,10 +692,10 @@ def test_outer_digits_that_a_mask_drops_are_not_moved(dtype):
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("case", [case for case in SLOW if case.way.dtype != BFLOAT16], ids=label)
 def test_multiplications_of_slow_ways(case):
-    """512 slow samples see pieces of 31 rate + 8 rate, the window's width; 128 rate samples come from 16 slow ones."""
+    """512 decimated samples see pieces of 31 rate + 8 rate, the window's width; 16 make 128 rate samples again."""
     way, emulator, rows = case.way, measured(case), case.batch * case.channels
     work = {build.entry: counters.mma for build, counters in emulator.done}
-    low, products = slow_length(case.length, way.rate), kernel.kind(way.dtype).products
+    low, products = decimated_length(case.length, way.rate), kernel.kind(way.dtype).products
     assert work["decimate"] == rows * products * 8 * -(-low // 512) * -(-39 * way.rate // 32)
     pieces = -(-case.length // (128 * way.rate)) * way.rate // 4
     assert work["interpolate"] == rows * products * 8 * pieces * (1 + (way.head // 32 + 1 if way.head else 0))

@@ -1,6 +1,5 @@
 """What the compiler makes of the kernels that the planner picks, for every architecture; no GPU needed."""
 
-import time
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -13,7 +12,7 @@ from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner
 from sparsify.gpu.devices import CARDS, Card
-from sparsify.gpu.launch_spec import Build, SlowWay
+from sparsify.gpu.launch_spec import Build, DecimatedWay
 from sparsify.gpu.mma_operands import Stages
 from sparsify.gpu.tiling import Tiling
 
@@ -121,8 +120,8 @@ def test_direct_kernels_keep_to_their_registers(dtype):
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 def test_slow_kernels_keep_to_their_registers(dtype):
     structure = Structure(BlockMask.low_pass(8192, 1 / 16), Filter(torch.zeros(1, 64)))
-    _, way = dispatch.slow_way(dispatch.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
-    assert isinstance(way, SlowWay)
+    _, way = dispatch.decimated_way(dispatch.Layer(CARDS["sm_90"], dtype, 8192, BATCH, CHANNELS), structure)
+    assert isinstance(way, DecimatedWay)
     for entry in ("decimate", "interpolate"):
         clean(way.build(entry, 8 if dtype == HALF else 1), "sm_90a")
 
@@ -155,17 +154,13 @@ def test_products_stand_in_the_code_once(factors, masked):
     assert compile_gate.taken(gpu.kernel(build), "sm_90a").mmas == expected
 
 
-def test_starting_is_quick(tmp_path, monkeypatch):
-    """A kernel is compiled in seconds, once; after that it is read.  Generous limits: machines that test are slow."""
+def test_a_kernel_is_compiled_once(tmp_path, monkeypatch):
+    """After that it is read."""
     monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path))
     for problem in (Problem(8192), Problem(32768, mask="low-pass", head=64, piece=1)):
         for build in problem.builds(CARDS["sm_90"]):
             kernel = gpu.kernel(build)
-            start = time.perf_counter()
             made = jit.binary(kernel, "sm_90a")
-            cold = time.perf_counter() - start
-            start = time.perf_counter()
-            again = jit.binary(kernel, "sm_90a")
-            warm = time.perf_counter() - start
-            assert again.image == made.image
-            assert cold < 10 and warm < 0.25, f"{cold:.2f} s, then {1e3 * warm:.0f} ms"
+            with monkeypatch.context() as patch:
+                patch.setattr(jit, "compile", lambda *_: pytest.fail("compiled again"))
+                assert jit.binary(kernel, "sm_90a").image == made.image

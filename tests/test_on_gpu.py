@@ -133,7 +133,7 @@ def test_ways_of_every_kind_are_swept(monkeypatch):
     monkeypatch.setattr(gpu_convolution, "plans", lambda n: {name: plans(n)[name] for name in some[n]})
     entries = list(on_gpu.sweep_entries(machine(None), list(some)))
     ways = {on_gpu.way_name(choice) for *_, choice in entries}
-    assert ways >= {"direct", "plain", "plain real", "plain history", "plain complex", "masked real", "slow"}
+    assert ways >= {"direct", "plain", "plain real", "plain history", "plain complex", "masked real", "decimated"}
     assert {case.dtype for case, *_ in entries} == set(gpu_convolution.DTYPES)
     assert {case.gated for case, *_ in entries} == {True, False}
     told = [(case, name, on_gpu.way_name(choice)) for case, name, _, choice in entries]

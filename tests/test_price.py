@@ -13,7 +13,7 @@ from sparsify.filters.filter import Filter
 from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import dispatch
 from sparsify.gpu.devices import CARDS, Card
-from sparsify.gpu.launch_spec import SlowWay, way_from
+from sparsify.gpu.launch_spec import DecimatedWay, way_from
 from sparsify.plan import FilterPlan
 from sparsify.search import latency
 from sparsify.search.latency import NAMES, Target, target
@@ -79,7 +79,7 @@ WAYS = {
     native.Whole: "whole",
     native.Direct: "few taps",
     native.Blocks: "few taps",
-    native.Slow: "slow",
+    native.Decimated: "decimated",
     native.Comb: "comb",
 }
 
@@ -132,7 +132,7 @@ def test_a_card_takes_the_quickest_way(taps, seqlen, dtype):
     for plan in plans(1024):
         k = plan.apply(torch.randn(2, taps))
         way = way_from(dispatch.prepare(k, seqlen, own, 3, card).layout)
-        how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
+        how = "decimated" if isinstance(way, DecimatedWay) else "masked" if way.masked else "plain"
         felt = latency.outline(plan, taps, seqlen)
         found = dispatch.ways(dispatch.Layer(card, own, seqlen, 3, 2), felt.taps, felt.lookahead, felt.structure)
         assert target("sm_90").seconds(plan, 2, taps, seqlen, 3, dtype) == found[how][0]

@@ -234,7 +234,7 @@ def test_a_ladder_has_the_errors_of_its_plans(causal, taps, monkeypatch):
 
 @pytest.mark.parametrize("lookahead", [1, 30, L, N, N + 9])
 def test_a_ladder_of_a_filter_that_looks_both_ways(lookahead):
-    """Rung by rung what `errors` says, in float64, with heads on both sides and lags that no window feels."""
+    """Step by step what `errors` says, in float64, with heads on both sides and lags that no window feels."""
     parts = torch.randn(H, max(0, lookahead - L)), two_sided(min(lookahead, L)).k, torch.randn(H, 2 * (N - L))
     k = Filter(torch.cat(parts, dim=-1), lookahead)
     moments, rungs = recorded(*signals(20)), 0
@@ -270,8 +270,8 @@ def test_a_ladder_leaves_out_what_leaks():
 @pytest.mark.parametrize("plan", [SPLIT, LOW, FilterPlan("partial", 10)], ids=str)
 def test_leak_of_what_is_left(plan):
     k, (turn, _) = smooth_filter(N + 2, H), sensitivity.turns(N, L)
-    rung = sensitivity.Rung(plan, None if plan.mask is None else ~plan.mask.bins())
-    (lost,) = sensitivity.taken(Filter(k[:, :N]), [rung], turn)
+    step = sensitivity.LadderStep(plan, None if plan.mask is None else ~plan.mask.bins())
+    (lost,) = sensitivity.taken(Filter(k[:, :N]), [step], turn)
     kept = plan.apply(k).past().k
     now = torch.nn.functional.pad(kept, (0, len(k[0]) - len(kept[0])))[:, :N]
     assert_close(k[:, :N] - lost.real, now, 1e-6)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -263,13 +262,15 @@ def test_a_mask_is_part_of_the_objective():
     assert ends[1] < 0.6 * ends[0]
 
 
-def test_searches_are_quick():
-    def seconds():
-        start = time.process_time()
-        solve(H200, 4096, rows_total=MANY)
-        return time.process_time() - start
-
-    assert min(seconds() for _ in range(5)) < 0.010
+@pytest.mark.parametrize("seqlen", [1024, 4096, 8192, 32768])
+def test_searches_look_at_few(monkeypatch, seqlen):
+    """A bound on what factors can do spares nearly all kernels a prediction."""
+    seen = []
+    monkeypatch.setattr(
+        planner, "predict", lambda *args, real=planner.predict, **rest: seen.append(1) or real(*args, **rest)
+    )
+    assert solve(H200, seqlen, rows_total=MANY)
+    assert 0 < len(seen) <= planner.DOMAIN.size // 20
 
 
 # --- what is known -------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "problem", "refused"), REFUSED)
 def test_a_refusal_has_a_name(name, problem, refused):
-    broken = {c.name: c.told(problem, refused) for c in planner.CONSTRAINTS if not c.holds(problem, refused)}
+    broken = {c.name: c.message(problem, refused) for c in planner.CONSTRAINTS if not c.holds(problem, refused)}
     assert next(iter(broken)) == name and all(broken.values())  # what is too large for a block leaves no room either
 
 

@@ -66,7 +66,7 @@ def kept(found):
         (Choice("direct"), FEW, None),
         (replace(KERNEL, how="masked"), MASKED, STRUCTURE),
         (replace(TWO_LEVEL, how="masked"), LONG_MASKED, LONG_STRUCTURE),
-        (Choice("slow"), MASKED, STRUCTURE),
+        (Choice("decimated"), MASKED, STRUCTURE),
         (Choice("plain"), MASKED, STRUCTURE),
     ],
 )
@@ -91,7 +91,7 @@ def test_what_fits(choice, case, structure):
         (TWO_LEVEL, replace(LONG, seqlen=65537), None, CARD),
         (Choice("plain"), PLAIN, None, CARD),
         (replace(KERNEL, how="masked"), PLAIN, None, CARD),
-        (Choice("slow"), PLAIN, None, CARD),
+        (Choice("decimated"), PLAIN, None, CARD),
         (Choice("masked"), MASKED, STRUCTURE, CARD),
         (KERNEL, MASKED, STRUCTURE, CARD),
         (Choice("direct"), MASKED, STRUCTURE, CARD),

@@ -108,8 +108,8 @@ def download(repo: str, revision: str | None) -> Path:
         if (why := error.__cause__) and not isinstance(
             why, ConnectionError
         ):  # that is HF_HUB_OFFLINE, so nobody wonders
-            told = f"{repo} is read from the hub's cache, commit {folder.name}: {what_happened(why)}"
-            warnings.warn(told, stacklevel=3)
+            message = f"{repo} is read from the hub's cache, commit {folder.name}: {what_happened(why)}"
+            warnings.warn(message, stacklevel=3)
         check_cached(folder / name for name in needed(path.name for path in folder.iterdir()))
         return folder
     names = needed(listing.files)

@@ -113,8 +113,8 @@ def pause_after(error: Exception, wait: float, statuses: Collection[int] = TRANS
         return wait
     if response.status_code not in statuses:
         return None
-    told = retry_after(response)
-    return wait if told is None else told if told <= LONGEST else None
+    asked = retry_after(response)
+    return wait if asked is None else asked if asked <= LONGEST else None
 
 
 def retry_after(response: Any) -> float | None:
@@ -193,8 +193,8 @@ def why_not(error: Exception, about: About) -> str:
 def remedy(error: Exception, about: About) -> str:
     """What to do about an answer that is no success, or about none."""
     status = status_of(error)
-    if status == 429 and (told := retry_after(failed_request(error).response)):
-        return f"it is busy; try again in {told:g} s"
+    if status == 429 and (seconds := retry_after(failed_request(error).response)):
+        return f"it is busy; try again in {seconds:g} s"
     if status in (401, 403, 404):
         return f"set HF_TOKEN to a token that may {'write to' if about.writing else 'read'} it"
     if status in CONFLICT:

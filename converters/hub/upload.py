@@ -55,7 +55,7 @@ def push(
     created, about = there is None, About(repo, revision, writing=True)
     if dry_run:
         change = difference(there, files)
-        return told(about, change, there.sha if there and not change else None, created=created, dry_run=True)
+        return outcome(about, change, there.sha if there and not change else None, created=created, dry_run=True)
     if there is None:
         there = create(repo, private)
     if there.branch != (revision or MAIN):
@@ -77,10 +77,10 @@ def commit(
             now = list_files(about)
             change = difference(Target(now, begun.branch, begun.superseded), files)
         if not change:
-            return told(about, asked, now.sha, changed=now.sha != begun.sha, created=created)
+            return outcome(about, asked, now.sha, changed=now.sha != begun.sha, created=created)
         if create_pr and (pull := pull_request_with(about, begun, files)):
             sent = asked if attempt else Change({}, [], list(files))
-            return told(about, sent, *pull, changed=bool(attempt), created=created)
+            return outcome(about, sent, *pull, changed=bool(attempt), created=created)
         if now.sha != begun.sha:
             raise OSError(f"{about.lead} {CHANGED}")
         try:
@@ -91,7 +91,7 @@ def commit(
         except Exception as error:  # as in `ask`, but whether it was done is looked up before it is tried again
             wait_out(error, about, wait, (*TRANSIENT, *CONFLICT))
         else:
-            return told(about, asked, info.oid, info.pr_url, changed=True, created=created)
+            return outcome(about, asked, info.oid, info.pr_url, changed=True, created=created)
     raise AssertionError("the last wait is None")
 
 
@@ -311,7 +311,7 @@ def pull_request_with(about: About, begun: Target, files: Mapping[str, Path]) ->
     return None
 
 
-def told(
+def outcome(
     about: About, change: Change, sha: str | None, pull_request: str | None = None, *, changed: bool = False,
     created: bool, dry_run: bool = False,
 ) -> Pushed:  # fmt: skip

@@ -137,9 +137,9 @@ def filter_length(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> int
 
 def check_vocabulary(config: Mapping[str, Any], rows: int, tokens: int, model: str, text: str) -> None:
     """Refuse an embedding that is not that of `tokens` tokens, padded.  model: whose they are; text: what of."""
-    said, multiple = whole(config, "vocab_size", tokens), whole(config, "pad_vocab_size_multiple", MULTIPLE)
-    if said != tokens:
-        raise ValueError(f"config.json says vocab_size {said}, {model}'s is {tokens}; not a model of {text}")
+    size, multiple = whole(config, "vocab_size", tokens), whole(config, "pad_vocab_size_multiple", MULTIPLE)
+    if size != tokens:
+        raise ValueError(f"config.json says vocab_size {size}, {model}'s is {tokens}; not a model of {text}")
     if rows != (padded := padded_rows(tokens, multiple)):
         raise ValueError(
             f"the embedding has {rows} rows, a vocabulary of {tokens} tokens padded to a multiple of {multiple} "

@@ -172,10 +172,10 @@ class Vocabulary:
                 shutil.copyfile(path, folder / path.name)
         files = [folder / name for name in self.KINDS[-1]]
         if all(file.is_file() for file in files):
-            told: dict[str, Any] = {"tokenizer_class": self.CLASS, **self.settings(*files)}
+            entries: dict[str, Any] = {"tokenizer_class": self.CLASS, **self.settings(*files)}
         else:
-            told = {"tokenizer_class": AS_JSON_SAYS, **self.TOLD}
-        describe_to_transformers(folder, told, longest or self.longest)
+            entries = {"tokenizer_class": AS_JSON_SAYS, **self.TOLD}
+        describe_to_transformers(folder, entries, longest or self.longest)
 
     @staticmethod
     def settings(*files: Path) -> dict[str, bool]:
@@ -196,21 +196,23 @@ def from_json(path: Path) -> Tokenizer:
     return made
 
 
-def describe_to_transformers(folder: Path, told: Mapping[str, Any], longest: int | None, known: bool = False) -> None:
+def describe_to_transformers(
+    folder: Path, entries: Mapping[str, Any], longest: int | None, known: bool = False
+) -> None:
     """Write a folder's tokenizer_config.json, which AutoTokenizer goes by.
 
-    told: what the file is to say if it names no class yet, or one in remote code.  known: it says this in any case.
+    entries: what the file is to say if it names no class yet, or one in remote code.  known: it says this in any case.
     Remote code stays named for who trusts it.
     longest: tokens that the model takes.  A model_max_length, by which `truncation=True` cuts, is written where the
     file has none or a larger one.
     """
     path = folder / "tokenizer_config.json"
-    said = read_json(path) if path.is_file() else {}
-    if known or "auto_map" in said:
-        config = {**{name: said[name] for name in KEPT if name in said}, **told}
+    stored = read_json(path) if path.is_file() else {}
+    if known or "auto_map" in stored:
+        config = {**{name: stored[name] for name in KEPT if name in stored}, **entries}
     else:
-        config = said if "tokenizer_class" in said else {**told, **said}
-    limit = said.get("model_max_length")
+        config = stored if "tokenizer_class" in stored else {**entries, **stored}
+    limit = stored.get("model_max_length")
     known_limit = limit if isinstance(limit, int | float) and limit > 0 else math.inf
     if longest is not None and (known_limit > longest or isinstance(limit, bool)):
         config["model_max_length"] = longest

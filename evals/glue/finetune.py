@@ -251,12 +251,12 @@ def score(model: nn.Module, task: Task, dev: Tokens, batch: int = 64) -> float:
     """The task's first metric on these examples."""
     model.eval()
     device = next(model.parameters()).device
-    said = torch.empty(len(dev), dtype=torch.float64)
+    answers = torch.empty(len(dev), dtype=torch.float64)
     with torch.no_grad():
         for rows in dev.batches(batch):
             inputs, _ = dev.batch(rows, device)
-            said[rows] = torch.from_numpy(decide(model(*inputs), task, len(rows), "the model")).double()
-    return METRICS[task.metrics[0]](said.numpy(), dev.labels.numpy())
+            answers[rows] = torch.from_numpy(decide(model(*inputs), task, len(rows), "the model")).double()
+    return METRICS[task.metrics[0]](answers.numpy(), dev.labels.numpy())
 
 
 # --- what a run goes on from ---------------------------------------------------------------------------------------

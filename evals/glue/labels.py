@@ -38,8 +38,8 @@ def described(task: Task) -> dict[str, Any]:
 def fine_tuned_for(config: Mapping[str, Any]) -> Task | None:
     """The task of GLUE that a model was fine-tuned for, as far as its config.json tells."""
     made = config.get(MEMORY)
-    told = (made.get("task") if isinstance(made, dict) else None, config.get("finetuning_task"))
-    return next((TASKS[name] for name in map(plain_task, filter(None, map(text_of, told))) if name in TASKS), None)
+    named = (made.get("task") if isinstance(made, dict) else None, config.get("finetuning_task"))
+    return next((TASKS[name] for name in map(plain_task, filter(None, map(text_of, named))) if name in TASKS), None)
 
 
 def check_task(config: Mapping[str, Any], task: Task, who: str) -> None:
@@ -92,23 +92,23 @@ def numbered(names: Iterable[str]) -> bool:
     return len(numbers) == len(found) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def by_number(told: Any, who: str) -> dict[int, str]:
+def by_number(stored: Any, who: str) -> dict[int, str]:
     """config.json's id2label in the order of its columns."""
-    if told is None:
+    if stored is None:
         return {}
-    pairs = dict(enumerate(told)) if isinstance(told, list) else told
+    pairs = dict(enumerate(stored)) if isinstance(stored, list) else stored
     if not isinstance(pairs, dict) or not all(str(column).isdecimal() for column in pairs):
-        raise ValueError(f"config.json of {who} has {told!r:.60} for id2label, expected a label for each number")
+        raise ValueError(f"config.json of {who} has {stored!r:.60} for id2label, expected a label for each number")
     return dict(sorted((int(column), str(name)) for column, name in pairs.items()))
 
 
-def by_name(told: Any, who: str) -> dict[int, str]:
+def by_name(stored: Any, who: str) -> dict[int, str]:
     """config.json's label2id in the order of its columns."""
-    if told is None:
+    if stored is None:
         return {}
-    if not isinstance(told, dict) or not all(type(column) is int for column in told.values()):
-        raise ValueError(f"config.json of {who} has {told!r:.60} for label2id, expected a number for each label")
-    return dict(sorted((column, name) for name, column in told.items()))
+    if not isinstance(stored, dict) or not all(type(column) is int for column in stored.values()):
+        raise ValueError(f"config.json of {who} has {stored!r:.60} for label2id, expected a number for each label")
+    return dict(sorted((column, name) for name, column in stored.items()))
 
 
 def plain(name: str) -> str:
@@ -116,5 +116,5 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-def text_of(told: Any) -> str:
-    return told if isinstance(told, str) else ""
+def text_of(stored: Any) -> str:
+    return stored if isinstance(stored, str) else ""

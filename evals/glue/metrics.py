@@ -38,9 +38,9 @@ def matthews(predicted: Values, labels: Values) -> float:
     """
     check(predicted, labels)
     classes, index = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
-    said, right = index[: len(labels)], index[len(labels) :]
-    p, t = (np.bincount(x, minlength=len(classes)).astype(object) for x in (said, right))  # integers of any size
-    n, hits = len(labels), int(np.sum(said == right))
+    predicted, right = index[: len(labels)], index[len(labels) :]
+    p, t = (np.bincount(x, minlength=len(classes)).astype(object) for x in (predicted, right))  # integers of any size
+    n, hits = len(labels), int(np.sum(predicted == right))
     spread_p, spread_t = n * n - int(p @ p), n * n - int(t @ t)
     if not spread_p or not spread_t:
         return 0.0

@@ -31,17 +31,17 @@ def answers(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example, got {batch_size}")
-    said: dict[str, list[Values]] = {name: [] for name in variants}
+    found: dict[str, list[Values]] = {name: [] for name in variants}
     for start in range(0, len(examples), batch_size):
         rows = slice(start, start + batch_size)
         texts, pairs = examples.texts[rows], examples.pairs and examples.pairs[rows]
         for name, scores in variants.items():
             with torch.no_grad():
                 logits = scores(texts, pairs)
-            said[name].append(decide(logits, examples.task, len(texts), f"variant {name!r}"))
+            found[name].append(decide(logits, examples.task, len(texts), f"variant {name!r}"))
         if progress is not None:
             progress(min(start + batch_size, len(examples)), len(examples))
-    return {name: np.concatenate(parts) for name, parts in said.items()}
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def decide(logits: Tensor, task: Task, count: int, who: str) -> Values:
@@ -58,17 +58,17 @@ def decide(logits: Tensor, task: Task, count: int, who: str) -> Values:
     return (found.argmax(-1) if task.classes else found[:, 0]).numpy()
 
 
-def figures(examples: Examples, said: Mapping[str, Values], seed: int = 0) -> list[Figure]:
-    """The metrics of a task for one split, and the second variant against the first.  said: from `answers`."""
-    if not 1 <= len(said) <= 2:
-        raise ValueError(f"got {len(said)} variants, expected the dense model, or it and one other")
+def figures(examples: Examples, answers: Mapping[str, Values], seed: int = 0) -> list[Figure]:
+    """The metrics of a task for one split, and the second variant against the first.  answers: by variant."""
+    if not 1 <= len(answers) <= 2:
+        raise ValueError(f"got {len(answers)} variants, expected the dense model, or it and one other")
     found = []
     for name in examples.task.metrics:
         metric = METRICS[name]
-        values = {variant: metric(answer, examples.labels) for variant, answer in said.items()}
+        values = {variant: metric(answer, examples.labels) for variant, answer in answers.items()}
         versus: tuple[float, list[float], float, str] | tuple[None, ...] = (None,) * 4
-        if len(said) == 2:
-            first, second = said.values()
+        if len(answers) == 2:
+            first, second = answers.values()
             found_by, test = compared(name, first, second, examples.labels, seed)
             versus = found_by.difference, [found_by.low, found_by.high], found_by.p_value, test
         found.append(Figure(examples.task.name, examples.split, name, len(examples), values, *versus))
@@ -84,9 +84,9 @@ def compared(name: str, first: Values, second: Values, labels: Values, seed: int
     return Difference(difference, exact.low, exact.high, exact.p_value, samples=0), "McNemar"
 
 
-def agreement(said: Mapping[str, Values]) -> float | None:
+def agreement(answers: Mapping[str, Values]) -> float | None:
     """Share of examples of which two variants say the same; None for one variant."""
-    return float(np.mean(np.equal(*said.values()))) if len(said) == 2 else None
+    return float(np.mean(np.equal(*answers.values()))) if len(answers) == 2 else None
 
 
 def average(found: Sequence[Figure]) -> Average | None:
@@ -132,14 +132,16 @@ def verdict(found: Sequence[Figure]) -> list[str]:
             continue
         (first, before), (second, after) = figure.values.items()
         split = f" {figure.split}" if len(TASKS[figure.task].dev) > 1 else ""
-        said = f"{TASKS[figure.task].title}{split} {figure.metric}: {second} {after:.4f} against {first} {before:.4f}"
+        sentence = (
+            f"{TASKS[figure.task].title}{split} {figure.metric}: {second} {after:.4f} against {first} {before:.4f}"
+        )
         p = f"p = {p_value:.2g}, {figure.test}"
         if difference == 0:
-            sentences.append(f"{said}, the same")
+            sentences.append(f"{sentence}, the same")
         elif p_value < LEVEL:
-            sentences.append(f"{said}, {points(difference)}, more than chance explains ({p})")
+            sentences.append(f"{sentence}, {points(difference)}, more than chance explains ({p})")
         else:
-            sentences.append(f"{said}, {points(difference)}, which {figure.n} examples cannot tell from 0 ({p})")
+            sentences.append(f"{sentence}, {points(difference)}, which {figure.n} examples cannot tell from 0 ({p})")
     return sentences
 
 

@@ -159,13 +159,13 @@ def dev_splits(src: str | Path, task: Task) -> tuple[str, ...]:
     """The dev sets of a task that `src` holds: of a file or pipe the one that its name tells."""
     if len(task.dev) == 1 or not is_there(src):
         return task.dev
-    told = tuple(split for split in task.dev if any(name in Path(src).name for name in names_of(split)))
-    if len(told) != 1:
+    named = tuple(split for split in task.dev if any(name in Path(src).name for name in names_of(split)))
+    if len(named) != 1:
         raise ValueError(
             f"{label(src)} is one file and {task.title} has the dev sets {' and '.join(task.dev)}; "
             f"say which of them it is (--split on the command line)"
         )
-    return told
+    return named
 
 
 def check_name(path: Path, task: Task, split: str) -> None:
@@ -184,11 +184,11 @@ def check_name(path: Path, task: Task, split: str) -> None:
         )
     asked = re.split(r"[^a-z0-9]+", split.lower())
     for kinds in (SPLITS, MATCHED):
-        told = dict.fromkeys(kinds[word] for word in words if word in kinds)
+        named = dict.fromkeys(kinds[word] for word in words if word in kinds)
         meant = {kinds[word] for word in asked if word in kinds}
-        if told and meant and meant.isdisjoint(told):
+        if named and meant and meant.isdisjoint(named):
             raise ValueError(
-                f"{label(path)} is named after the split {' and '.join(told)}, and {split} was asked for; pass the "
+                f"{label(path)} is named after the split {' and '.join(named)}, and {split} was asked for; pass the "
                 f"file of {split}, or say which split it is (--split on the command line)"
             )
 

@@ -19,7 +19,7 @@ from sparsify.filters.filter import Filter, Structure
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, planner, tuning_cache
 from sparsify.gpu.devices import Card
-from sparsify.gpu.launch_spec import Build, SlowWay, Way
+from sparsify.gpu.launch_spec import Build, DecimatedWay, Way
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD
 from sparsify.storage.files import first_line
@@ -86,11 +86,11 @@ def masked_variants(layer: dispatch.Layer, felt: Filter, structure: Structure) -
     ways = dispatch.ways(layer, felt.taps, felt.lookahead, structure)
     found = dispatch.masked_candidates(layer, structure)[:CANDIDATES]
     head = ways["masked"][0] - found[0].seconds if found else 0.0
-    others = [(ways[how][0], tuning_cache.Choice(how)) for how in ("plain", "slow") if how in ways]
+    others = [(ways[how][0], tuning_cache.Choice(how)) for how in ("plain", "decimated") if how in ways]
     return others + ranked("masked", found, head)
 
 
-def way_for(on: Machine, case: Case, kept: Filter, choice: tuning_cache.Choice) -> Way | SlowWay:
+def way_for(on: Machine, case: Case, kept: Filter, choice: tuning_cache.Choice) -> Way | DecimatedWay:
     """This kernel, for a filter."""
     layer, structure = case.layer(on.card), kept.structure
     felt = kept.felt(layer.seqlen)

@@ -24,7 +24,7 @@ from sparsify.filters.monarch import BlockMask
 from sparsify.gpu import backend as gpu
 from sparsify.gpu import dispatch, jit, tiling
 from sparsify.gpu.devices import Card
-from sparsify.gpu.launch_spec import Build, SlowWay, Way, way_from
+from sparsify.gpu.launch_spec import Build, DecimatedWay, Way, way_from
 from sparsify.gpu.tiling import type_name
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import HEAD, points
@@ -302,8 +302,8 @@ def compare(
         runs[name], rows[name] = run, {"name": name, "ours": name in own, "error": error, **facts}
     if runs:
         progress("timing")
-        told = times_of(on, runs, len(inputs.sets), rounds, {DENSE, *others})
-        rows = {name: {**row, **told[name]} for name, row in rows.items()}
+        timed_rows = times_of(on, runs, len(inputs.sets), rounds, {DENSE, *others})
+        rows = {name: {**row, **timed_rows[name]} for name, row in rows.items()}
     for name in rows.keys() & own.keys():
         rows[name]["of_floor"] = rows[name]["floor_seconds"] / rows[name]["seconds"]
     known = {"case": case.name, **asdict(case), "bytes": case.bytes(), "flops": case.flops(), "sets": len(inputs.sets)}
@@ -362,7 +362,7 @@ def timed(
     return Rounds(seconds, calls), {name for name in runs if parts[name] > 1}, refused
 
 
-def described(way: Way | SlowWay) -> dict[str, Any]:
+def described(way: Way | DecimatedWay) -> dict[str, Any]:
     """A way as JSON holds it."""
     found = asdict(way)
     for data in (found, found.get("inner", {})):
@@ -371,10 +371,10 @@ def described(way: Way | SlowWay) -> dict[str, Any]:
     return found
 
 
-def builds_of(way: Way | SlowWay, seqlen: int) -> tuple[Build, ...]:
+def builds_of(way: Way | DecimatedWay, seqlen: int) -> tuple[Build, ...]:
     """The kernels of a way, for contiguous signals."""
     piece = gpu.piece(torch.empty(1, 1, seqlen, dtype=way.dtype))
-    if isinstance(way, SlowWay):
+    if isinstance(way, DecimatedWay):
         return way.build("decimate", piece), *way.inner.builds(), way.build("interpolate", piece)
     return way.builds(piece)
 
@@ -389,10 +389,10 @@ def built(on: Machine, build: Build) -> dict[str, Any]:
     return {"entry": build.entry, **shape, **(asdict(made) if made else {})}
 
 
-def predicted(on: Machine, case: Case, kept: Filter, way: Way | SlowWay) -> float:
+def predicted(on: Machine, case: Case, kept: Filter, way: Way | DecimatedWay) -> float:
     """Seconds that the planner reckons for ways of this kind, without gates."""
     felt = kept.felt(case.shape[-1])
-    how = "slow" if isinstance(way, SlowWay) else "masked" if way.masked else "plain"
+    how = "decimated" if isinstance(way, DecimatedWay) else "masked" if way.masked else "plain"
     return dispatch.ways(case.layer(on.card), felt.taps, felt.lookahead, kept.structure)[how][0]
 
 

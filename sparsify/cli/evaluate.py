@@ -70,13 +70,13 @@ def front(src: str, calibration: Path, as_json: bool, **options: Any) -> None:
 @AS_JSON
 def glue(model: str, data: str, task: str, as_json: bool, **options: Any) -> None:
     """Score MODEL, fine-tuned on a task of GLUE, paired with the dense model on the same examples."""
-    with progress.session() as told:
+    with progress.session() as current:
         try:
             result = evaluate_glue(model, data, task, **options)
         except BaseException:
-            if told.unfinished is not None:
+            if current.unfinished is not None:
                 say("what was scored before this is printed all the same")
-                emit(told.unfinished, as_json, "glue")
+                emit(current.unfinished, as_json, "glue")
             raise
     emit(result, as_json, "glue")
 

@@ -44,7 +44,7 @@ class Verbs(click.Group):
         return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with session(Shown()) as told:
+        with session(Shown()) as current:
             try:
                 with process.stoppable():
                     result = super().invoke(ctx)
@@ -54,18 +54,18 @@ class Verbs(click.Group):
                 raise  # told by click already, or a bug of ours
             except KeyboardInterrupt as stopped:
                 number = getattr(stopped, "number", signal.SIGINT)
-                say(f"\n{process.WORDS[number]}" + goes_on("; the same command goes on from here", told))
+                say(f"\n{process.WORDS[number]}" + goes_on("; the same command goes on from here", current))
                 ctx.exit(128 + number)
             except BrokenPipeError as error:
                 if error.filename is not None:  # not stdout, but a pipe that was to be written
-                    raise Refusal(in_a_sentence(error, told)) from error
+                    raise Refusal(in_a_sentence(error, current)) from error
                 process.let_go(sys.stdout)
                 ctx.exit(process.NO_READER)
             except EXPECTED as error:
-                raise Refusal(in_a_sentence(error, told)) from error
+                raise Refusal(in_a_sentence(error, current)) from error
 
 
-def in_a_sentence(error: Exception, told: Session) -> str:
+def in_a_sentence(error: Exception, current: Session) -> str:
     """What an expected failure says; the system's own, with its file first and what to do about a full disk."""
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split())
@@ -75,15 +75,19 @@ def in_a_sentence(error: Exception, told: Session) -> str:
         process.let_go(sys.stdout)  # all else that is written names its file
     return (
         f"{error.filename or 'the output'} could not be written ({error.strerror}); free some space, or write to "
-        f"another disk" + goes_on("; the same command then goes on from here", told)
+        f"another disk" + goes_on("; the same command then goes on from here", current)
     )
 
 
-def goes_on(words: str, told: Session) -> str:
+def goes_on(words: str, current: Session) -> str:
     """`words`, and what was kept so far, if anything was; nothing of verbs that keep nothing."""
-    if told.journal is None:
+    if current.journal is None:
         return ""
-    return f"{words} ({told.journal})" if told.journal else "; nothing is kept so far, so the same command begins anew"
+    return (
+        f"{words} ({current.journal})"
+        if current.journal
+        else "; nothing is kept so far, so the same command begins anew"
+    )
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

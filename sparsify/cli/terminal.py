@@ -65,11 +65,11 @@ class InLines:
     """A line every now and then."""
 
     def __init__(self, begun: Event) -> None:
-        self.what, self.told = begun.text, monotonic()
+        self.what, self.shown = begun.text, monotonic()
 
     def advance(self, more: int, event: Event) -> None:
-        if monotonic() - self.told >= SECONDS_A_LINE:
-            self.told = monotonic()
+        if monotonic() - self.shown >= SECONDS_A_LINE:
+            self.shown = monotonic()
             say(f"{self.what}: {event}")
 
     def close(self) -> None:

@@ -83,10 +83,10 @@ class Prepared:
     layout: tuple[int, ...]  # TORCH, n, hop; or KERNEL and a GPU's `Way`; or for each part its kind and numbers
 
 
-TORCH, WHOLE, DIRECT, HEAD, SLOW, COMB, KERNEL = range(7)
+TORCH, WHOLE, DIRECT, HEAD, DECIMATED, COMB, KERNEL = range(7)
 
 
-def room(seqlen: int) -> int:
+def bucketed_length(seqlen: int) -> int:
     """Samples that a filter is prepared for when signals of `seqlen` come: those within a sixteenth share tables."""
     step = 1 << max(0, seqlen.bit_length() - 5)
     return -(-seqlen // step) * step
@@ -108,8 +108,8 @@ def prepare(k: AnyFilter, seqlen: int, spectra_bytes: int | None = None) -> Prep
         return prepare_few(in_memory(felt), seqlen)
     if way == "comb":
         return prepare_comb(k)
-    if way == "slow":
-        return prepare_slow(k, seqlen)
+    if way == "decimated":
+        return prepare_decimated(k, seqlen)
     if keeps_spectra(n, k.channels, spectra_bytes):
         made = by_blocks(felt, lambda part: native.spectra(part.k, n, part.lookahead))
         return Prepared((made,), (WHOLE, n, felt.lookahead, 1))
@@ -180,15 +180,15 @@ def structured(seqlen: int, structure: Structure) -> list[tuple[float, str]]:
     mask, head = structure.mask, structure.head
     ways = []
     if (rate := decimation.rate(mask)) > 1:
-        cost = costs().slow(seqlen, native.good_size(slow_length(seqlen, rate)))
-        ways.append((cost + (few_taps(seqlen, head.taps)[0] if head is not None else 0.0), "slow"))
+        cost = costs().decimated(seqlen, native.good_size(decimated_length(seqlen, rate)))
+        ways.append((cost + (few_taps(seqlen, head.taps)[0] if head is not None else 0.0), "decimated"))
     folded = mask.n // mask.factors[0]
     if head is None and native.good_size(folded) == folded:
         ways.append((costs().comb(seqlen, folded, len(decimation.residues(mask))), "comb"))
     return ways
 
 
-def slow_length(seqlen: int, rate: int) -> int:
+def decimated_length(seqlen: int, rate: int) -> int:
     """Samples at the lower rate."""
     return -(-seqlen // rate) + decimation.WIDTH
 
@@ -228,21 +228,21 @@ ROWS = 16  # channels prepared at a time: float64 spectra of all would be large
 SPECTRA_AT_ONCE = 1 << 28  # bytes of these
 
 
-def prepare_slow(k: AnyFilter, seqlen: int) -> Prepared:
+def prepare_decimated(k: AnyFilter, seqlen: int) -> Prepared:
     assert k.structure is not None
     mask = k.structure.mask
     rate = decimation.rate(mask)
-    reach = slow_length(seqlen, rate)
+    reach = decimated_length(seqlen, rate)
     n = native.good_size(reach)
     low, heads = torch.empty(k.channels, 2 * n, dtype=torch.float32), []
     for rows in blocks_of(k):
         k_f, head = rest_of(k, rows)
-        low[rows] = native.spectra(decimation.slow_taps(k_f, mask, rate, reach), n, reach - 1)
+        low[rows] = native.spectra(decimation.decimated_taps(k_f, mask, rate, reach), n, reach - 1)
         heads += [] if head is None else [head]
     first = Prepared((), ())
     if heads:
         first = prepare_few(Filter(torch.cat([head.k for head in heads]).float(), heads[0].lookahead), seqlen)
-    return Prepared((*first.tables, decimation.window(rate), low), (*first.layout, SLOW, rate, n))
+    return Prepared((*first.tables, decimation.window(rate), low), (*first.layout, DECIMATED, rate, n))
 
 
 def prepare_comb(k: AnyFilter) -> Prepared:
@@ -275,9 +275,9 @@ def parts_of(tables: Sequence[Tensor], layout: Sequence[int]) -> list[native.Par
             parts.append(native.Direct(next(table), next(number)))
         elif kind == HEAD:
             parts.append(native.Blocks(next(number), next(table), next(number), next(number)))
-        elif kind == SLOW:
+        elif kind == DECIMATED:
             rate, n, window, low = next(number), next(number), next(table), next(table)
-            parts.append(native.Slow(rate, decimation.WIDTH, window, native.Whole(n, low)))
+            parts.append(native.Decimated(rate, decimation.WIDTH, window, native.Whole(n, low)))
         elif kind == COMB:
             teeth, n, many = next(number), next(number), next(number)
             kept = tuple(next(number) for _ in range(many))

@@ -59,7 +59,7 @@ class Costs:
         """Blocks of n samples that overlap, two to a transform."""
         return seqlen * self.sample + math.ceil(math.ceil(seqlen / (n - taps + 1)) / 2) * self.transform(n)
 
-    def slow(self, seqlen: int, n: int) -> float:
+    def decimated(self, seqlen: int, n: int) -> float:
         """A band-limited filter, by n points at a lower rate."""
         return seqlen * self.window + self.transform(n)
 
@@ -149,7 +149,7 @@ def measure(progress: Callable[[str], None]) -> Costs:
     rate = 8
     low = native.good_size(row // rate + decimation.WIDTH)
     whole = native.Whole(low, native.spectra(torch.randn(rows, low), low))
-    slow = nanoseconds(u, [native.Slow(rate, decimation.WIDTH, decimation.window(rate), whole)]) / rows
+    taken = nanoseconds(u, [native.Decimated(rate, decimation.WIDTH, decimation.window(rate), whole)]) / rows
 
     progress("folded rows")
     teeth = 64
@@ -160,7 +160,7 @@ def measure(progress: Callable[[str], None]) -> Costs:
         point=point,
         sample=plain.sample,
         tap=tap,
-        window=max(0.0, (slow - plain.transform(low)) / row),
+        window=max(0.0, (taken - plain.transform(low)) / row),
         fold=max(0.0, (two - one - plain.transform(n)) / row),
     )
 

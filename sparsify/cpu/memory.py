@@ -17,8 +17,8 @@ def budget() -> int:
     SPARSIFY_MEMORY says it, as "800M" or "4G"; else it is a quarter of what is free now, down to a power of two so that
     two processes most often agree, and 256 MB at least.
     """
-    if said := os.environ.get("SPARSIFY_MEMORY"):
-        return parsed(said)
+    if given := os.environ.get("SPARSIFY_MEMORY"):
+        return parsed(given)
     free = available()
     return LEAST if free is None else max(LEAST, 1 << (max(1, free // SHARE).bit_length() - 1))
 

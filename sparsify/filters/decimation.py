@@ -61,7 +61,7 @@ def residues(mask: BlockMask) -> tuple[int, ...]:
     return tuple(mask.bins().view(-1, mask.factors[0]).any(0).nonzero().flatten().tolist())
 
 
-def slow_taps(k_f: Tensor, mask: BlockMask, rate: int, reach: int) -> Tensor:
+def decimated_taps(k_f: Tensor, mask: BlockMask, rate: int, reach: int) -> Tensor:
     """Taps of the low-rate filter at lags -(reach - 1) .. reach - 1: (H, 2 reach - 1) float64.
 
     k_f: (H, n) complex128, spectrum of a filter that the mask has been applied to.

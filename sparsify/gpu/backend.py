@@ -29,7 +29,7 @@ from sparsify.filters.filter import Filter, Structure
 from sparsify.filters.spectra import spectrum
 
 from . import jit, mma_operands
-from .launch_spec import Build, Call, Signal, SlowWay, Way, slow_length, way_from
+from .launch_spec import Build, Call, DecimatedWay, Signal, Way, decimated_length, way_from
 from .mma_operands import TYPES, Stages
 from .tiling import RESERVED, slot_orders
 
@@ -154,14 +154,14 @@ def make_direct(way: Way, taps: Tensor, device: torch.device) -> Prepared:
     return Prepared(tuple(t.to(device) for t in tables), way.to_ints())
 
 
-def make_slow(way: SlowWay, k: Filter) -> Prepared:
-    """Tables of a slow way; the slow filter is that of `decimation.slow_taps`."""
+def make_decimated(way: DecimatedWay, k: Filter) -> Prepared:
+    """Tables of a decimated way; the decimated filter is that of `decimation.decimated_taps`."""
     assert k.structure is not None
     mask, rate, dtype, device = k.structure.mask, way.rate, way.dtype, k.k.device
     head, rest = apart(k)
     reach = way.inner.seqlen
     k_f = masked_spectrum(rest) * mask.bins().to(device)
-    inner = make(way.inner, Filter(decimation.slow_taps(k_f, mask, rate, reach), reach - 1))
+    inner = make(way.inner, Filter(decimation.decimated_taps(k_f, mask, rate, reach), reach - 1))
     window = decimation.kaiser_bessel(rate)
     own = [mma_operands.decimation(window, rate, dtype), mma_operands.interpolation(window, rate, dtype)]
     own.append(torch.ones(k.channels))
@@ -175,11 +175,11 @@ def make_slow(way: SlowWay, k: Filter) -> Prepared:
     )
 
 
-def make_apart(way: Way | SlowWay, k: Filter) -> Prepared:
+def make_apart(way: Way | DecimatedWay, k: Filter) -> Prepared:
     """Tables of a way that skips: the head apart, the rest on the mask's bins."""
     assert k.structure is not None
-    if isinstance(way, SlowWay):
-        return make_slow(way, k)
+    if isinstance(way, DecimatedWay):
+        return make_decimated(way, k)
     head, rest = apart(k)
     return make(way, rest, k.structure.mask.bins(), head)
 
@@ -284,8 +284,8 @@ def fftconv(
         return y
     keep = [None if t is None else rowwise(t.to(u.dtype)) for t in (u, pregate, gate)]  # alive until all is launched
     launch = launch or launch_on(u.device)
-    if isinstance(way, SlowWay):
-        return slow_fftconv(way, (*keep, y), tables, skip, launch)
+    if isinstance(way, DecimatedWay):
+        return decimated_fftconv(way, (*keep, y), tables, skip, launch)
     call, held = filled(way, (*keep, y), skip)
     rows = u.shape[0] * u.shape[1]
     for build in way.builds(min(piece(t, way.lookahead) for t in (*keep, y) if t is not None)):
@@ -296,33 +296,33 @@ def fftconv(
     return y
 
 
-def slow_fftconv(
-    way: SlowWay, signals: Sequence[Tensor | None], tables: Sequence[Tensor], skip: Tensor | None, launch: Launch
+def decimated_fftconv(
+    way: DecimatedWay, signals: Sequence[Tensor | None], tables: Sequence[Tensor], skip: Tensor | None, launch: Launch
 ) -> Tensor:
     """The same at a lower rate.  signals: u, pregate, gate and y, which is filled and returned."""
     u, pregate, _, y = signals
     assert u is not None and y is not None
     decimation, interpolation, ones, scale = tables[:4]
     inner = tables[4 + bool(way.head) :]
-    slow = u.new_empty(*u.shape[:2], slow_length(u.shape[-1], way.rate))
+    decimated = u.new_empty(*u.shape[:2], decimated_length(u.shape[-1], way.rate))
 
     def run(entry: str, call: Call, *signals: Tensor | None) -> None:
         build = way.build(entry, min(piece(t) for t in signals if t is not None))
         call.batch, call.rows, call.blocks = len(u), len(u) * u.shape[1], 1
-        columns = slow.shape[-1] if entry == "decimate" else -(-u.shape[-1] // way.rate) * 4
+        columns = decimated.shape[-1] if entry == "decimate" else -(-u.shape[-1] // way.rate) * 4
         launch(build, (call.rows, -(-columns // (512 * build.warps)), 1), call)
 
-    call = Call(u=Signal.of(u), y=Signal.of(slow), window=decimation.data_ptr(), scale=ones.data_ptr())
+    call = Call(u=Signal.of(u), y=Signal.of(decimated), window=decimation.data_ptr(), scale=ones.data_ptr())
     if pregate is not None:
         call.pregate = Signal.of(pregate)
-    run("decimate", call, u, pregate, slow)
-    slow = fftconv(slow, inner, way.inner.to_ints(), launch=launch)
+    run("decimate", call, u, pregate, decimated)
+    decimated = fftconv(decimated, inner, way.inner.to_ints(), launch=launch)
     call, held = filled(way.inner, signals, skip)
-    call.slow, call.window, call.scale = Signal.of(slow), interpolation.data_ptr(), scale.data_ptr()
+    call.decimated, call.window, call.scale = Signal.of(decimated), interpolation.data_ptr(), scale.data_ptr()
     call.lookahead, call.outer = 0, 1
     if way.head:
         call.head = tables[4].data_ptr()
-    run("interpolate", call, *signals, slow)
+    run("interpolate", call, *signals, decimated)
     del held
     return y
 

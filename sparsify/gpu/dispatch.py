@@ -20,7 +20,7 @@ from . import backend as gpu
 from . import planner, tuning_cache
 from . import tiling as kernel
 from .devices import Card
-from .launch_spec import SlowWay, Way, slow_length
+from .launch_spec import DecimatedWay, Way, decimated_length
 from .planner import DIRECT_TAPS
 from .tiling import HEAD_STEP, Kind, Live, Tiling, TwoLevel, type_name
 
@@ -81,22 +81,22 @@ def prepare(k: Filter, seqlen: int, dtype: torch.dtype, batch: int = 1, card: Ca
     return tables(found[how][1], k, seqlen)
 
 
-def tables(way: Way | SlowWay, k: Filter, seqlen: int) -> Prepared:
+def tables(way: Way | DecimatedWay, k: Filter, seqlen: int) -> Prepared:
     """Tables of a way, on the filter's device."""
-    if k.structure is not None and (isinstance(way, SlowWay) or way.masked):
+    if k.structure is not None and (isinstance(way, DecimatedWay) or way.masked):
         return gpu.make_apart(way, k)
-    assert isinstance(way, Way)  # a slow one needs a mask
+    assert isinstance(way, Way)  # a decimated one needs a mask
     return gpu.make(way, k.felt(seqlen))
 
 
-Found = tuple[float, Way | SlowWay]  # predicted seconds, and what they are of
+Found = tuple[float, Way | DecimatedWay]  # predicted seconds, and what they are of
 
 
 def ways(layer: Layer, taps: int, lookahead: int, structure: Structure | None = None) -> dict[str, Found]:
-    """The quickest way of each name, "masked", "slow" and "plain", for those that fit."""
+    """The quickest way of each name, "masked", "decimated" and "plain", for those that fit."""
     found: dict[str, Found | None] = {}
     if structure is not None:
-        found = {"masked": masked_way(layer, structure), "slow": slow_way(layer, structure)}
+        found = {"masked": masked_way(layer, structure), "decimated": decimated_way(layer, structure)}
     found["plain"] = plain_way(layer, taps, lookahead)
     return {how: way for how, way in found.items() if way is not None}
 
@@ -200,10 +200,10 @@ def left_by(mask: BlockMask, factors: tuple[int, ...], levels: int = 1) -> tuple
     return gpu.outer_digits(kept), Live.of(kept.any(0).numpy())
 
 
-def slow_way(layer: Layer, structure: Structure) -> tuple[float, SlowWay] | None:
+def decimated_way(layer: Layer, structure: Structure) -> tuple[float, DecimatedWay] | None:
     """The way through a lower rate, where the mask leaves a narrow band, and its predicted seconds."""
     rate, taps, size = decimation.rate(structure.mask), head_taps(structure.head), layer.kind.bytes
-    low = slow_length(layer.seqlen, rate)
+    low = decimated_length(layer.seqlen, rate)
     found = plain_way(replace(layer, seqlen=low), 2 * low - 1, low - 1) if rate >= 4 else None
     if found is None:
         return None
@@ -211,7 +211,7 @@ def slow_way(layer: Layer, structure: Structure) -> tuple[float, SlowWay] | None
     moved = size * layer.rows * ((3 if taps else 2) * layer.seqlen + 2 * low)  # u twice where there is a head, y, v, z
     steps = 2 + (taps // HEAD_STEP + 1 if taps else 0)
     products = 8 * layer.kind.products * layer.rows * layer.seqlen // 512 * steps
-    return seconds + streamed(layer, moved, products) + 2 * planner.LAUNCH, SlowWay(rate, taps, inner)
+    return seconds + streamed(layer, moved, products) + 2 * planner.LAUNCH, DecimatedWay(rate, taps, inner)
 
 
 def head_taps(head: Filter | None) -> int:

@@ -39,7 +39,7 @@ class Call(ctypes.Structure):
     """`Call` of cuda/call.cuh, field by field."""
 
     _fields_ = (
-        *((name, Signal) for name in "u pregate gate y slow".split()),
+        *((name, Signal) for name in "u pregate gate y decimated".split()),
         *((name, ctypes.c_void_p) for name in "scale skip spectra head window".split()),
         *((name, ctypes.c_void_p * 4) for name in "forward inverse turns steps".split()),
         *((name, ctypes.c_void_p) for name in "outer_turns outer_steps".split()),
@@ -171,7 +171,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class SlowWay:
+class DecimatedWay:
     """A filter of a narrow band: `inner` convolves every `rate`th sample; `head` taps join at full rate."""
 
     rate: int
@@ -179,10 +179,10 @@ class SlowWay:
     inner: Way
 
     def to_ints(self) -> tuple[int, ...]:
-        return (KERNEL, SLOW, self.rate, self.head, *self.inner.to_ints())
+        return (KERNEL, DECIMATED, self.rate, self.head, *self.inner.to_ints())
 
     @classmethod
-    def from_ints(cls, numbers: Sequence[int]) -> SlowWay:
+    def from_ints(cls, numbers: Sequence[int]) -> DecimatedWay:
         return cls(numbers[2], numbers[3], Way.from_ints(numbers[4:]))
 
     @property
@@ -200,15 +200,15 @@ class SlowWay:
         return Build(entry, self.dtype, DIRECT_FACTORS, head=head, piece=piece, rate=self.rate)
 
 
-SLOW = -1  # where a Way has its source
+DECIMATED = -1  # where a Way has its source
 
 
-def slow_length(seqlen: int, rate: int) -> int:
-    """Samples of a slow signal: what the window sees, in whole pieces of 16 bytes."""
+def decimated_length(seqlen: int, rate: int) -> int:
+    """Samples of a decimated signal: what the window sees, in whole pieces of 16 bytes."""
     return -(-(-(-seqlen // rate) + decimation.WIDTH) // 8) * 8
 
 
 @lru_cache(maxsize=1024)
-def way_from(numbers: tuple[int, ...]) -> Way | SlowWay:
+def way_from(numbers: tuple[int, ...]) -> Way | DecimatedWay:
     """What `to_ints` wrote."""
-    return SlowWay.from_ints(numbers) if numbers[1] == SLOW else Way.from_ints(numbers)
+    return DecimatedWay.from_ints(numbers) if numbers[1] == DECIMATED else Way.from_ints(numbers)

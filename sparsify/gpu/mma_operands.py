@@ -225,6 +225,6 @@ def decimation(window: Tensor, rate: int, dtype: torch.dtype) -> Tensor:
 
 
 def interpolation(window: Tensor, rate: int, dtype: torch.dtype) -> Tensor:
-    """Operands that put 16 slow samples back through a window, for each 32 of the 8 rate outputs one after another."""
-    slow, part = torch.arange(32)[:, None], torch.arange(rate // 4)[:, None, None]
-    return row_operands(picked(window, 32 * part + torch.arange(32) - rate * slow + len(window)), dtype)
+    """Operands that put 16 decimated samples back through a window, for 32 of the 8 rate outputs after another."""
+    sample, part = torch.arange(32)[:, None], torch.arange(rate // 4)[:, None, None]
+    return row_operands(picked(window, 32 * part + torch.arange(32) - rate * sample + len(window)), dtype)

@@ -85,13 +85,13 @@ class Problem:
 class Constraint:
     """What a kernel must satisfy.
 
-    on: the variable after which it can be judged.  holds: whether it does.  told: what is wrong, for people.
+    on: the variable after which it can be judged.  holds: whether it does.  message: what is wrong, for people.
     """
 
     name: str
     on: str
     holds: Callable[[Problem, Tiling], bool]
-    told: Callable[[Problem, Tiling], str]
+    message: Callable[[Problem, Tiling], str]
 
 
 def uneven(problem: Problem, tiling: Tiling) -> str:
@@ -279,7 +279,7 @@ def search(
             if constraint.on == on and not constraint.holds(problem, tiling):
                 found.refused[constraint.name] += kernels
                 if on == "factors" or constraint.name not in found.examples:
-                    found.examples[constraint.name] = constraint.told(problem, tiling)
+                    found.examples[constraint.name] = constraint.message(problem, tiling)
                 return False
         return True
 

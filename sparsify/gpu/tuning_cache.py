@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsify.cpu.backend import room
+from sparsify.cpu.backend import bucketed_length
 from sparsify.cpu.cost_model import stored as costs_file
 from sparsify.filters.filter import Structure
 from sparsify.storage.files import write_whole
@@ -43,17 +43,17 @@ class Case:
     @classmethod
     def plain(cls, dtype: str, seqlen: int, batch: int, channels: int, taps: int) -> Case:
         """For a filter of which nothing is known but its taps."""
-        some = room(taps) < room(seqlen) or taps <= DIRECT_TAPS
+        some = bucketed_length(taps) < bucketed_length(seqlen) or taps <= DIRECT_TAPS
         kept = f"{taps} taps" if some else "all"  # where their number matters
-        return cls(dtype, room(seqlen), kept, *buckets(batch, channels))
+        return cls(dtype, bucketed_length(seqlen), kept, *buckets(batch, channels))
 
     @classmethod
     def masked(cls, dtype: str, seqlen: int, batch: int, channels: int, structure: Structure) -> Case:
         """For a filter that is a head and what a mask leaves of the rest."""
         head = 0 if structure.head is None else structure.head.taps
-        told = json.dumps([structure.mask.to_dict(), head])
-        kept = f"mask {hashlib.sha256(told.encode()).hexdigest()[:16]}"
-        return cls(dtype, room(seqlen), kept, *buckets(batch, channels))
+        stored = json.dumps([structure.mask.to_dict(), head])
+        kept = f"mask {hashlib.sha256(stored.encode()).hexdigest()[:16]}"
+        return cls(dtype, bucketed_length(seqlen), kept, *buckets(batch, channels))
 
     @property
     def taps(self) -> int | None:
@@ -73,8 +73,8 @@ def buckets(batch: int, channels: int) -> tuple[int, int]:
 class Choice:
     """A kernel, and what it took.
 
-    how: "direct" (Toeplitz matrices alone), or a name of `choosing.ways`: "plain", "masked" or "slow".
-    tiling: of a transform; None where how is "direct", or for a mask "slow" or "plain", which are cases of their own.
+    how: "direct" (Toeplitz matrices alone), or a name of `dispatch.ways`: "plain", "masked" or "decimated".
+    tiling: of a transform; None where how is "direct", or for a mask "decimated" or "plain", cases of their own.
     resident: blocks that a multiprocessor is to hold at once.
     """
 
@@ -103,7 +103,7 @@ def fits(choice: Choice, card: Card, case: Case, structure: Structure | None = N
     """
     if choice.tiling is None:
         few = case.taps is not None and case.taps <= DIRECT_TAPS
-        return few and choice.how == "direct" if structure is None else choice.how in ("plain", "slow")
+        return few and choice.how == "direct" if structure is None else choice.how in ("plain", "decimated")
     if structure is not None and not suits(choice, structure):
         return False
     if structure is None and choice.how != "plain":

@@ -86,15 +86,15 @@ class FamilyModel(PreTrainedModel):
             return super().from_pretrained(name, *args, config=config, state_dict=state_dict, **kwargs)
         folder = fetch(str(name), {key: kwargs[key] for key in WHERE if kwargs.get(key) is not None})
         stored = read_config(folder)
-        said = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
-        asked = {option: said[option] for option in cls.family.OPTIONS if said.get(option) is not None}
+        values = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
+        asked = {option: values[option] for option in cls.family.OPTIONS if values.get(option) is not None}
         tensors = read_tensors(folder)
         found, family, net, notes = build(tensors, {**stored, **asked})
         if family is not cls.family:
             raise ValueError(f"{name} is a checkpoint of {found}, which {cls.__name__} is not for; use AutoModel")
         entry = ours(stored)
-        said = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
-        if entry is not None and said.get("quantization_config", entry) is None:
+        values = config.to_dict() if isinstance(config, PretrainedConfig) else kwargs
+        if entry is not None and values.get("quantization_config", entry) is None:
             logger.warning(f"{name}: quantization_config=None leaves the plan out, and the model is dense")
         changed = [] if entry is None else strangers(entry, fingerprint(tensors))
         for note in (*notes, *changed):

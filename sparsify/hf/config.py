@@ -26,16 +26,18 @@ class FamilyConfig(PretrainedConfig):
     apart: ClassVar[tuple[str, ...]] = ("num_labels",)  # of its fields, which config.json says in other words
     shown: ClassVar[tuple[str, ...]] = ()  # which the weights alone tell, whatever config.json says
 
-    def __init__(self, **said: Any) -> None:
-        labels = said.get("num_labels", 0) or 0
+    def __init__(self, **values: Any) -> None:
+        labels = values.get("num_labels", 0) or 0
         if type(labels) is not int or not 0 <= labels <= MOST_LABELS:  # transformers would name every one of them
             raise ValueError(f"config.json says num_labels {labels!r:.60}, expected a number up to {MOST_LABELS}")
         names = self.names()
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(self, token, None)  # where the file says nothing, as in most configs
         for name in names:
-            setattr(self, name, said.get(name))
-        super().__init__(**{name: value for name, value in said.items() if name not in names or name == "pad_token_id"})
+            setattr(self, name, values.get(name))
+        super().__init__(
+            **{name: value for name, value in values.items() if name not in names or name == "pad_token_id"}
+        )
 
     @classmethod
     def names(cls) -> list[str]:
@@ -44,16 +46,16 @@ class FamilyConfig(PretrainedConfig):
 
     def sizes(self, **more: Any) -> Any:
         """What the model is built from.  more: what this config does not say itself."""
-        said = {name: value for name in self.names() if (value := getattr(self, name)) is not None} | more
-        if missing := [f.name for f in fields(self.made) if f.default is MISSING and f.name not in said]:
+        values = {name: value for name in self.names() if (value := getattr(self, name)) is not None} | more
+        if missing := [f.name for f in fields(self.made) if f.default is MISSING and f.name not in values]:
             raise ValueError(f"the config lacks {', '.join(missing)}, which the model is built from")
-        return self.made(**said)
+        return self.made(**values)
 
     @classmethod
     def left_open(cls, stored: Mapping[str, Any], model: Any) -> dict[str, Any]:
         """What config.json does not say, though the weights tell.  model: that they make."""
-        said = cls(**stored)
-        open_names = [name for name in cls.names() if name in cls.shown or getattr(said, name) is None]
+        values = cls(**stored)
+        open_names = [name for name in cls.names() if name in cls.shown or getattr(values, name) is None]
         known = {name: getattr(model.config, name) for name in open_names}
         if model.head == "classifier" and not stored.keys() & {"num_labels", "id2label"}:
             known["num_labels"] = model.config.num_labels
@@ -66,11 +68,11 @@ class HyenaConfig(FamilyConfig):
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layer"}
     tokens: ClassVar[int]  # of the vocabulary, which config.json names without padding
 
-    def __init__(self, **said: Any) -> None:
-        known = {"max_seq_len": flat(said).get("l_max"), **flat(said)}
-        self.vocab_size = said.pop("vocab_size", self.tokens)
-        self.pad_vocab_size_multiple = said.pop("pad_vocab_size_multiple", MULTIPLE)
-        super().__init__(**said | {name: known[name] for name in self.names() if name in known})
+    def __init__(self, **values: Any) -> None:
+        known = {"max_seq_len": flat(values).get("l_max"), **flat(values)}
+        self.vocab_size = values.pop("vocab_size", self.tokens)
+        self.pad_vocab_size_multiple = values.pop("pad_vocab_size_multiple", MULTIPLE)
+        super().__init__(**values | {name: known[name] for name in self.names() if name in known})
 
     def sizes(self, **more: Any) -> Any:
         return super().sizes(vocab_rows=padded_rows(self.vocab_size, self.pad_vocab_size_multiple), **more)
@@ -84,8 +86,8 @@ class HyenaDNAConfig(HyenaConfig):
     apart = ("num_labels", "vocab_rows")
     tokens = len(VOCABULARY)
 
-    def __init__(self, **said: Any) -> None:
-        super().__init__(**said)
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
 
     def sizes(self, **more: Any) -> Any:
         if self.d_model is not None and self.d_inner is None:
@@ -101,9 +103,9 @@ class HyenaLMConfig(HyenaConfig):
     apart = ("vocab_rows", "shift")
     tokens = hyena_lm.TOKENS
 
-    def __init__(self, **said: Any) -> None:
+    def __init__(self, **values: Any) -> None:
         end = self.tokens - 1  # <|endoftext|>, between documents
-        super().__init__(**{"bos_token_id": end, "eos_token_id": end, **said})
+        super().__init__(**{"bos_token_id": end, "eos_token_id": end, **values})
 
     @classmethod
     def left_open(cls, stored: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -118,8 +120,8 @@ class M2BertConfig(FamilyConfig):
     apart = ("num_labels", "head")
     shown = ("pooler", "vocab_size", "num_inner_mlps", "short_filter_order")
 
-    def __init__(self, **said: Any) -> None:
-        super().__init__(**said)
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
 
     @classmethod
     def left_open(cls, stored: Mapping[str, Any], model: Any) -> dict[str, Any]:

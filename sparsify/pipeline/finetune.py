@@ -188,10 +188,10 @@ def write_classifier(model: Any, out: Path, p: Pretrained, task: Task, pad_to: i
     from sparsify.evals.glue.labels import described as labelled
 
     tokenizer: Any = p.tokenizer
-    said = labelled(task) | {MEMORY: {"task": task.name, "pad_to": pad_to, "from": p.sha256}}
+    entries = labelled(task) | {MEMORY: {"task": task.name, "pad_to": pad_to, "from": p.sha256}}
     if p.plan.is_dense:
-        m2_bert.save(model, out, tokenizer, said, pad_to)
+        m2_bert.save(model, out, tokenizer, entries, pad_to)
         return
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as room:
-        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, said, pad_to)
+        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, entries, pad_to)
         write_folder(out, load(dense), p.plan, {"plan.json": p.plan.to_json()})

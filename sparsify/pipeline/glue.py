@@ -206,7 +206,7 @@ def score_split(
     }
     title = f"{task.title} {examples.split}"
     with counting(title, len(examples), "example") as progress:
-        said = scoring.answers(variants, examples, batch_of(p, length), progress)
+        answers = scoring.answers(variants, examples, batch_of(p, length), progress)
     cut = too_long(p, examples.texts, examples.pairs, length)
     other = made_for.title if made_for is not None and made_for != task else None
     row = ScoredSplit(
@@ -218,12 +218,12 @@ def score_split(
         available=examples.available,
         left_out=examples.left_out.count,
         cut=cut,
-        agreement=scoring.agreement(said),
+        agreement=scoring.agreement(answers),
         fine_tuned_for=other,
         convention=convention(p, length) + as_in_training(p, length)
         + (f"; fine-tuned for {other}, not for this task" if other else ""),
     )  # fmt: skip
-    return scoring.figures(examples, said), row
+    return scoring.figures(examples, answers), row
 
 
 def common_task(p: Pretrained, base: Pretrained) -> Task | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from .schema import PERPLEXITY, Evaluation, Fronts, Part, Point, Search, Variant
+from .schema import PERPLEXITY, Evaluation, ParetoPairs, Part, Point, Search, Variant
 
 COUNTED = "kept taps plus bins"  # the target that is no machine, as `search.task.Kept` names it
 COUNTED_UNIT = "fewer taps plus bins"
@@ -44,7 +44,7 @@ def speed(row: Variant) -> str:
     return f"{faster(row.speedup, row.speedup_quartiles)}, {row.tokens_per_second:,.0f} tokens/s"
 
 
-def may_leak(row: Evaluation | Search | Fronts) -> bool:
+def may_leak(row: Evaluation | Search | ParetoPairs) -> bool:
     """Whether there is a future that it could read: models that fill in masked tokens look both ways anyhow."""
     return row.figure == PERPLEXITY
 
@@ -141,13 +141,13 @@ def step_rows(planned: Search) -> list[tuple[str, ...]]:
     ]
 
 
-def front_columns(fronts: Fronts) -> tuple[str, ...]:
+def front_columns(fronts: ParetoPairs) -> tuple[str, ...]:
     """Names of what `front_rows` has."""
     losses = (fronts.figure, "KL", *(("leak",) if may_leak(fronts) else ()))
     return "the same everywhere", "gain, predicted", *losses, "chosen: gain", *losses
 
 
-def front_rows(fronts: Fronts) -> list[tuple[str, ...]]:
+def front_rows(fronts: ParetoPairs) -> list[tuple[str, ...]]:
     """A row a mask for every convolution, beside what sensitivity chooses at the same cost."""
 
     def cells(one: Point) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ there; a thin line is an axis along which nothing is cut.</p>
 def strip(cells: Points | None, kind: str, height: int) -> str:
     """One row of the map along one axis.  cells: [[share that is kept, dB], ...], None: nothing is cut here."""
     if cells is None:
-        body, said, count = '<path class="cut" d="M0,.5H1"/>', "nothing cut", 1
+        body, title, count = '<path class="cut" d="M0,.5H1"/>', "nothing cut", 1
     else:
         count = len(cells)
         shaded = [(held, round((SHADES - 1) * (1 - dB / FLOOR_DB))) for held, dB in cells]
@@ -138,9 +138,9 @@ def strip(cells: Points | None, kind: str, height: int) -> str:
             body += tile("whole", x, width, 0, 1, 0.08 + 0.32 * shade / (SHADES - 1)) if held < 1 else ""
             body += tile(kind, x, width, 1 - held, held, 0.45 + 0.55 * shade / (SHADES - 1)) if held else ""
             x += width
-        said = f"kept {sum(held for held, _ in cells) / count:.3g}"
+        title = f"kept {sum(held for held, _ in cells) / count:.3g}"
     return (f'<svg role="img" viewBox="0 0 {count} 1" height="{height}" preserveAspectRatio="none">'
-            f"<title>{said}</title>{body}</svg>")  # fmt: skip
+            f"<title>{title}</title>{body}</svg>")  # fmt: skip
 
 
 def tile(kind: str, x: int, width: int, top: float, height: float, strength: float) -> str:

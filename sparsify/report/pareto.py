@@ -12,7 +12,7 @@ from statistics import median
 from .charts.chart import Axis, Chart, Dot, Dots, Line, factors, share, symlog
 from .charts.svg import drawn
 from .figures import gain_unit, percent, times
-from .schema import PERPLEXITY, Fronts, Pair, Point, Search
+from .schema import PERPLEXITY, Pair, ParetoPairs, Point, Search
 
 MOST = 1.0  # a predicted increase above it is not drawn: no prediction holds that far
 HEIGHT = 340
@@ -64,7 +64,7 @@ def series_of(planned: Search) -> list[Series]:
     return [one for one in found if one.dots]
 
 
-def series_of_fronts(fronts: Fronts) -> list[Series]:
+def series_of_fronts(fronts: ParetoPairs) -> list[Series]:
     """One mask for every convolution, a series a kind, and what sensitivity chooses at the same cost.
 
     fronts: as `sparsify eval front` reports it.

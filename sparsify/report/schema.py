@@ -599,7 +599,7 @@ class Pair(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fronts(Record):
+class ParetoPairs(Record):
     """What was compared, and on what."""
 
     target: str
@@ -613,7 +613,7 @@ class Fronts(Record):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ParetoComparison(Result, Fronts, Checkpoint):
+class ParetoComparison(Result, ParetoPairs, Checkpoint):
     """One mask for every convolution against plans by sensitivity: `sparsify eval front`."""
 
     data_notes: Sequence[str]

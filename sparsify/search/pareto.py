@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan
 from sparsify.plan.policies import band, points
-from sparsify.report.schema import Fronts, Pair, Point
+from sparsify.report.schema import Pair, ParetoPairs, Point
 from sparsify.sites import ConvSite
 
 from .knapsack import Option, Options, cheapest
@@ -69,7 +69,7 @@ def nearest(
     return picks
 
 
-def compared(runs: Measurements, calibration: Text, held_out: Text, target: Price) -> Fronts:
+def compared(runs: Measurements, calibration: Text, held_out: Text, target: Price) -> ParetoPairs:
     """Every kind and share that is cheaper than dense on a target, with its counterpart.
 
     calibration: what plans are chosen on.  held_out: what both are measured on.  The model is left with the
@@ -88,8 +88,8 @@ def compared(runs: Measurements, calibration: Text, held_out: Text, target: Pric
             elif (chosen := nearest(runs, task, dense, offered, kl.get(ALL, {}), cost)) is not None:
                 pair = Pair(kind, share, point(runs, task, dense, same), point(runs, task, dense, chosen))
                 pairs.append(pair)
-                runs.say(told(pair, most))
-    return Fronts(
+                runs.say(message(pair, most))
+    return ParetoPairs(
         target=task.target.name, figure=task.held_out.figure, dense_cost=most, pairs=tuple(pairs), not_cheaper=dear,
         calibration_windows=len(task.calibration), held_out_windows=len(task.held_out),
         context=task.calibration.context,
@@ -112,7 +112,7 @@ def point(runs: Measurements, task: Task, dense: Run, picks: Picks) -> Point:
     return Point(kept, price(runs, task, picks), increase, found.perplexity_ratio_stderr, found.kl, leak)
 
 
-def told(pair: Pair, dense: float) -> str:
+def message(pair: Pair, dense: float) -> str:
     """A pair in one line."""
 
     def loss(one: Point) -> str:

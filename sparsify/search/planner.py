@@ -62,7 +62,7 @@ AnyText = TypeVar("AnyText", bound=Text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise(Task):
+class BudgetTask(Task):
     """What a plan is to keep to."""
 
     budget: float  # relative increase of perplexity
@@ -144,13 +144,13 @@ def plan_within(
     bit for bit what one call would have found, where the machine rounds alike; another budget or target can use them.
     Raises RuntimeError if nothing but the dense plan fits, or if nothing is cheaper than it.
     """
-    task = Promise(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
+    task = BudgetTask(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
     with runs.working():
         some = candidates_of(prepared(runs, task), task)
         return search(runs, task, some, probe(runs, some, calibration))
 
 
-def search(runs: Measurements, task: Promise, some: Candidates, kl: Measured) -> Planned:
+def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured) -> Planned:
     """The last stages: choose, prove, and again with another limit on the predicted losses."""
     dense, causal = runs.remembered(runs.under({})), bounded(runs, task)
     future = dict.fromkeys(some, most_ahead(runs, task))
@@ -173,7 +173,7 @@ def search(runs: Measurements, task: Promise, some: Candidates, kl: Measured) ->
                     step = measure(runs, task, dense, plan, assignment, limit)
                 found = tried[key] = Found(step, plan, assignment)
                 steps.append(step)
-                runs.say(told(len(steps), step, sum(few[0].seconds for few in some.values())))
+                runs.say(message(len(steps), step, sum(few[0].seconds for few in some.values())))
             step = found.step
             if causal and step.leak > LEAK_GOAL:
                 future = tightened(future, some, picks, step.leak)
@@ -195,7 +195,7 @@ def search(runs: Measurements, task: Promise, some: Candidates, kl: Measured) ->
     return summary(runs, task, some, kl, best, tuple(steps), future)
 
 
-def mended(runs: Measurements, task: Promise, dense: Run, best: Found) -> Found | None:
+def mended(runs: Measurements, task: BudgetTask, dense: Run, best: Found) -> Found | None:
     """The plan found, re-fitted, if that loses less; what it costs stays the same.
 
     Sites are re-fitted one after the other, each only if the whole plan then is nearer to the dense model on some
@@ -233,7 +233,7 @@ def next_limit(limit: float, fitting: float, failing: float, room: float) -> flo
 
 
 def measure(
-    runs: Measurements, task: Promise, dense: Run, plan: Plan, assignment: Assignment, limit: float
+    runs: Measurements, task: BudgetTask, dense: Run, plan: Plan, assignment: Assignment, limit: float
 ) -> TriedPlan:
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out)
@@ -248,7 +248,7 @@ def measure(
     return TriedPlan(limit, predicted, increase, stderr, found.kl, leak, assignment.seconds, mean, fits)
 
 
-def told(number: int, step: TriedPlan, dense_cost: float) -> str:
+def message(number: int, step: TriedPlan, dense_cost: float) -> str:
     """A step in one line."""
     return (
         f"step {number}: predicted {dense_cost / step.cost:.2f}x at {step.predicted:+.3%}; {outcome(step)}: "
@@ -262,7 +262,7 @@ def outcome(step: TriedPlan) -> str:
     return f"measured {step.increase:+.3%} +- {step.stderr:.3%}{leak}"
 
 
-def nothing_fits(task: Promise, steps: Sequence[TriedPlan], offered: Mapping[str, Sequence[Option]]) -> str:
+def nothing_fits(task: BudgetTask, steps: Sequence[TriedPlan], offered: Mapping[str, Sequence[Option]]) -> str:
     """Why there is no plan, and what budget has one.  offered: what was to choose from."""
     budget = f"a budget of {100 * task.budget:g}%"
     if not steps:
@@ -287,7 +287,7 @@ def nothing_fits(task: Promise, steps: Sequence[TriedPlan], offered: Mapping[str
 
 
 def summary(
-    runs: Measurements, task: Promise, some: Candidates, kl: Measured, best: Found, steps: tuple[TriedPlan, ...],
+    runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured, best: Found, steps: tuple[TriedPlan, ...],
     future: Mapping[str, float],
 ) -> Planned:  # fmt: skip
     """What was found, with what stands behind it."""

@@ -253,15 +253,15 @@ def refitted(
         own = future.get(site.name) if isinstance(future, Mapping) else future
         better = refit(k, kept, moments[site.name], site.causal, own, leak)
         was, now = (sensitivity.errors(k, some, moments[site.name], site.causal).error for some in (kept, better))
-        told = f"{site.name}: {kept}, output error {was:.1e} with its own coefficients, {now:.1e} re-fitted"
+        message = f"{site.name}: {kept}, output error {was:.1e} with its own coefficients, {now:.1e} re-fitted"
         trial = replace(plan, filters={**plan.filters, site.name: better})
         if judge is not None:
             found = judge(trial)
-            told += f"; the plan loses {loss:.1e}, {found:.1e} re-fitted"
+            message += f"; the plan loses {loss:.1e}, {found:.1e} re-fitted"
             if not found < loss:
-                progress(f"{told}: left as it is")
+                progress(f"{message}: left as it is")
                 continue
             loss = found
         plan = trial
-        progress(told)
+        progress(message)
     return plan

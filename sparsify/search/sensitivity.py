@@ -197,7 +197,7 @@ def power(k: Filter, moments: Moments) -> float:
 
 
 @dataclass(eq=False)
-class Rung:
+class LadderStep:
     """What a plan does to one site, in sums over the channels that were looked at."""
 
     plan: FilterPlan
@@ -215,36 +215,36 @@ def walked(
     future: float = math.inf,
     whole: float | None = None,
 ) -> list[tuple[FilterPlan, Errors]]:
-    """`errors` of the rungs of one ladder, the most careful first, down to where more than LARGEST_ERROR is lost.
+    """`errors` of the steps of one ladder, the most careful first, down to where more than LARGEST_ERROR is lost.
 
     Left out is also what leaks too much: more than `future` of the output's power from negative lags, or AHEAD_LIMIT
     of the filter's norm where `future` has a limit.  whole: `total(k, moments)`, if known.
-    A rung takes two or three transforms a channel, in float32, while the channels lie in a cache; what only grows from
+    A step takes two or three transforms a channel, in float32, while the channels lie in a cache; what only grows from
     channel to channel is not followed beyond its limit.
     """
     k = as_filter(k)
     whole = total(k, moments) if whole is None else whole
     channels, n = moments.power.shape
     turn, felt = turns(n, moments.seqlen)
-    alive = [Rung(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
+    alive = [LadderStep(plan, None if plan.mask is None else ~plan.mask.bins()) for plan in ladder]
     for rows in chunks(channels, n):
         part, own = moments.of(rows), k.rows(rows)
-        for rung, lost in zip(alive, taken(own, alive, turn), strict=True):
+        for step, lost in zip(alive, taken(own, alive, turn), strict=True):
             now, past = lost.real * felt[0], lost.imag * felt[1]
             if not causal:
-                rung.lost += transformed(torch.complex(now, past), turn, part)
+                step.lost += transformed(torch.complex(now, past), turn, part)
                 continue
-            rung.lost += transformed(now, turn, part)
-            if rung.plan.leaks:
-                rung.future += transformed(past, turn, part)
-                rung.leak = max(rung.leak, leak(lost, own.k))
-        low = next((i for i, rung in enumerate(alive) if rung.lost > LARGEST_ERROR * whole), len(alive))
-        alive = [rung for rung in alive[:low] if math.isinf(future) or allowed(rung, future * whole)]
-    return [(rung.plan, Errors(rung.lost / whole, rung.future / whole)) for rung in alive]
+            step.lost += transformed(now, turn, part)
+            if step.plan.leaks:
+                step.future += transformed(past, turn, part)
+                step.leak = max(step.leak, leak(lost, own.k))
+        low = next((i for i, step in enumerate(alive) if step.lost > LARGEST_ERROR * whole), len(alive))
+        alive = [step for step in alive[:low] if math.isinf(future) or allowed(step, future * whole)]
+    return [(step.plan, Errors(step.lost / whole, step.future / whole)) for step in alive]
 
 
-def allowed(rung: Rung, future: float) -> bool:
-    return rung.future <= future and rung.leak <= AHEAD_LIMIT
+def allowed(step: LadderStep, future: float) -> bool:
+    return step.future <= future and step.leak <= AHEAD_LIMIT
 
 
 def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
@@ -254,31 +254,31 @@ def turns(n: int, seqlen: int) -> tuple[Tensor, Tensor]:
     return roots(4 * n, j).to(torch.complex64), felt
 
 
-def taken(k: Filter, rungs: Sequence[Rung], turn: Tensor) -> Iterator[Tensor]:
+def taken(k: Filter, steps: Sequence[LadderStep], turn: Tensor) -> Iterator[Tensor]:
     """What each plan takes away from the filters: (H, n) complex64, lag j in the real part, lag j - n in the other.
 
-    rungs: their masks have n points; those that share their taps are best next to each other.
+    steps: their masks have n points; those that share their taps are best next to each other.
     """
     n = len(turn)
     lags = torch.arange(n)
     tail_f, taps = None, None
-    for rung in rungs:
-        if rung.missing is None:
-            few = rung.plan.taps or n
+    for step in steps:
+        if step.missing is None:
+            few = step.plan.taps or n
             whole = wrap(k.k, n, k.lookahead).to(turn.dtype)
             yield torch.complex(whole.real * (lags >= few), whole.imag * (lags <= n - few))
             continue
-        if tail_f is None or taps != rung.plan.taps:
-            taps = rung.plan.taps  # transformed in float64: what is lost may be little of a lot
+        if tail_f is None or taps != step.plan.taps:
+            taps = step.plan.taps  # transformed in float64: what is lost may be little of a lot
             tail_f = spectrum(split(k, taps)[1] if taps else k, n).to(turn.dtype)
-        lost = torch.fft.ifft(tail_f * rung.missing) * turn.conj()
+        lost = torch.fft.ifft(tail_f * step.missing) * turn.conj()
         if taps:  # as `split` does it with a mask, from there on
-            assert rung.plan.mask is not None
+            assert step.plan.mask is not None
             own = near(min(taps, n, REACH), k.taps, k.lookahead)
             before = k.lookahead - own.start
             seen = torch.cat([lost.imag[:, n - before :], lost.real[:, : own.stop - k.lookahead]], dim=-1)
-            moved = wrap(moves(seen, rung.plan.mask), n, before).to(turn.dtype)
-            lost -= torch.fft.ifft(torch.fft.fft(moved * turn) * rung.missing) * turn.conj()
+            moved = wrap(moves(seen, step.plan.mask), n, before).to(turn.dtype)
+            lost -= torch.fft.ifft(torch.fft.fft(moved * turn) * step.missing) * turn.conj()
         yield lost
 
 

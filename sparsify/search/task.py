@@ -132,8 +132,8 @@ def probe(runs: Measurements, some: Candidates, calibration: Text) -> dict[str, 
         for name, plans in chosen.items():
             sites = [name] if name else list(some)
             found[name] = {plan: runs.versus(dense, dict.fromkeys(sites, plan), windows).kl for plan in plans}
-            told = f"{name}: {len(plans)} of {len(some[name]) - 1}" if name else f"all sites alike: {len(plans)}"
-            runs.say(f"{told} candidates run on {len(windows)} windows")
+            how = f"{name}: {len(plans)} of {len(some[name]) - 1}" if name else f"all sites alike: {len(plans)}"
+            runs.say(f"{how} candidates run on {len(windows)} windows")
     return found
 
 

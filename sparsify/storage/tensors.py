@@ -64,7 +64,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[
     try:
         save_file(dict(tensors), path, dict(notes))
     except SafetensorError as error:
-        if (said := SYSTEM_ERROR.search(str(error))) is None:
+        if (found := SYSTEM_ERROR.search(str(error))) is None:
             raise
-        number = int(said[1])
+        number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error

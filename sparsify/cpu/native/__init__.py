@@ -2,11 +2,11 @@
 
 A convolution is a sum of parts, each of them absent or there; `convolve` computes them in one pass over the signal:
 
-whole    every lag, by one transform of the whole row
-direct   very few taps, sample by sample
-blocks   few taps, by transforms of short blocks that overlap
-slow     a band-limited filter, at a lower sampling rate
-comb     a filter whose spectrum is a comb, by short transforms of the folded row
+whole      every lag, by one transform of the whole row
+direct     very few taps, sample by sample
+blocks     few taps, by transforms of short blocks that overlap
+decimated  a band-limited filter, at a lower sampling rate
+comb       a filter whose spectrum is a comb, by short transforms of the folded row
 
 What fits the machine is for `sparsify.cpu.backend` to choose.  Everything here is float32 on the CPU unless it says
 otherwise.
@@ -60,7 +60,7 @@ class CBlocks(ctypes.Structure):
     _fields_ = (("transform", Pointer), ("spectra", Pointer), ("count", Integer), ("lookahead", Integer))
 
 
-class CSlow(ctypes.Structure):
+class CDecimated(ctypes.Structure):
     _fields_ = (("rate", Integer), ("width", Integer), ("window", Pointer), ("low", CWhole))
 
 
@@ -74,7 +74,7 @@ class CCall(ctypes.Structure):
     _fields_ = (
         ("batch", Integer), ("channels", Integer), ("seqlen", Integer),
         ("u", CSignal), ("gate_in", CSignal), ("gate_out", CSignal), ("y", CSignal), ("skip", Pointer),
-        ("whole", CWhole), ("direct", CDirect), ("blocks", CBlocks), ("slow", CSlow), ("comb", CComb),
+        ("whole", CWhole), ("direct", CDirect), ("blocks", CBlocks), ("decimated", CDecimated), ("comb", CComb),
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Slow:
+class Decimated:
     """Every `rate`th sample through `window` (width * rate,), convolved by `low`, and back through the window."""
 
     rate: int
@@ -158,7 +158,7 @@ class Slow:
     window: Tensor  # between MARGIN zeros on either side
     low: Whole  # at least ceil(L / rate) + width points
 
-    def write(self, c: CSlow) -> None:
+    def write(self, c: CDecimated) -> None:
         c.rate, c.width, c.window = self.rate, self.width, address(self.window)
         self.low.write(c.low)
 
@@ -186,7 +186,7 @@ class Comb:
         return [transforms, residues, spectra]
 
 
-Part = Whole | Direct | Blocks | Slow | Comb
+Part = Whole | Direct | Blocks | Decimated | Comb
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def check_shapes(u: Tensor, gate: Tensor | None, skip: Tensor | None) -> None:
             raise ValueError(f"gates and skip must lie on the signal's device, {u.device}; one lies on {t.device}")
 
 
-FIELDS: dict[type, str] = {Whole: "whole", Direct: "direct", Blocks: "blocks", Slow: "slow", Comb: "comb"}
+FIELDS: dict[type, str] = {Whole: "whole", Direct: "direct", Blocks: "blocks", Decimated: "decimated", Comb: "comb"}
 
 
 def convolve(

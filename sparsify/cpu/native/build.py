@@ -95,9 +95,9 @@ def call(compiler: Sequence[str], arguments: Sequence[str], task: str) -> str:
     except OSError as error:
         raise BuildError(f"the C++ compiler {name} cannot be run: {error.strerror}; set CXX to one that can") from None
     if run.returncode:
-        said = run.stderr.strip().splitlines()[-LAST_LINES:]
-        colon = ":" if said else f" (exit status {run.returncode}, without a word)"
-        raise BuildError("\n  ".join([f"the C++ compiler {name} failed at {task}{colon}", *said]))
+        output = run.stderr.strip().splitlines()[-LAST_LINES:]
+        colon = ":" if output else f" (exit status {run.returncode}, without a word)"
+        raise BuildError("\n  ".join([f"the C++ compiler {name} failed at {task}{colon}", *output]))
     return run.stdout
 
 

@@ -61,11 +61,11 @@ struct Blocks {
 };
 
 // Convolution with a band-limited filter: every `rate`th sample of a smoothed signal, convolved, smoothed again.
-struct Slow {
+struct Decimated {
     int64_t rate;         // 0: absent
     int64_t width;        // the window spans width * rate samples, centred
     const float* window;  // (width * rate,) between MARGIN zeros on either side; width * rate a multiple of MARGIN
-    struct Whole low;     // the convolution of the slow signal, which has ceil(seqlen / rate) + width samples
+    struct Whole low;     // the convolution of the decimated signal, which has ceil(seqlen / rate) + width samples
 };
 
 // Convolution with a comb: bins residue + teeth * f of a teeth * M point spectrum of shift 1/4, for every residue that is
@@ -77,7 +77,7 @@ struct Comb {
     const float* const* spectra;         // (residues,) of (channels, 2 M)
 };
 
-// y = gate_out * (sum of the parts, applied to g + skip * g),  g = gate_in * u.  The parts: whole, or comb, or slow
+// y = gate_out * (sum of the parts, applied to g + skip * g),  g = gate_in * u.  The parts: whole, or comb, or decimated
 // together with direct or blocks, or one of these three.
 struct Call {
     int64_t batch, channels, seqlen;
@@ -86,7 +86,7 @@ struct Call {
     struct Whole whole;
     struct Direct direct;
     struct Blocks blocks;
-    struct Slow slow;
+    struct Decimated decimated;
     struct Comb comb;
 };
 

@@ -6,7 +6,7 @@
 namespace {
 
 struct Scratch {
-    float *seen, *sum, *z, *re, *im, *low, *k_f;  // low: the slow signal, or the folds of a comb
+    float *seen, *sum, *z, *re, *im, *low, *k_f;  // low: the decimated signal, or the folds of a comb
 };
 
 constexpr int64_t LARGE = 1 << 22;  // samples of a result that no cache holds anyway
@@ -70,7 +70,7 @@ INLINE vec sums(const vec* x) {
 #endif
 }
 
-INLINE int64_t slow_length(const Slow& p, int64_t seqlen) { return (seqlen + p.rate - 1) / p.rate + p.width; }
+INLINE int64_t decimated_length(const Decimated& p, int64_t seqlen) { return (seqlen + p.rate - 1) / p.rate + p.width; }
 
 // v[i] = sum over x of window[x] g[rate i - span + x]: what the window, centred on every `rate`th sample, sees.
 
@@ -102,7 +102,7 @@ void decimate_dots(const float* window, int64_t rate, const float* g, float* v) 
     store(v, sums(sum));
 }
 
-void decimate(const Slow& p, const Input& in, int64_t count, float* seen, float* v) {
+void decimate(const Decimated& p, const Input& in, int64_t count, float* seen, float* v) {
     const int64_t span = p.width * p.rate, many = larger(STRETCH / p.rate / V, 1) * V;
     for (int64_t first = 0; first < count; first += many) {
         const float* g = in.see(p.rate * first - span, p.rate * many + span + V, seen);
@@ -130,7 +130,7 @@ void decimate(const Slow& p, const Input& in, int64_t count, float* seen, float*
 // to[t - start] = sum[t - start] + sum over i of window[t - rate i + span] c[i];  `to` may be `sum`.
 // ROWS: how many i meet a vector of t.
 template <int ROWS, bool PAST>
-void interpolate_rows(const Slow& p, const float* c, int64_t start, int64_t count, const float* sum, float* to) {
+void interpolate_rows(const Decimated& p, const float* c, int64_t start, int64_t count, const float* sum, float* to) {
     vec w[ROWS];
     for (int i = 0; i < ROWS; i++) w[i] = load(p.window + MARGIN + (p.width - i - 1) * p.rate);
     c += start / p.rate + 1;
@@ -146,7 +146,7 @@ void interpolate_rows(const Slow& p, const float* c, int64_t start, int64_t coun
 }
 
 template <bool PAST>
-void interpolate(const Slow& p, const float* c, int64_t start, int64_t count, const float* sum, float* to) {
+void interpolate(const Decimated& p, const float* c, int64_t start, int64_t count, const float* sum, float* to) {
     if (V % p.rate == 0 && start % p.rate == 0 && p.width == 8) switch (V / p.rate) {
             case 1: return interpolate_rows<8, PAST>(p, c, start, count, sum, to);
             case 2: return interpolate_rows<9, PAST>(p, c, start, count, sum, to);
@@ -161,9 +161,9 @@ void interpolate(const Slow& p, const float* c, int64_t start, int64_t count, co
     }
 }
 
-// Samples start .. start + count - 1 of the result: `sum` and the interpolated slow part, finished and stored.
-void put_slow(const Slow& p, const Input& in, const Output& out, const float* c, int64_t start, int64_t count, float* sum,
-              float* buffer) {
+// Samples start .. start + count - 1 of the result: `sum` and the interpolated decimated part, finished and stored.
+void put_decimated(const Decimated& p, const Input& in, const Output& out, const float* c, int64_t start, int64_t count,
+                   float* sum, float* buffer) {
     const int64_t straight = out.direct() ? count / V * V : 0;  // whole vectors need no second look
     float* y = (float*)out.y.data + start;
     if (out.past && (uintptr_t)y % sizeof(vec) == 0)
@@ -174,10 +174,10 @@ void put_slow(const Slow& p, const Input& in, const Output& out, const float* c,
     out.put(in, start + straight, count - straight, sum + straight, buffer);
 }
 
-// The slow signal of the row, convolved: into s.low, with zeros for as far as the last vector of time looks.
-void slow_part(const Slow& p, const Input& in, int64_t h, const Scratch& s) {
+// The decimated signal of the row, convolved: into s.low, with zeros for as far as the last vector of time looks.
+void decimated_part(const Decimated& p, const Input& in, int64_t h, const Scratch& s) {
     const Transform* t = p.low.transform;
-    const int64_t count = slow_length(p, in.seqlen);
+    const int64_t count = decimated_length(p, in.seqlen);
     decimate(p, in, count, s.seen, s.low);
     memset(s.low + count, 0, sizeof(float) * (t->n - count));
     convolve(t, s.low, nullptr, p.low.spectra + 2 * t->n * h, s.z, s.low, nullptr);

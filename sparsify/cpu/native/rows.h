@@ -7,7 +7,7 @@ namespace {
 
 // How much scratch a row needs, and where its pieces lie.
 struct Room {
-    int64_t points, row, low;  // of the largest transform; of what is seen or summed at once; of the slow signal
+    int64_t points, row, low;  // of the largest transform; of what is seen or summed at once; of the decimated signal
     bool making;               // the spectrum of the whole part is made here
 
     explicit Room(const Call& c) {
@@ -18,11 +18,12 @@ struct Room {
         if (c.whole.transform) transform(c.whole.transform), row = larger(row, c.whole.transform->n);
         if (c.direct.taps) row = larger(row, STRETCH + c.direct.count + 4 * V);
         if (c.blocks.transform) transform(c.blocks.transform), row = larger(row, 2 * c.blocks.transform->n);
-        if (c.slow.rate) {
-            transform(c.slow.low.transform);
-            const int64_t span = c.slow.width * c.slow.rate;
-            low = larger(c.slow.low.transform->n, slow_length(c.slow, L) + larger(STRETCH / c.slow.rate, V)) + V;
-            row = larger(row, larger(STRETCH, V * c.slow.rate) + span + 2 * V);
+        if (c.decimated.rate) {
+            transform(c.decimated.low.transform);
+            const int64_t span = c.decimated.width * c.decimated.rate;
+            const int64_t length = decimated_length(c.decimated, L) + larger(STRETCH / c.decimated.rate, V);
+            low = larger(c.decimated.low.transform->n, length) + V;
+            row = larger(row, larger(STRETCH, V * c.decimated.rate) + span + 2 * V);
         }
         if (c.comb.residues) {
             const int64_t M = c.comb.transforms[0]->n;
@@ -129,7 +130,7 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
     if (n - history > 4 * V) history = (history + V - 1) / V * V;  // whole vectors, where they cost little
     const int64_t hop = n - history;
     const float* k_f = p.spectra + 2 * n * h;
-    const bool straight = out.direct() && !c.slow.rate && !(out.past && short_rows(t));  // no sum to be finished
+    const bool straight = out.direct() && !c.decimated.rate && !(out.past && short_rows(t));  // no sum to be finished
     const bool past = straight && out.past && out.aligned() && history % V == 0;
     for (int64_t start = 0; start < L; start += 2 * hop) {
         const int64_t after = start + hop, left = L - start, first = smaller(hop, left), second = smaller(hop, left - hop);
@@ -143,9 +144,9 @@ void blocks_row(const Call& c, int64_t h, const Input& in, const Output& out, co
         const Span follows = left > 2 * hop ? soon(t, in.u, L, start + 2 * hop, 2 * hop) : soon(t, next, L, 0, 2 * hop);
         const Ahead ahead{{follows, soon(t, out.gate, L, start, 2 * hop)}};
         convolve_rows(t, from, k_f, s.z, to, past, ahead);
-        if (c.slow.rate) {
-            put_slow(c.slow, in, out, s.low, start, first, s.re + history, s.sum);
-            if (two) put_slow(c.slow, in, out, s.low, after, second, s.im + history, s.sum);
+        if (c.decimated.rate) {
+            put_decimated(c.decimated, in, out, s.low, start, first, s.re + history, s.sum);
+            if (two) put_decimated(c.decimated, in, out, s.low, after, second, s.im + history, s.sum);
         } else {
             put_aside(t, in, out, start, history, first, s.re, to.re, s.sum);
             if (two) put_aside(t, in, out, after, history, second, s.im, to.im, s.sum);
@@ -161,8 +162,8 @@ void stretches_row(const Call& c, int64_t h, const Input& in, const Output& out,
             direct_part(c.direct, in, h, start, count, s.seen, s.sum);
         else
             memset(s.sum, 0, sizeof(float) * (count + V));
-        if (c.slow.rate)
-            put_slow(c.slow, in, out, s.low, start, count, s.sum, s.seen);
+        if (c.decimated.rate)
+            put_decimated(c.decimated, in, out, s.low, start, count, s.sum, s.seen);
         else
             out.put(in, start, count, s.sum, s.seen);
     }
@@ -178,7 +179,7 @@ void run_row(const Call& c, const Scratch& s, int64_t b, int64_t h, const float*
         comb_row(c.comb, h, in, out, s);
         return;
     }
-    if (c.slow.rate) slow_part(c.slow, in, h, s);
+    if (c.decimated.rate) decimated_part(c.decimated, in, h, s);
     if (c.blocks.transform)
         blocks_row(c, h, in, out, s, next);
     else
