@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import layouts_m2
 import pytest
+from helpers import ROOT
 from verbs import run
 
 import sparsify
@@ -24,7 +25,6 @@ from sparsify.converters import m2_bert
 from sparsify.converters.models.m2_bert import M2Bert, M2BertConfig
 from sparsify.converters.tokenizers.wordpiece import TextTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md")
     if path.name != "CHANGELOG.md"

@@ -6,50 +6,23 @@ import importlib
 import pickle
 import weakref
 
-import layouts
-import layouts_lm
-import layouts_m2
 import pytest
 import torch
+from families import FAMILIES, hyenadna, saved
 from helpers import relative_l2
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from sparsify import swap
-from sparsify.converters import load, registry, write_folder
+from sparsify.converters import load, registry
 from sparsify.cpu import native
 from sparsify.freshness import LOOKED_THROUGH, signature
-from sparsify.plan import FilterPlan, Plan, policies
+from sparsify.plan import policies
 
 pytestmark = pytest.mark.filterwarnings("ignore:the weights behind a planned convolution have changed")
 
 
-def hyenadna(folder, plain=None):
-    return layouts.write(folder, "hf", plain=plain)
-
-
-def hyena_lm(folder, plain=None):
-    return layouts_lm.write(folder, "hub's names", plain=plain, model_type="hyena_lm")
-
-
-def m2_bert(folder, plain=None):
-    return layouts_m2.write(folder, "safetensors mlm", plain=plain)
-
-
-FAMILIES = {
-    "hyenadna": (hyenadna, AutoModelForCausalLM),
-    "hyena_lm": (hyena_lm, AutoModelForCausalLM),
-    "m2_bert": (m2_bert, AutoModelForMaskedLM),
-}
 WORLDS = ("ours", "transformers")
 TAPS = {"dense": None, "taps": 9}
-
-
-def saved(family, folder, taps):
-    """A converted checkpoint."""
-    p = load(FAMILIES[family][0](folder / "source"))
-    kind = FilterPlan("dense") if taps is None else FilterPlan("partial", taps)
-    return write_folder(folder / "out", p, Plan({site.name: kind for site in p.sites}, "some"), {})
 
 
 def model_of(world, family, folder):

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import sparsify
 from sparsify.install_check import DISTRIBUTION, RIVALS, check_name_collision
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 

@@ -1,14 +1,16 @@
 """The tree is the map: imports point inward, and what is a package is packaged."""
 
 import ast
+import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import conftest
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = {
@@ -47,8 +49,9 @@ SUFFIXES = {
     ".sh",
     ".svg",
     ".toml",
+    ".typed",
+    ".yml",
 }
-SUFFIXES |= {".toml", ".typed", ".yml"}
 FRONT = ROOT / "sparsify" / "__init__.py"  # names what lies further out, imported when it is asked for
 
 
@@ -214,10 +217,17 @@ def test_no_import_goes_round_in_a_circle():
 
 
 def test_no_folder_holds_too_many_modules():
-    folders = {path.parent for path in modules().values()}
+    folders = {path.parent for path in (*modules().values(), *(ROOT / "tests").rglob("*.py"))}
     assert {
         f.name: n for f in folders if (n := len([p for p in f.glob("*.py") if p.name != "__init__.py"])) > MANY
     } == {}
+
+
+def test_tests_share_by_support_alone():
+    """A test file can be moved, run and read alone."""
+    tests = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [name for name, text in tests.items() if re.search(r"^(?:from|import) test_(?!data\b)", text, re.M)] == []
+    assert sorted(conftest.SLOW - tests.keys()) == []
 
 
 def test_nothing_lies_around():
