@@ -9,14 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsify.report.schema import Leak
+from sparsify.report.schema import LEAK_LIMIT, Leak
 
 from . import Logits
 from .data import Windows
 from .quality import predict
 
 ROUND_OFF = 1e-5  # leak of a causal float32 model: its FFTs mix past and future to rounding error
-LEAK_LIMIT = 1e-2  # above this a perplexity as computed is not believed
 
 
 def leak(logits: Logits, windows: Windows, n_windows: int = 4, n_positions: int = 4, seed: int = 0) -> Leak:

@@ -16,7 +16,7 @@ from sparsify.plan import Plan
 from sparsify.report.schema import Leak
 from sparsify.search import sensitivity
 from sparsify.search.journal import Journal, about
-from sparsify.search.measuring import Bar, Picks, Say, no_bar, nothing
+from sparsify.search.measuring import TOKENS_A_BATCH, Bar, Picks, Say, no_bar, nothing
 from sparsify.search.sensitivity import Moments
 from sparsify.sites import Conv, ConvSite
 from sparsify.storage.tensors import fingerprint
@@ -26,7 +26,6 @@ from .data import Windows
 from .quality import Versus
 from .texts import Run, Text, compare, saying
 
-TOKENS_A_BATCH = 1 << 14
 LEAK_WINDOWS = 4
 
 

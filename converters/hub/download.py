@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
-import re
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.storage.files import readable_size
-from sparsify.storage.reading import given, in_utf8, readable
+from sparsify.storage.reading import HUB_ID, given, in_utf8, readable
 
 from .errors import TIMEOUT, About, Unanswered, ask, what_happened
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PLAN_TENSORS = "plan.safetensors"  # coefficients that belong to a plan, not to the model
 COPIED = (  # what a converted checkpoint takes along from its source
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),

@@ -11,9 +11,10 @@ from sparsify import __version__
 from sparsify.converters.load import ours, recorded, saved_plan
 from sparsify.converters.tensors import INDEX, read_config, read_tensors
 from sparsify.report.schema import Pushed
+from sparsify.storage.reading import HUB_ID
 from sparsify.storage.tensors import fingerprint
 
-from .download import HUB_ID, PICKLES, Listing, list_files, matches
+from .download import PICKLES, Listing, list_files, matches
 from .errors import CHANGED, CONFLICT, TRANSIENT, WAITS, About, NoRepository, ask, endpoint, page, wait_out
 
 MAIN = "main"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sparsify.evals.data import evenly
 from sparsify.storage.files import TwiceError, once_each
 from sparsify.storage.reading import (
+    HUB_ID,
     NOTHING,
     LeftOut,
     decoded,
@@ -81,7 +82,6 @@ ALIASES = {
 }
 COLA_COLUMNS = ("source", "label", "star", "sentence")  # GLUE's CoLA has no header
 SUFFIXES = (".jsonl", ".tsv", ".parquet")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_LABEL = (None, "", "-")  # the last where those who labelled it did not agree
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 MATCHED = {"matched": "matched", "mismatched": "mismatched"}  # of MNLI's splits

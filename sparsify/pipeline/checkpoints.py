@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `spars
     from sparsify.sites import Conv
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
-TOKENS_A_BATCH = 1 << 14
 DENSE, SPARSE = "dense", "sparse"  # what results call a model without its plan, and under it
 BASELINE, MODEL = "baseline", "model"  # and two dense models
 

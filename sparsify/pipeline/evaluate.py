@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.report.schema import Evaluation, MaskedTokens, ParetoComparison, Retrieval
+from sparsify.search.measuring import TOKENS_A_BATCH
 from sparsify.storage.files import write_whole
 from sparsify.storage.reading import refuse_twice
 from sparsify.storage.records import Result
 
 from .checkpoints import (
     FLOAT32,
-    TOKENS_A_BATCH,
     at_least,
     check_linears,
     compared,

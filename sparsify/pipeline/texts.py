@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsify.search.measuring import TOKENS_A_BATCH
 from sparsify.storage.reading import label
 
-from .checkpoints import TOKENS_A_BATCH, longest
+from .checkpoints import longest
 from .progress import note
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from .schema import PERPLEXITY, Evaluation, ParetoPairs, Part, Point, Search, Variant
+from .schema import COUNTED, PERPLEXITY, Evaluation, ParetoPairs, Part, Point, Search, Variant
 
-COUNTED = "kept taps plus bins"  # the target that is no machine, as `search.task.Kept` names it
 COUNTED_UNIT = "fewer taps plus bins"
 
 

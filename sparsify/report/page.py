@@ -13,12 +13,11 @@ from . import figures, pareto
 from .figures import figure_rows, percent, power, ratio, times, variants
 from .filters import site_map, spectra
 from .measured import parts, positions
-from .schema import Conversion, Evaluation, FilterKept, PlannedSite, Search
+from .schema import LEAK_LIMIT, Conversion, Evaluation, FilterKept, PlannedSite, Search
 from .style import CSS
 from .tables import NUMBERS, table, text
 
 COSTLY = 1.01  # perplexity over dense perplexity above which a plan is not shown in green
-LEAK_LIMIT = 1e-2  # as in evals/causality.py, which the core does not import: above it a perplexity is not believed
 ROUNDING = 1e-6  # what the order of sums may change in a measured increase
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from sparsify.storage.records import ABSENT, OMIT, Record, Result
 
 PERPLEXITY = "perplexity"
+COUNTED = "kept taps plus bins"  # the target that is no machine
+LEAK_LIMIT = 1e-2  # above this a perplexity as computed is not believed
 PAIRED = {ABSENT: "baseline"}  # metadata of what a baseline has no key for
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
 

@@ -26,6 +26,9 @@ Picks: TypeAlias = Mapping[str, FilterPlan]
 """Site -> what is kept; sites that are not named are dense."""
 
 
+TOKENS_A_BATCH = 1 << 14  # that a model is given at once
+
+
 def nothing(line: str | int) -> None:
     """Progress that nobody watches."""
 

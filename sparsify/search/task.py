@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sparsify.cpu import memory
 from sparsify.plan import FilterPlan
+from sparsify.report.schema import COUNTED
 from sparsify.sites import ConvSite
 
 from . import sensitivity
@@ -43,7 +44,7 @@ class Price(Protocol):
 class Kept:
     """A price that is no time: channels times samples kept, in taps and bins.  For plans without a machine in mind."""
 
-    name: str = "kept taps plus bins"
+    name: str = COUNTED
 
     def seconds(
         self, plan: FilterPlan, channels: int, taps: int, seqlen: int, *, spectra_bytes: int | None = None,

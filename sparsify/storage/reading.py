@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 import sys
 import zlib
@@ -24,6 +25,7 @@ PACKED = {  # how files begin that hold others, or pack them -> what they are, a
 }
 TAR = slice(257, 262)  # where a tar archive says ustar
 TEXT_FILE = "a text or FASTA file"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # ORG/NAME
 NAMED = 3  # of what is left out, how many are named with the reason
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sparsify import Filter, fftconv
-from sparsify.evals.causality import LEAK_LIMIT, ROUND_OFF, cut_positions, leak, others, relative, verdict
+from sparsify.evals.causality import ROUND_OFF, cut_positions, leak, others, relative, verdict
 from sparsify.evals.data import Document, windows
+from sparsify.report.schema import LEAK_LIMIT
 
 V = 6
 
