@@ -192,12 +192,12 @@ def read_pickle(path: Path) -> Any:
 
 def check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors out of a pickle that are more than a view of the file's bytes: sparse, quantised, or inflated."""
-    claimed, room = 0, COPIES * path.stat().st_size
+    claimed, most = 0, COPIES * path.stat().st_size
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise ValueError(f"{path} holds {name} in a form that is no plain array; save it dense, on the CPU")
         claimed += tensor.numel() * tensor.element_size()
-    if claimed > room:
+    if claimed > most:
         raise ValueError(
             f"{path} claims {readable_size(claimed)} of tensors, many times what it holds; do not trust it"
         )

@@ -139,8 +139,8 @@ def main() -> None:
     args = parser.parse_args()
     if missing(args.out / "mlm"):
         texts = texts_of(args.text, args.glue)
-        with tempfile.TemporaryDirectory() as room:
-            tokenizer = make_tokenizer(texts, args.vocab, Path(room))
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = make_tokenizer(texts, args.vocab, Path(scratch))
             model = pretrain(texts, tokenizer, args.tokens, args.lr, args.seed)
             m2_bert.save(model, args.out / "mlm", tokenizer)
     own_length = ("--seed", str(args.seed), "--pad-to", "0")

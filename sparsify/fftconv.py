@@ -180,18 +180,18 @@ class LongConv(nn.Module):
 
         source: as of `forward`.
         """
-        room, device, on_gpu = cpu.bucketed_length(u.shape[-1]), u.device, gpu.takes(u)
+        length, device, on_gpu = cpu.bucketed_length(u.shape[-1]), u.device, gpu.takes(u)
         way = (u.dtype, len(u).bit_length()) if on_gpu else native.available()  # what the choice depends on besides
-        key = room, device, way
+        key = length, device, way
         cache = self._prepared
         found = cache.get(key)
         if found is None:
             k = self.made(source).to(device)
             if on_gpu:
-                found = dispatch.prepare(in_memory(k), room, u.dtype, len(u))
+                found = dispatch.prepare(in_memory(k), length, u.dtype, len(u))
                 gpu.settle(device)  # whatever stream reads it next
             else:
-                found = cpu.prepare(k, room, self.spectra_bytes)
+                found = cpu.prepare(k, length, self.spectra_bytes)
             with _caching:
                 while len(cache) >= self.CACHED_LENGTHS:
                     oldest = next(iter(cache))

@@ -137,12 +137,12 @@ class HyenaOperator(Replaceable, nn.Module):
         y_f = torch.fft.rfft(g.to(k.dtype), n) * torch.fft.rfft(k, n)
         return torch.fft.irfft(y_f, n)[..., :seqlen].to(g.dtype)
 
-    def mix(self, x: Tensor, project: Call, state: State, room: Gates) -> Tensor:
-        """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `room`."""
+    def mix(self, x: Tensor, project: Call, state: State, buffers: Gates) -> Tensor:
+        """x0 * (k * g + D g) by tiles, with z = project(x): x (B, L, D) -> (B, D, L).  x0 and g go into `buffers`."""
         if isinstance(state.conv, LongConv):
             state.conv.refresh(self.filter_fn)
-        state.history = gate_tiles(x, project, self.short_filter, room, state.history)
-        x0, g = room
+        state.history = gate_tiles(x, project, self.short_filter, buffers, state.history)
+        x0, g = buffers
         if type(state.conv) is LongConv and not is_hooked(state.conv):  # in place of x0, for one tensor less
             return state.conv.run(g, gate=x0, skip=self.filter_fn.bias, source=self.filter_fn, out=x0)
         return state.conv(g, gate=x0, skip=self.filter_fn.bias)
@@ -175,15 +175,15 @@ class Block(nn.Module):
         x = x + self.mixer(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-    def run_(self, x: Tensor, state: State, room: Gates) -> Tensor:
+    def run_(self, x: Tensor, state: State, buffers: Gates) -> Tensor:
         """The same in place, without gradients, by tiles, so that no tensor is wider than x; returns x.
 
-        room is overwritten: one for all layers spares the system from finding fresh memory for each.
+        buffers is overwritten: one for all layers spares the system from finding fresh memory for each.
         Norms and linear layers see a tile a call, and nothing else is called as a module: see `takes_tiles`.
         """
         batch, seqlen, _ = x.shape
         in_proj, out_proj, mlp, dtype = state.calls or self.prepare(batch * seqlen)
-        y = self.mixer.mix(x, lambda tile: in_proj(norm(self.norm1, tile, dtype=dtype)), state, room)
+        y = self.mixer.mix(x, lambda tile: in_proj(norm(self.norm1, tile, dtype=dtype)), state, buffers)
         for b, t in tiles(batch, seqlen):
             tile = x[b, t]
             mixed = out_proj(to_rows(y[b, :, t], dtype))
@@ -253,7 +253,7 @@ class Backbone(Layers):
             raise ValueError("pieces of a sequence carry no gradients; use torch.no_grad(), or pass the whole sequence")
         tiled = states is None and not trained and takes_tiles(x)
         own = embedded is None and type(embed) is nn.Embedding and not is_hooked(embed)  # x is nobody else's
-        room: Gates | None = None
+        buffers: Gates | None = None
         for i, layer in enumerate(self.layers):
             if every is not None:
                 every.append(x)
@@ -262,14 +262,14 @@ class Backbone(Layers):
                 continue
             assert isinstance(layer, Block)
             x = x if own and every is None else x.clone(memory_format=torch.contiguous_format)
-            own, room = True, gates_like(x) if room is None else room
+            own, buffers = True, gates_like(x) if buffers is None else buffers
             if states is None:
                 conv = layer.mixer.long_conv
                 assert conv is not None  # as `takes_tiles` says
                 state = State(conv)
             else:
                 state = states[i]
-            x = layer.run_(x, state, room)
+            x = layer.run_(x, state, buffers)
         x = self.ln_f(x)
         if every is not None:
             every.append(x)

@@ -192,14 +192,14 @@ class Mixer(nn.Module):
             y = y + self.filter_fn2.convolve(u.transpose(1, 2))
         return self.out_linear(y.transpose(1, 2))
 
-    def mix(self, x: Tensor, project: Call, room: Gates) -> Tensor:
+    def mix(self, x: Tensor, project: Call, buffers: Gates) -> Tensor:
         """What `forward` gives to `out_linear`, (B, D, L), by tiles and without gradients.
 
-        project: `in_linear`, prepared.  `room` is overwritten.
+        project: `in_linear`, prepared.  `buffers` is overwritten.
         """
         u = x if self.layernorm is None else self.layernorm(x)
-        gate_tiles(u, project, self.short_filter, room, alone=1)
-        x2, g = room
+        gate_tiles(u, project, self.short_filter, buffers, alone=1)
+        x2, g = buffers
         y = self.filter_fn.convolve(g, gate=x2)
         return y if self.filter_fn2 is None else y + self.filter_fn2.convolve(u.transpose(1, 2))
 
@@ -234,11 +234,11 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.attention(x))
 
-    def run_(self, x: Tensor, room: Gates) -> Tensor:
-        """The same in place, by tiles, without gradients and dropout; returns x.  `room` is overwritten."""
+    def run_(self, x: Tensor, buffers: Gates) -> Tensor:
+        """The same in place, by tiles, without gradients and dropout; returns x.  `buffers` is overwritten."""
         batch, seqlen, _ = x.shape
         rows, mixer = batch * seqlen, self.attention
-        y = mixer.mix(x, mixer.in_linear.prepare(rows), room)
+        y = mixer.mix(x, mixer.in_linear.prepare(rows), buffers)
         project, mlp, dtype = mixer.out_linear.prepare(rows), self.mlp.prepare(rows), mixer.out_linear.takes(rows)
         for b, t in tiles(batch, seqlen):
             x[b, t] = mlp(project(to_rows(y[b, :, t], dtype)))
@@ -273,14 +273,14 @@ class Encoder(Layers):
     def forward(self, x: Tensor, every: list[Tensor] | None = None) -> Tensor:
         """States (B, L, D) after the last layer.  every: a list to append x and the states after each layer to."""
         tiled = not self.training and not learns(self, x) and takes_tiles(x)
-        own, room = False, None  # whether x is nobody else's
+        own, buffers = False, None  # whether x is nobody else's
         for layer in self.layer:
             if every is not None:
                 every.append(x)
             if tiled and type(layer) is Layer and layer.takes_tiles:
                 x = x if own and every is None else x.clone(memory_format=torch.contiguous_format)
-                own, room = True, gates_like(x) if room is None else room
-                x = layer.run_(x, room)
+                own, buffers = True, gates_like(x) if buffers is None else buffers
+                x = layer.run_(x, buffers)
             else:
                 x, own = self.through(layer, x), False
         if every is not None:

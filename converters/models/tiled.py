@@ -64,15 +64,15 @@ def tiles(batch: int, seqlen: int) -> Iterator[tuple[slice, slice]]:
 
 
 def gate_tiles(
-    x: Tensor, project: Call, short: nn.Conv1d, room: Gates, history: Tensor | None = None, alone: int = 0
+    x: Tensor, project: Call, short: nn.Conv1d, buffers: Gates, history: Tensor | None = None, alone: int = 0
 ) -> Tensor:
-    """Fills `room` with x0 and g = x1 * v of z = project(x), x (B, L, D), by tiles; returns the history that follows.
+    """Fill `buffers` with x0 and g = x1 * v of z = project(x), x (B, L, D), by tiles; return the history that follows.
 
     short: the short filter of z (B, L, 3D), T taps.  history: rows (B, T - 1, 3D) before z; None for zeros.
     alone: see `short_gate`.
     """
     batch, seqlen, _ = x.shape
-    x0, g = room
+    x0, g = buffers
     k, bias = short.weight.flatten(1).contiguous(), short.bias
     assert bias is not None  # Conv1d can do without
     ends: list[Tensor] = []

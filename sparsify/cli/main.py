@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import closing
 from typing import IO, Any
 
 import click
@@ -44,9 +45,10 @@ class Verbs(click.Group):
         return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with session(Shown()) as current:
+        shown = Shown()
+        with session(shown) as current:
             try:
-                with process.stoppable():
+                with closing(shown), process.stoppable():
                     result = super().invoke(ctx)
                     sys.stdout.flush()  # here, where it can still be said that it could not be written
                 return result

@@ -12,6 +12,7 @@ from sparsify import process
 from sparsify.pipeline.progress import Event
 
 SECONDS_A_LINE = 30.0  # of progress, where there is no terminal for a bar
+SECONDS_A_FRAME = 0.1
 
 
 def say(line: str) -> None:
@@ -37,40 +38,67 @@ def refuse_closed() -> None:
         )
 
 
-class Bar(Protocol):
-    """How far one piece of work has come, for people."""
+class Bars(Protocol):
+    """How far pieces of work have come, for people."""
 
-    def advance(self, more: int, event: Event) -> None: ...
+    def begin(self, event: Event) -> Any: ...
+
+    def advance(self, begun: Any, event: Event) -> None: ...
+
+    def end(self, begun: Any) -> None: ...
 
     def close(self) -> None: ...
 
 
 class OnATerminal:
-    """A bar that moves."""
+    """Bars that move, one below the other for work within work; they are gone when the work ends."""
 
-    def __init__(self, begun: Event) -> None:
-        from tqdm import tqdm
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.shown: Any = tqdm(total=begun.total, desc=begun.text, unit=begun.unit, file=sys.stderr, leave=False)
+        self.shown = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[how]}", markup=False),
+            console=Console(stderr=True), transient=True, auto_refresh=False,  # whose thread would disturb timings
+        )  # fmt: skip
+        self.drawn = 0.0
 
-    def advance(self, more: int, event: Event) -> None:
-        self.shown.set_postfix_str(event.text, refresh=False)
-        self.shown.update(more)
+    def begin(self, event: Event) -> Any:
+        self.shown.start()
+        begun = self.shown.add_task(event.text, total=event.total, how="")
+        self.shown.refresh()
+        return begun
+
+    def advance(self, begun: Any, event: Event) -> None:
+        self.shown.update(begun, completed=event.done, how=event.text)
+        if monotonic() - self.drawn >= SECONDS_A_FRAME:
+            self.shown.refresh()
+            self.drawn = monotonic()
+
+    def end(self, begun: Any) -> None:
+        self.shown.remove_task(begun)
+        if not self.shown.tasks:
+            self.close()
 
     def close(self) -> None:
-        self.shown.close()
+        self.shown.stop()
 
 
 class InLines:
     """A line every now and then."""
 
-    def __init__(self, begun: Event) -> None:
-        self.what, self.shown = begun.text, monotonic()
+    def begin(self, event: Event) -> Any:
+        return [event.text, monotonic()]
 
-    def advance(self, more: int, event: Event) -> None:
-        if monotonic() - self.shown >= SECONDS_A_LINE:
-            self.shown = monotonic()
-            say(f"{self.what}: {event}")
+    def advance(self, begun: Any, event: Event) -> None:
+        what, before = begun
+        if monotonic() - before >= SECONDS_A_LINE:
+            begun[1] = monotonic()
+            say(f"{what}: {event}")
+
+    def end(self, begun: Any) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -80,16 +108,22 @@ class Shown:
     """The callback of a command's session."""
 
     def __init__(self) -> None:
-        self.bars: list[tuple[Bar, int]] = []  # those of work within work last, each with what it has shown
+        self.bars: Bars | None = None
+        self.begun: list[Any] = []  # work within work last
+
+    def close(self) -> None:
+        """Leave the terminal as it was, wherever the work was stopped."""
+        if self.bars is not None:
+            self.bars.close()
 
     def __call__(self, event: Event) -> None:
+        if self.bars is None:
+            self.bars = OnATerminal() if sys.stderr.isatty() else InLines()
         if event.kind == "start":
-            self.bars.append((OnATerminal(event) if sys.stderr.isatty() else InLines(event), 0))
+            self.begun.append(self.bars.begin(event))
         elif event.kind == "advance":
-            bar, seen = self.bars.pop()
-            self.bars.append((bar, event.done))
-            bar.advance(event.done - seen, event)
+            self.bars.advance(self.begun[-1], event)
         elif event.kind == "end":
-            self.bars.pop()[0].close()
+            self.bars.end(self.begun.pop())
         else:
             say(str(event))

@@ -192,6 +192,6 @@ def write_classifier(model: Any, out: Path, p: Pretrained, task: Task, pad_to: i
     if p.plan.is_dense:
         m2_bert.save(model, out, tokenizer, entries, pad_to)
         return
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as room:
-        dense = m2_bert.save(model, Path(room) / "dense", tokenizer, entries, pad_to)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as scratch:
+        dense = m2_bert.save(model, Path(scratch) / "dense", tokenizer, entries, pad_to)
         write_folder(out, load(dense), p.plan, {"plan.json": p.plan.to_json()})

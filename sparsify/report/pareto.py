@@ -105,8 +105,8 @@ def axes(series: Sequence[Series], budget: float | None) -> tuple[Axis, Axis, fl
     highest = max(*(dot.y + (dot.error or 0) for dot in dots), 3 * (budget or even))
     lowest = min(*(dot.y - (dot.error or 0) for dot in dots), 0)
     least, most = min(1.0, *(dot.x for dot in dots)), max(1.2, *(dot.x for dot in dots))
-    room = (most / least) ** 0.04
-    across = factors(least / room, most * room)
+    margin = (most / least) ** 0.04
+    across = factors(least / margin, most * margin)
     low = 1.5 * lowest if lowest < -even else lowest - even / 4
     return across, symlog(low, 1.5 * highest, even), even
 

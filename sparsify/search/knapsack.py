@@ -161,14 +161,14 @@ def repaired(
     """The quickest assignment within the budget, or one as near to it as STATES allow; `picks` if none is quicker."""
     seconds = math.fsum(option.seconds for option in picks.values())
     slack = seconds - dual + ROUNDING * seconds
-    room = budget - total({name: found[0] for name, found in sites.items()}) + ROUNDING * budget
+    left = budget - total({name: found[0] for name, found in sites.items()}) + ROUNDING * budget
     loss, excess = np.zeros(1), np.zeros(1)  # of every combination: loss beyond the least, what it exceeds the dual by
     trail: list[tuple[Array, Array]] = []  # site by site: the combination that each one grew from, and by which option
     for found in sites.values():
         more = np.array([option.loss - found[0].loss for option in found])
         over = np.array(priced(found, price))
         grown, over = loss[:, None] + more, excess[:, None] + (over - over.min())
-        parent, option = ((grown <= room) & (over <= slack)).nonzero()
+        parent, option = ((grown <= left) & (over <= slack)).nonzero()
         loss, excess = grown[parent, option], over[parent, option]
         stay = unbeaten(loss, excess - price * loss)  # seconds, but for a constant
         stay = stay[np.argsort(excess[stay], kind="stable")[:STATES]]

@@ -162,7 +162,7 @@ def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured)
     for _ in range(4 * STEPS):  # a limit that leads to a plan already measured, or to dense, is no step
         assignment = quickest(some, kl, future, limit)
         picks = {name: option.plan for name, option in assignment.picks.items()}
-        fits, room = True, STRIDES
+        fits, headroom = True, STRIDES
         if any(plan != DENSE for plan in picks.values()):
             found = tried.get(key := tuple(picks.items()))
             if found is None:
@@ -178,13 +178,13 @@ def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured)
             if causal and step.leak > LEAK_GOAL:
                 future = tightened(future, some, picks, step.leak)
                 continue
-            fits, room = step.fits, task.budget / max(step.increase + step.stderr, task.budget / STRIDES)
+            fits, headroom = step.fits, task.budget / max(step.increase + step.stderr, task.budget / STRIDES)
             if fits and (best is None or step.cost < best.step.cost):
                 best = found
         fitting, failing = (max(fitting, limit), failing) if fits else (fitting, min(failing, limit))
         if failing < fitting * CLOSE or (fits and limit >= most):
             break
-        limit = min(most, next_limit(limit, fitting, failing, room))
+        limit = min(most, next_limit(limit, fitting, failing, headroom))
         if limit <= 1e-4 * task.budget:
             break
     if best is None:
@@ -223,13 +223,13 @@ def tightened(future: Mapping[str, float], some: Candidates, picks: Picks, leak:
     return {**future, **blamed}
 
 
-def next_limit(limit: float, fitting: float, failing: float, room: float) -> float:
-    """Where to look next.  room: the budget over what was measured."""
+def next_limit(limit: float, fitting: float, failing: float, headroom: float) -> float:
+    """Where to look next.  headroom: the budget over what was measured."""
     if fitting and math.isfinite(failing):
         return math.sqrt(fitting * failing)
     if math.isfinite(failing):
-        return limit * min(0.8, max(1 / STRIDES**2, room))
-    return limit * max(CLOSE, room)
+        return limit * min(0.8, max(1 / STRIDES**2, headroom))
+    return limit * max(CLOSE, headroom)
 
 
 def measure(

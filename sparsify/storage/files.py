@@ -31,8 +31,8 @@ def whole(path: Path) -> Iterator[Path]:
     nothing is left beside.
     """
     if (through := written_through(path)) is not None:
-        with naming(path), through as target, tempfile.TemporaryDirectory() as room:
-            yield (beside := Path(room) / path.name)
+        with naming(path), through as target, tempfile.TemporaryDirectory() as scratch:
+            yield (beside := Path(scratch) / path.name)
             with beside.open("rb") as file:
                 shutil.copyfileobj(file, target)
         return
@@ -122,11 +122,11 @@ def flush(path: Path) -> None:
 
 def flush_all(folder: Path) -> None:
     """Have the disk write a folder with all that lies below it, the deepest first."""
-    for room, _, names in os.walk(folder, topdown=False):
-        for path in (Path(room) / name for name in names):
+    for inside, _, names in os.walk(folder, topdown=False):
+        for path in (Path(inside) / name for name in names):
             if path.is_file() and not path.is_symlink():
                 flush(path)
-        flush(Path(room))
+        flush(Path(inside))
 
 
 def make_folder(path: Path) -> None:

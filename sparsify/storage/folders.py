@@ -13,33 +13,34 @@ from pathlib import Path
 
 from .files import flush, flush_all, make_folder, naming
 
-NEW, OLD, GONE = "new", "old", "gone"  # in the room beside that a folder is written in
+NEW, OLD, GONE = "new", "old", "gone"  # in the scratch folder beside that a folder is written in
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder beside to write to, which takes the place of `path` at the end; whatever is raised, that stays.
 
-    A process that is killed leaves its room beside, and between the two renames no `path`: see `heal`.  Every step is
-    on the disk before the next begins, so a power cut leaves no more than a kill does: the old one or all of the new.
-    OSErrors name `path` where they would name what lies in the room.
+    A process that is killed leaves its scratch folder beside, and between the two renames no `path`: see `heal`.  Every
+    step is on the disk before the next begins, so a power cut leaves no more than a kill does: the old one or all of
+    the new.
+    OSErrors name `path` where they would name what lies in the scratch folder.
     """
     make_folder(path.parent)
     heal(path)
-    room, held = new_room(path)
+    scratch, held = new_scratch(path)
     try:
-        (room / NEW).mkdir()
-        with naming(path, room):
-            yield room / NEW
-            flush_all(room)
+        (scratch / NEW).mkdir()
+        with naming(path, scratch):
+            yield scratch / NEW
+            flush_all(scratch)
             if path.exists():
-                path.rename(room / OLD)
-                flush(room)  # first, or it would be nowhere
+                path.rename(scratch / OLD)
+                flush(scratch)  # first, or it would be nowhere
                 flush(path.parent)
-            take_place(room / NEW, path)
+            take_place(scratch / NEW, path)
             flush(path.parent)
     finally:
-        clear(room, path)
+        clear(scratch, path)
         release(held)
 
 
@@ -54,38 +55,38 @@ def take_place(new: Path, path: Path) -> None:
 
 
 def heal(path: Path) -> None:
-    """Undo what killed processes left half done of `path`: what they had moved away comes back, their rooms go.
+    """Undo what killed processes left half done of `path`: what they had moved away comes back, the rest goes.
 
-    A room is locked by its process for as long as that lives, and let alone then.
+    A scratch folder is locked by its process for as long as that lives, and let alone then.
     """
-    for room in path.parent.glob(glob.escape(room_prefix(path)) + "*"):
-        if (held := hold(room, wait=False)) is not None:
+    for scratch in path.parent.glob(glob.escape(scratch_prefix(path)) + "*"):
+        if (held := hold(scratch, wait=False)) is not None:
             try:
-                clear(room, path)
+                clear(scratch, path)
             finally:
                 release(held)
 
 
-def room_prefix(path: Path) -> str:
+def scratch_prefix(path: Path) -> str:
     return f".{path.name}.sparsify-"
 
 
-def new_room(path: Path) -> tuple[Path, int | None]:
+def new_scratch(path: Path) -> tuple[Path, int | None]:
     """An empty folder beside `path`, and what holds its lock."""
     while True:
-        room = Path(tempfile.mkdtemp(prefix=room_prefix(path), dir=path.parent))
-        held = hold(room, wait=True)
-        if room.exists():  # else somebody took it for a dead one's before it was locked
-            return room, held
+        scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(path), dir=path.parent))
+        held = hold(scratch, wait=True)
+        if scratch.exists():  # else somebody took it for a dead one's before it was locked
+            return scratch, held
         release(held)
 
 
-def hold(room: Path, wait: bool) -> int | None:
+def hold(scratch: Path, wait: bool) -> int | None:
     """A descriptor that locks a folder until it is closed or its process ends; None where there is no such lock."""
     try:
         import fcntl
 
-        held = os.open(room, os.O_RDONLY)
+        held = os.open(scratch, os.O_RDONLY)
     except (ImportError, OSError):  # not on Windows
         return None
     try:
@@ -101,9 +102,9 @@ def release(held: int | None) -> None:
         os.close(held)
 
 
-def clear(room: Path, path: Path) -> None:
-    """Remove a room; what it holds of an earlier `path` comes back first if there is no new one."""
-    if (old := room / OLD).exists():
+def clear(scratch: Path, path: Path) -> None:
+    """Remove a scratch folder; what it holds of an earlier `path` comes back first if there is no new one."""
+    if (old := scratch / OLD).exists():
         # under another name before it is taken apart: what is half removed must not come back
-        old.rename(room / GONE if path.exists() else path)
-    shutil.rmtree(room, ignore_errors=True)
+        old.rename(scratch / GONE if path.exists() else path)
+    shutil.rmtree(scratch, ignore_errors=True)
