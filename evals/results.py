@@ -18,9 +18,8 @@ from sparsify.cpu.native import library
 from sparsify.report.schema import Conditions, Leak, Variant
 
 from .quality import Comparison, Quality, Versus
-from .speed.throughput import Timing, tokens_per_second
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def conditions(device: str | torch.device = "cpu") -> Conditions:
@@ -55,13 +54,8 @@ def variant(
     quality: Quality,
     cut: Quality | None = None,
     leak: Leak | None = None,
-    timing: Timing | None = None,
-    tokens: int | None = None,
 ) -> Variant:
-    """All that was measured of one variant.
-
-    cut: the same with its negative lags cut.  tokens: how many one timed call works through.
-    """
+    """All that was measured of one variant.  cut: the same with its negative lags cut."""
     versus, honest = quality.versus, cut.versus if cut else None
     paired: dict[str, Any] = vars(versus) if versus else dict.fromkeys(field.name for field in fields(Versus))
     return Variant(
@@ -79,10 +73,6 @@ def variant(
         perplexity_cut_ratio_stderr=honest.perplexity_ratio_stderr if honest else None,
         leak=leak.worst if leak else None,
         leak_detail=leak,
-        speedup=timing.speedup if timing else None,
-        speedup_quartiles=[timing.speedup_low, timing.speedup_high] if timing else None,
-        seconds=timing.seconds if timing else None,
-        tokens_per_second=tokens_per_second(timing, tokens) if timing and tokens else None,
     )
 
 
@@ -90,22 +80,19 @@ def variants(
     comparison: Comparison,
     cuts: Mapping[str, str] | None = None,
     leaks: Mapping[str, Leak] | None = None,
-    timings: Mapping[str, Timing] | None = None,
-    tokens: int | None = None,
 ) -> dict[str, Variant]:
     """Everything measured in one run: name -> variant.
 
     cuts: variant -> the variant that is the same with negative lags cut; a cut variant gets no row of its own.
-    tokens: how many tokens one timed call works through.
     """
-    cuts, leaks, timings = cuts or {}, leaks or {}, timings or {}
-    strangers = sorted((cuts.keys() | set(cuts.values()) | leaks.keys() | timings.keys()) - comparison.variants.keys())
+    cuts, leaks = cuts or {}, leaks or {}
+    strangers = sorted((cuts.keys() | set(cuts.values()) | leaks.keys()) - comparison.variants.keys())
     if strangers:
         raise LookupError(f"no variant {strangers[0]!r} was compared; there are {', '.join(comparison.variants)}")
     kept = [name for name in comparison.variants if name not in cuts.values()]
     cut = {name: comparison[other] for name, other in cuts.items()}
     found = comparison.variants
-    return {name: variant(found[name], cut.get(name), leaks.get(name), timings.get(name), tokens) for name in kept}
+    return {name: variant(found[name], cut.get(name), leaks.get(name)) for name in kept}
 
 
 def setting(comparison: Comparison, taken_under: Conditions) -> dict[str, Any]:

@@ -164,6 +164,11 @@ class LongConv(nn.Module):
         k = self.filter
         return f"channels={k.channels}, taps={k.taps}" + (f", lookahead={k.lookahead}" if k.lookahead else "")
 
+    @property
+    def prepared_bytes(self) -> int:
+        """What is kept prepared, for all lengths and devices."""
+        return sum(table.nbytes for made in self._prepared.values() for table in made.tables)
+
     def made(self, source: Source | None) -> AnyFilter:
         """The filter itself.  source: what it is made of, where it is not kept."""
         if self.remake is None:

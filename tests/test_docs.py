@@ -252,7 +252,7 @@ def test_figures_of_the_readme_are_those_that_were_measured():
         assert float(stderr) == round(100 * found["stderr"], len(stderr.split(".")[1]))
     published, further = map(float, re.findall(r"([\d.]+)x", row(text, "demo model, a whole forward pass")))
     whole = results("cpu-xeon-demo-8k")
-    assert (published, further) == (round(whole["upstream_speedup"], 2), round(whole["speedup"], 2))
+    assert (published, further) == (round(whole["published_speedup"], 2), round(whole["speedup"], 2))
     shapes = {tuple(s["shape"]): {w["name"]: w for w in s["ways"]} for s in results("cpu-zen4-convolutions")["shapes"]}
     for sizes in (1, 256, 32768), (1, 64, 1048576):
         ways = shapes[sizes]

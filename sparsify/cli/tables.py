@@ -32,12 +32,12 @@ def inspected(console: Console, result: schema.Inspection) -> None:
     sites = [(s.name, s.channels, f"{s.taps:,}", "causal" if s.causal else "both ways", s.plan)
              for s in result.sites]  # fmt: skip
     table(console, "Long convolutions", ("site", "channels", "taps", "direction", "plan"), sites)
-    split_time(console, f"{result.timed_tokens:,} tokens", result.upstream_time, result.time)
+    split_time(console, f"{result.timed_tokens:,} tokens", result.published_time, result.time)
 
 
 def split_time(console: Console, what: str, before: Sequence[schema.Part], after: Sequence[schema.Part]) -> None:
-    """Where the time goes, as upstream and under the plan."""
-    columns = ("part", "as upstream", "share", "this plan", "share")
+    """Where the time goes, as published and under the plan."""
+    columns = ("part", "as published", "share", "this plan", "share")
     table(console, f"One forward pass of {what}, median over rounds", columns, figures.part_rows(before, after))
 
 
@@ -60,10 +60,14 @@ def analyzed(console: Console, result: schema.Analysis) -> None:
 def quality(console: Console, result: schema.Evaluation) -> None:
     """Dense against sparse: one row a figure, one column a model."""
     names = figures.variants(result)
-    table(console, "Quality and speed", ("", *names), figures.figure_rows(result))
+    table(console, "Quality", ("", *names), figures.figure_rows(result))
     if by_position := figures.position_rows(result):
         table(console, "Perplexity by position", ("tokens", *names), by_position)
+    if result.speed:
+        table(console, "Speed and memory", figures.speed_columns(result.speed), figures.speed_rows(result.speed))
     console.print()
+    if said := figures.headline(result):
+        console.print(f"[bold]{said}.[/bold]", highlight=False)
     for sentence in result.verdict:
         console.print(f"[bold]{sentence[0].upper()}{sentence[1:]}.[/bold]")
     console.print(f"[dim]{result.convention}[/dim]")
@@ -72,7 +76,7 @@ def quality(console: Console, result: schema.Evaluation) -> None:
 def benched(console: Console, result: schema.ModelBench) -> None:
     rows = (result, result.convolutions, *result.sites)
     sizes = f"{result.batch} x {result.length:,} tokens"
-    ways = {"upstream": "as upstream", "torch": "torch.fft", "dense": "dense"}
+    ways = {"published": "as published", "torch": "torch.fft", "dense": "dense"}
     times = [
         (
             r.name,
@@ -88,7 +92,7 @@ def benched(console: Console, result: schema.ModelBench) -> None:
     table(console, "How many times as fast, in the same rounds, with quartiles", columns, ratios)
     split_time(console, sizes, result.parts.before, result.parts.after)
     console.print(
-        "[dim]as upstream: filter and spectrum computed anew in every forward pass (one convolution: its spectrum); "
+        "[dim]as published: filter and spectrum computed anew in every forward pass (one convolution: its spectrum); "
         "torch.fft: the best of it, spectra prepared once; dense: by this package[/dim]"
     )
     if result.linears != "float32":

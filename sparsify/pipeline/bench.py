@@ -52,7 +52,7 @@ def bench(
 
     Returns:
         A mapping with what `--json` prints.  For a model it has `seconds` of a forward pass and the `speedup` over the
-        dense model (median of paired ratios, with `speedup_quartiles`), over torch.fft and over upstream's code; the
+        dense model (median of paired ratios, with `speedup_quartiles`), over torch.fft and over the published code; the
         same for all `convolutions` together and for each of the `sites`; and the `parts` of a pass.  For the
         convolution alone it has one entry a shape.  `conditions` says on what.
 

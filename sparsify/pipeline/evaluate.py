@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +42,12 @@ from .texts import (
     too_long,
     windows_of,
 )
-from .timing import timed_parts
+from .timing import columns_of_time, timed_parts
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
     from torch import Tensor
 
     from sparsify.converters import Pretrained
-    from sparsify.evals.speed.throughput import Timing
     from sparsify.evals.texts import Text
     from sparsify.plan import Plan
 
@@ -133,7 +131,7 @@ def evaluate_perplexity(
         p, own = pair_of(model, baseline, where, linears)
         base = None if own is p else own
         windows = windows_of(p, Path(data), context, stride, limit, upper)
-        return measured(p, p.plan, windows, base, linears)
+        return measured(p, p.plan, windows, base, linears, speed=True)
 
 
 def measured(
@@ -150,7 +148,6 @@ def measured(
     """
     from sparsify.evals import causality, results, texts
     from sparsify.evals.data import Windows
-    from sparsify.evals.speed import throughput
 
     check_linears(p, linears, windows.context)
     own, causal = base or p, any(site.causal for site in p.sites)
@@ -169,12 +166,7 @@ def measured(
     leaks = {}
     if causal and isinstance(windows, Windows):
         leaks = {name: causality.leak(variants[name], windows) for name in shown}
-    timings: dict[str, Timing] = {}
-    if speed:
-        say("timing")
-        one = windows.inputs(slice(1))
-        timings = throughput.paired({name: partial(variants[name], *one) for name in shown})
-    rows = results.variants(comparison, cuts, leaks, timings, windows.context)
+    rows = results.variants(comparison, cuts, leaks)
     dense, row = rows[first], rows[name]
     verdict = []
     if row is not dense and causal and row.leak is not None:
@@ -186,6 +178,7 @@ def measured(
         linears=linears,
         dense=None if row is dense else dense,
         dense_source=own.source.label,
+        speed=columns_of_time(p, plan, windows.inputs(slice(1)), linears) if speed else None,
         parts=timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
         verdict=verdict,
         data_notes=noted(),

@@ -36,8 +36,8 @@ def inspect(
 
     Returns:
         A mapping with what `--json` prints, among it family, `parameters`, `context` in tokens, a row for each of the
-        `sites`, and the `time` of each part of a forward pass in seconds, here and as upstream has it
-        (`upstream_time`).
+        `sites`, and the `time` of each part of a forward pass in seconds, here and as published
+        (`published_time`).
 
     Raises:
         ValueError: An argument or the checkpoint does not fit; the sentence says what came, what fits and what to do.
@@ -58,7 +58,7 @@ def inspect(
             sites=tuple(Site(s.name, s.channels, s.length, s.causal, str(p.plan.filters[s.name])) for s in p.sites),
             timed_tokens=length,
             time=time.after,
-            upstream_time=time.before,
+            published_time=time.before,
         )
 
 

@@ -6,7 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sparsify.report.schema import ModelBench, Parts, Timed
+from sparsify.fftconv import LongConv
+from sparsify.report.schema import (
+    EXACT,
+    LINEARS,
+    LOSSLESS,
+    MASKS,
+    PLANNED,
+    PUBLISHED,
+    Column,
+    Gain,
+    ModelBench,
+    Parts,
+    Speed,
+    Timed,
+)
 
 from .checkpoints import FLOAT32, check_linears, described, operators, running, some_tokens
 from .progress import say
@@ -19,12 +33,16 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `spars
     from sparsify.plan import Plan
     from sparsify.sites import Conv, ConvSite
 
-BASELINES = ("dense", "torch", "upstream")  # prepared once by us; by torch.fft; anew in every call, as upstream does
+BASELINES = (
+    "dense",
+    "torch",
+    "published",
+)  # prepared once by us; by torch.fft; anew in every call, as the published code does
 SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
 
 
 def timed_parts(p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5) -> Parts:
-    """Where the time of one forward pass goes, by part: before, as upstream has it, and after, under the plan."""
+    """Where the time of one forward pass goes, by part: before, as published, and after, under the plan."""
     from sparsify.evals.speed.breakdown import Stopwatch, breakdown
 
     say("timing the parts of a forward pass")
@@ -33,6 +51,61 @@ def timed_parts(p: Pretrained, plan: Plan, batch: int, length: int, linears: str
     runs = {"before": running(p, dict.fromkeys(p.filters)), "after": running(p, convs, linears)}
     found = breakdown(p.model, {name: partial(run, ids) for name, run in runs.items()}, watch, p.sites, rounds)
     return Parts(batch, length, tuple(found["before"]), tuple(found["after"]))
+
+
+def columns_of_time(
+    p: Pretrained, plan: Plan, inputs: tuple[Tensor, ...], linears: str = FLOAT32, most_seconds: float = 20.0
+) -> Speed:
+    """One pass as published, exact, and under the plan, in the same rounds, and what each change brings.
+
+    inputs: what the model reads, ids (B, L) first.  Without a plan, and with linear layers in float32, there are two
+    columns.  most_seconds: about as long as all of it may take; three rounds are timed in any case, and eleven at most.
+    """
+    from sparsify.evals.speed import memory, throughput
+
+    convs: dict[str, Mapping[str, Conv | None]] = {PUBLISHED: dict.fromkeys(p.filters), EXACT: operators(p)}
+    precisions, gains, last = dict.fromkeys(convs, FLOAT32), [(LOSSLESS, PUBLISHED, EXACT)], EXACT
+    if not plan.is_dense:
+        last = MASKS if linears != FLOAT32 else PLANNED  # timed, but no column of its own
+        convs[last], precisions[last] = operators(p, plan), FLOAT32
+        gains.append((MASKS, EXACT, last))
+    if linears != FLOAT32:
+        convs[PLANNED], precisions[PLANNED] = operators(p, plan), linears
+        gains.append((LINEARS, last, PLANNED))
+    say("timing")
+    runs = {name: partial(running(p, some, precisions[name]), *inputs) for name, some in convs.items()}
+    run_all(list(runs.values()))  # which prepares the filters
+    began = throughput.wall_clock()
+    peaks = {name: memory.peak_growth(run, p.device) for name, run in runs.items()}
+    one_round = throughput.wall_clock() - began
+    taken = throughput.in_rounds(runs, max(3, min(11, int(most_seconds / one_round) - 2)), warmup=1)
+    against = {name: taken.against(name) for name in runs}
+    batch, length = inputs[0].shape
+    columns = tuple(
+        Column(
+            name=name,
+            seconds=row.seconds,
+            tokens_per_second=throughput.tokens_per_second(row, batch * length),
+            peak_bytes=peak_bytes(peaks[name], convs[name]),
+            **faster("speedup", row),
+        )
+        for name, row in against[PUBLISHED].items()
+        if name in (PUBLISHED, EXACT, PLANNED)
+    )
+    factors = ((name, against[before][after]) for name, before, after in gains)
+    return Speed(
+        batch=batch,
+        length=length,
+        columns=columns,
+        gains=tuple(Gain(name, row.speedup, [row.speedup_low, row.speedup_high]) for name, row in factors),
+    )
+
+
+def peak_bytes(growth: int | None, convs: Mapping[str, Conv | None]) -> int | None:
+    """What a pass adds to the process, and what is kept prepared of the filters for it."""
+    if growth is None:
+        return None
+    return growth + sum(conv.prepared_bytes for conv in convs.values() if isinstance(conv, LongConv))
 
 
 def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> ModelBench:
@@ -50,7 +123,7 @@ def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linear
     convs: dict[str, Mapping[str, Conv | None]] = {
         "dense": dense,
         "torch": through_torch,
-        "upstream": dict.fromkeys(base.filters),
+        "published": dict.fromkeys(base.filters),
     }
     ids = some_tokens(p, batch, length)
     whole = {name: partial(running(base, some), ids) for name, some in convs.items()}
@@ -107,7 +180,7 @@ def ways_alone(
         "sparse": partial(sparse, u),
         "dense": partial(dense, u),
         "torch": partial(through_torch, u),
-        "upstream": partial(cpu_convolution.reference, u, in_memory(k.felt(length)).to(p.device)),
+        "published": partial(cpu_convolution.reference, u, in_memory(k.felt(length)).to(p.device)),
     }
 
 

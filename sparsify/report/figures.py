@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from .schema import COUNTED, PERPLEXITY, Evaluation, ParetoPairs, Part, Point, Search, Variant
+from sparsify.storage.files import readable_size
+
+from .schema import COUNTED, PERPLEXITY, Column, Evaluation, ParetoPairs, Part, Point, Search, Speed, Variant
 
 COUNTED_UNIT = "fewer taps plus bins"
 
@@ -36,13 +38,6 @@ def ratio(value: float | None, stderr: float | None) -> str:
     return "" if value is None else percent(value - 1, stderr)
 
 
-def speed(row: Variant) -> str:
-    """Speedup with its quartiles, and throughput."""
-    if row.speedup is None or row.speedup_quartiles is None:
-        return ""
-    return f"{faster(row.speedup, row.speedup_quartiles)}, {row.tokens_per_second:,.0f} tokens/s"
-
-
 def may_leak(row: Evaluation | Search | ParetoPairs) -> bool:
     """Whether there is a future that it could read: models that fill in masked tokens look both ways anyhow."""
     return row.figure == PERPLEXITY
@@ -57,8 +52,38 @@ FIGURES: Sequence[tuple[str, Callable[[Variant], str]]] = (  # label, cell of on
     ("leak (reads the future)", lambda r: power(r.leak)),
     ("KL from dense, nats", lambda r: power(r.kl, 2)),
     ("top-1 agreement", lambda r: "" if r.top1_agreement is None else f"{r.top1_agreement:.2%}"),
-    ("speed, with quartiles", speed),
 )
+
+
+def speed_columns(speed: Speed) -> tuple[str, ...]:
+    """Names of what `speed_rows` has."""
+    return f"one pass of {speed.batch} x {speed.length:,} tokens", *(column.name for column in speed.columns)
+
+
+def speed_rows(speed: Speed) -> list[tuple[str, ...]]:
+    """A row a figure: time, throughput, how many times as fast as published, memory; a cell a column."""
+    cells: Sequence[tuple[str, Callable[[Column], str]]] = (
+        ("time", lambda c: milliseconds(c.seconds)),
+        ("tokens a second", lambda c: f"{c.tokens_per_second:,.0f}"),
+        ("against published, with quartiles", lambda c: faster(c.speedup, c.speedup_quartiles)),
+        ("memory that it takes", lambda c: "" if c.peak_bytes is None else readable_size(c.peak_bytes)),
+    )
+    rows = [(label, *(cell(column) for column in speed.columns)) for label, cell in cells]
+    return [row for row in rows if any(row[1:])]
+
+
+def headline(evaluation: Evaluation) -> str:
+    """How many times as fast a pass is as by the published code, at what loss, and what brought it; "" if untimed."""
+    if (speed := evaluation.speed) is None:
+        return ""
+    change, stderr = evaluation.honest_ratio
+    lost = "" if change is None else f", at {percent(change - 1, stderr)} {evaluation.figure}"
+    return f"{times(speed.headline.speedup)} as fast as the published code{lost}: {brought(speed)}"
+
+
+def brought(speed: Speed) -> str:
+    """What made a pass faster than the published code, a factor each."""
+    return ", ".join(f"{gain.name} {times(gain.factor)}" for gain in speed.gains)
 
 
 def variants(evaluation: Evaluation) -> dict[str, Variant]:

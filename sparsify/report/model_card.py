@@ -74,10 +74,13 @@ def measured(evaluation: Evaluation, data: str | None) -> str:
     names, where = figures.variants(evaluation), evaluation.conditions
     rows = markdown(["", *names], figures.figure_rows(evaluation))
     machine = f"{where.hardware}, {where.threads} threads, kernels {where.kernels}, torch {where.torch}"
+    speed = evaluation.speed
+    if speed:
+        rows += ["", *markdown(figures.speed_columns(speed), figures.speed_rows(speed))]
     notes = [
         *evaluation.verdict,
+        *([f"{figures.headline(evaluation)}; medians of paired rounds in one process"] if speed else []),
         evaluation.convention,
-        "speed is that of one window, paired rounds",
         f"{machine}, commit {where.commit}, {where.date}",
     ]
     return "\n".join(["", f"## What it costs, on {data}", "", *rows, "", *(f"- {note}" for note in notes), ""])

@@ -13,7 +13,7 @@ from . import figures, pareto
 from .figures import figure_rows, percent, power, ratio, times, variants
 from .filters import site_map, spectra
 from .measured import parts, positions
-from .schema import LEAK_LIMIT, Conversion, Evaluation, FilterKept, PlannedSite, Search
+from .schema import LEAK_LIMIT, Conversion, Evaluation, FilterKept, PlannedSite, Search, Speed
 from .style import CSS
 from .tables import NUMBERS, table, text
 
@@ -27,7 +27,8 @@ def page(result: Conversion) -> str:
     planned, filters = result.planned, result.filters
     sections = [
         ("Speed against loss", planned and f'<div class="pareto">{pareto.section(planned)}</div>'),
-        ("Quality and speed", evaluation and quality(evaluation)),
+        ("Quality", evaluation and quality(evaluation)),
+        ("Speed and memory", evaluation and evaluation.speed and speed(evaluation.speed)),
         (
             "Where the time goes, before and after",
             evaluation and evaluation.parts and parts(evaluation.parts),
@@ -65,7 +66,8 @@ def headline(result: Conversion) -> str:
     """The verdict in its colour, and the few numbers to remember."""
     planned, evaluation = result.planned, result.evaluation
     colour, word = tone(evaluation, planned)
-    first, *others = ([figures.promise(planned)] if planned else []) + list(sentences(evaluation))
+    found = [figures.promise(planned)] if planned else []
+    first, *others = [*found, *sentences(evaluation), *([figures.headline(evaluation)] if evaluation else [])]
     numbers = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd><dd>{text(note)}</dd></div>"
         for name, value, note in tiles(result.filters, evaluation, planned)
@@ -73,7 +75,7 @@ def headline(result: Conversion) -> str:
     )
     return (
         f'<div class="verdict {colour}"><strong>{word}</strong><p class="first">{text(first, NUMBERS)}</p>'
-        + "".join(f"<p>{escape(sentence)}</p>" for sentence in others)
+        + "".join(f"<p>{escape(sentence)}</p>" for sentence in others if sentence)
         + f'</div><dl class="tiles">{numbers}</dl>'
     )
 
@@ -91,11 +93,21 @@ def tiles(
         cut = evaluation.perplexity_cut_ratio is not None
         value, _, error = ratio(*evaluation.honest_ratio).partition(" ± ")
         note = "against dense" + (f", ± {error}" if error else "") + (", negative lags cut" if cut else "")
-        speed, _, quartiles = ((evaluation.dense and figures.speed(evaluation)) or "").split(",")[0].partition(" ")
+        taken = evaluation.speed
         found = [
+            *(
+                [
+                    (
+                        "speed",
+                        times(taken.headline.speedup),
+                        f"against the published code, measured: {figures.brought(taken)}",
+                    )
+                ]
+                if taken
+                else []
+            ),
             (evaluation.figure, value, note),
             *found,
-            ("speed", speed, f"of the whole model against dense, measured, quartiles {quartiles}"),
             ("leak", power(evaluation.leak), f"trusted up to {LEAK_LIMIT:g}"),
         ]
     return found
@@ -137,6 +149,11 @@ def sentences(evaluation: Evaluation | None) -> Sequence[str]:
 
 def quality(evaluation: Evaluation) -> str:
     return table(["", *variants(evaluation)], figure_rows(evaluation))
+
+
+def speed(speed: Speed) -> str:
+    """The model before and after."""
+    return table(figures.speed_columns(speed), figures.speed_rows(speed))
 
 
 def plan(filters: Sequence[FilterKept], planned: Search | None) -> str:

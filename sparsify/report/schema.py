@@ -14,6 +14,8 @@ from sparsify.storage.records import ABSENT, OMIT, Record, Result
 
 PERPLEXITY = "perplexity"
 COUNTED = "kept taps plus bins"  # the target that is no machine
+PUBLISHED, EXACT, PLANNED = "as published", "exact", "plan"  # columns of times
+LOSSLESS, MASKS, LINEARS = "lossless kernels", "masks", "linear layers"  # what makes one faster than the other
 LEAK_LIMIT = 1e-2  # above this a perplexity as computed is not believed
 PAIRED = {ABSENT: "baseline"}  # metadata of what a baseline has no key for
 Points = Sequence[Sequence[float]]  # [[x, y], ...], x ascending
@@ -105,10 +107,6 @@ class Variant(Record):
     perplexity_cut_ratio_stderr: float | None
     leak: float | None  #: the worst found, relative to the logits
     leak_detail: Leak | None
-    speedup: float | None  #: of the whole model over the baseline
-    speedup_quartiles: Sequence[float] | None
-    seconds: float | None  #: of one window
-    tokens_per_second: float | None
     perplexity_by_position: tuple[PositionBucket, ...]
 
     @property
@@ -132,6 +130,42 @@ class Comparison(Record):
     conditions: Conditions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Column(Record):
+    """One way to compute a model, timed in the same rounds as the others."""
+
+    name: str  #: PUBLISHED, EXACT or PLANNED
+    seconds: float  #: of one pass
+    tokens_per_second: float
+    peak_bytes: int | None  #: that the pass adds to the process, with the filters kept for it; None where unknown
+    speedup: float  #: over the published code
+    speedup_quartiles: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Gain(Record):
+    """What one change brings; the factors of all multiply to the speedup of the last column, but for rounding."""
+
+    name: str  #: LOSSLESS, MASKS or LINEARS
+    factor: float
+    quartiles: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Record):
+    """A model before and after: as published, exact, and under the plan."""
+
+    batch: int
+    length: int  #: tokens
+    columns: tuple[Column, ...]  #: the published code first
+    gains: tuple[Gain, ...]
+
+    @property
+    def headline(self) -> Column:
+        """What is said first: the plan, or the exact kernels where nothing was planned."""
+        return self.columns[-1]
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(Result, Variant, Comparison, Checkpoint):
     """A model under its plan, and the dense one on the same tokens: `sparsify eval ppl`."""
@@ -139,6 +173,7 @@ class Evaluation(Result, Variant, Comparison, Checkpoint):
     linears: str = "float32"  #: what the linear layers multiply in; the dense model's in float32
     dense: Variant | None  #: None where the model is the dense one
     dense_source: str | None = None
+    speed: Speed | None = None  #: None where nothing was timed
     parts: Parts | None = None  #: None where nothing was timed
     verdict: Sequence[str]  #: sentences, the most important first
     data_notes: Sequence[str] = ()  #: what was left out of the data
@@ -289,12 +324,12 @@ class Timed(Record):
     torch_seconds: float  #: the best of torch.fft, prepared once
     torch_speedup: float
     torch_speedup_quartiles: Sequence[float]
-    upstream_seconds: float  #: filter and spectrum made anew in every call
-    upstream_speedup: float
-    upstream_speedup_quartiles: Sequence[float]
+    published_seconds: float  #: filter and spectrum made anew in every call
+    published_speedup: float
+    published_speedup_quartiles: Sequence[float]
 
     def against(self, baseline: str) -> tuple[float, float, Sequence[float]]:
-        """Seconds of "dense", "torch" or "upstream", how many times as fast the plan is, and quartiles of that."""
+        """Seconds of "dense", "torch" or "published", how many times as fast the plan is, and quartiles of that."""
         own = "speedup" if baseline == "dense" else f"{baseline}_speedup"
         return getattr(self, f"{baseline}_seconds"), getattr(self, own), getattr(self, f"{own}_quartiles")
 
@@ -645,7 +680,7 @@ class Inspection(Result, Checkpoint):
     sites: tuple[Site, ...]
     timed_tokens: int
     time: tuple[Part, ...]
-    upstream_time: tuple[Part, ...]  #: by the model's own code
+    published_time: tuple[Part, ...]  #: by the model's own code
 
 
 @dataclass(frozen=True, kw_only=True)

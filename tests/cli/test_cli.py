@@ -73,7 +73,10 @@ def test_convert_then_eval(checkpoint, dna, tmp_path, options, kind):
     result = answer("convert", checkpoint, out, *options, "--data", dna)
     assert {f["kind"] for f in result["filters"]} == {kind}
     assert (result["evaluation"]["perplexity_cut"] is not None) == (kind != "partial")
-    assert result["evaluation"]["speedup"] > 0 and result["evaluation"]["dense"]["speedup"] == 1
+    speed = result["evaluation"]["speed"]
+    assert [column["name"] for column in speed["columns"]] == ["as published", "exact", "plan"]
+    assert [gain["name"] for gain in speed["gains"]] == ["lossless kernels", "masks"]
+    assert speed["columns"][0]["speedup"] == 1 and all(column["seconds"] > 0 for column in speed["columns"])
     assert result["evaluation"]["plan"] == result["plan"]
     again = answer("eval", "ppl", out, "--data", dna, "--baseline", checkpoint)
     assert again["perplexity"] == result["evaluation"]["perplexity"]
@@ -230,7 +233,7 @@ def test_bench_of_a_model(checkpoint, tmp_path):
     result = answer("bench", tmp_path / "out", "--rounds", 3)
     assert len(result["sites"]) == 2
     for row in (result, result["convolutions"], *result["sites"]):
-        for key in ("speedup", "torch_speedup", "upstream_speedup"):
+        for key in ("speedup", "torch_speedup", "published_speedup"):
             low, high = row[f"{key}_quartiles"]
             assert low <= row[key] <= high
     parts = result["parts"]

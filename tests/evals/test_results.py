@@ -13,11 +13,9 @@ from sparsify.evals.causality import Leak
 from sparsify.evals.data import Document, windows
 from sparsify.evals.quality import compare
 from sparsify.evals.results import commit, conditions, setting, variant, variants
-from sparsify.evals.speed.throughput import Timing
 from sparsify.report.schema import Variant
 
 LEAK = Leak(past_mean=0.01, past_worst=0.02, edge_mean=0.1, edge_worst=0.18, trials=16)
-TIMING = Timing("sparse", "dense", seconds=0.5, speedup=2.0, speedup_low=1.9, speedup_high=2.2, rounds=11, calls=3)
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ def comparison():
 def test_report_has_a_plainly_named_row_a_variant(comparison):
     made = setting(comparison, conditions())
     assert made["count"] == 2 and made["samples"] == "documents" and "context 4" in made["convention"]
-    found = variants(comparison, {"sparse": "sparse, cut"}, {"sparse": LEAK}, {"sparse": TIMING}, tokens=1024)
+    found = variants(comparison, {"sparse": "sparse, cut"}, {"sparse": LEAK})
     dense, sparse = found.values()
     assert (dense.variant, sparse.variant, sparse.baseline) == ("dense", "sparse", "dense")
     assert Variant.from_dict(json.loads(json.dumps(sparse.to_dict()))) == sparse
@@ -48,9 +46,6 @@ def test_report_has_a_plainly_named_row_a_variant(comparison):
         "perplexity_cut": cut.perplexity,
         "perplexity_cut_ratio": cut.versus.perplexity_ratio,
         "leak": 0.18,
-        "speedup": 2.0,
-        "speedup_quartiles": [1.9, 2.2],
-        "tokens_per_second": 2048.0,
     }
     assert {name: getattr(sparse, name) for name in expected} == expected
     assert sparse.perplexity != sparse.perplexity_cut
@@ -59,7 +54,7 @@ def test_report_has_a_plainly_named_row_a_variant(comparison):
 def test_what_was_not_measured_is_null(comparison):
     row = variant(comparison["dense"]).to_dict()
     missing = {name for name, value in row.items() if value is None}
-    assert {"kl", "leak", "speedup", "perplexity_cut", "baseline", "tokens_per_second"} <= missing
+    assert {"kl", "leak", "perplexity_cut", "baseline"} <= missing
     assert row["perplexity"] > 1 and "perplexity" not in missing
 
 
@@ -68,7 +63,7 @@ def test_a_leak_of_zero_is_not_missing(comparison):
     assert variant(comparison["dense"], leak=none).leak == 0
 
 
-@pytest.mark.parametrize("where", [{"cuts": {"sparse": "x"}}, {"leaks": {"x": LEAK}}, {"timings": {"x": TIMING}}])
+@pytest.mark.parametrize("where", [{"cuts": {"sparse": "x"}}, {"leaks": {"x": LEAK}}])
 def test_a_stranger_is_refused(comparison, where):
     with pytest.raises(LookupError, match="no variant 'x' was compared; there are dense, sparse, sparse, cut"):
         variants(comparison, **where)

@@ -80,7 +80,7 @@ def unknown_figures(text, report):
         digits = len(shown.partition(".")[2].partition("e")[0])
         style = f".{digits}e" if "e" in shown else f".{digits}f"
         number = float(shown.replace(",", ""))
-        forms = (1, 100)  # as it is, and as a percentage
+        forms = (1, 100, 1e3, 1e-3, 1e-6)  # as it is, as a percentage, in milliseconds, in kB and MB
         shifted = [value * scale for value in values for scale in forms] + [100 * (value - 1) for value in values]
         return any(float(format(value, style)) == number for value in shifted)
 
@@ -92,7 +92,7 @@ def test_every_figure_on_the_card_is_in_the_report(out, report):
     body = text.split("\n---\n", 1)[1].replace(f"sparsify {report['evaluation']['conditions']['sparsify']}", "")
     assert len(NUMBER.findall(body)) > 30
     assert unknown_figures(body, report) == []
-    assert unknown_figures(body + " 3.14159 and 17,000", report) == ["3.14159", "17,000"]
+    assert unknown_figures(body + " 3.14159 and 17,123,456", report) == ["3.14159", "17,123,456"]
     altered = json.loads(json.dumps(report))
     altered["evaluation"]["top1_agreement"] *= 0.9
     assert unknown_figures(body, altered)

@@ -44,9 +44,17 @@ def test_card_says_what_was_measured(result):
     assert text.startswith("---\nlibrary_name: sparsify\n") and "![" not in text
     found = tables(text[text.index("## What it costs") :])
     assert found[0] == ["", "dense", "sparse"] and set(found[1]) == {"---"}
-    assert all(len(line) == 3 for line in found)
+    assert all(len(line) == 3 for line in found[: found.index(["---"] * 4) - 1])
     assert f"{evaluation['perplexity']:.4f} ± {evaluation['perplexity_stderr']:.4f}" in [line[2] for line in found]
     assert all(f"- {sentence}" in text for sentence in evaluation["verdict"])
+    speed = evaluation["speed"]
+    times = [
+        f"{c['speedup']:.2f}x ({c['speedup_quartiles'][0]:.2f} - {c['speedup_quartiles'][1]:.2f})"
+        for c in speed["columns"]
+    ]
+    assert ["against published, with quartiles", *times] in found
+    factors = ", ".join(f"{gain['name']} {gain['factor']:.2f}x" for gain in speed["gains"])
+    assert f"- {times[-1].split()[0]} as fast as the published code, at " in text and f"perplexity: {factors}; " in text
 
 
 def test_card_of_a_plan_within_a_budget(result):

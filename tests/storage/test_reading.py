@@ -96,7 +96,12 @@ def test_lines_end_with_a_line_feed_alone():
 
 def test_no_reader_cuts_lines_where_text_has_data():
     """`str.splitlines` cuts at ten characters, and reading a file as text turns \\r into \\n."""
-    for path in [path for folder in ("sparsify", "converters", "evals") for path in (ROOT / folder).rglob("*.py")]:
+    folders = (
+        "converters",
+        "evals",
+        *(f"sparsify/{name}" for name in ("cli", "pipeline", "plan", "search", "storage")),
+    )
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         code = path.read_text().replace("read_bytes().splitlines()", "")  # bytes are cut at \n and \r alone
         assert ".splitlines(" not in code, f"{path.name}: use reading.lines"
 

@@ -85,18 +85,18 @@ def test_hooks_and_wrappers_are_gone_afterwards():
 
 @pytest.mark.parametrize("kernels", ["1", "0"])
 def test_both_ways_through_a_model_show_the_same_parts(monkeypatch, kernels):
-    """As upstream, where filters are made anew, and by tiles, which no hook on a layer would see."""
+    """As published, where filters are made anew, and by tiles, which no hook on a layer would see."""
     monkeypatch.setenv("SPARSIFY_NATIVE", kernels)
     model, sites = tiny_model()
     watch, ids = Stopwatch(), torch.randint(7, 11, (5, 66))  # enough rows for prepared linear layers
     filters = swap.Filters(sites)
     convs = {name: watch.wrap(conv) for name, conv in swap.operators(filters, Plan.dense(filters)).items()}
-    ways = {"upstream": dict.fromkeys(filters), "prepared": convs}
+    ways = {"published": dict.fromkeys(filters), "prepared": convs}
     runs = {name: swap.variant(model, sites, way) for name, way in ways.items()}
     found = breakdown(model, {name: lambda run=run: run(ids) for name, run in runs.items()}, watch, sites, rounds=1)
     names = {way: {part.name for part in parts} for way, parts in found.items()}
     both = {LINEAR, CONVOLUTIONS, SHORT, NORMS, EMBEDDING, REST}
-    assert names == {"upstream": both | {FILTERS}, "prepared": both}
+    assert names == {"published": both | {FILTERS}, "prepared": both}
     for parts in found.values():
         assert all(part.seconds > 0 for part in parts)
 
