@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
+from sparsify.cpu.linear import use_precision
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite
 from sparsify.storage.files import read_json
@@ -205,4 +206,5 @@ def load(
         notes=(*notes, *strangers(ours(config), sha256), *unused_plan(config, source.folder)),
     )
     swap.install(pretrained.sites, swap.planned(pretrained.sites, pretrained.plan, pretrained.filters))
+    use_precision(pretrained.model, pretrained.plan.linears)
     return pretrained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import swap
+from sparsify.cpu import linear
 from sparsify.filters.filter import AnyFilter
 from sparsify.plan import Plan
 from sparsify.report.schema import Leak
 from sparsify.search import sensitivity
 from sparsify.search.journal import Journal, about
-from sparsify.search.measuring import TOKENS_A_BATCH, Bar, Picks, Say, no_bar, nothing
+from sparsify.search.measuring import ALL_FLOAT32, TOKENS_A_BATCH, Bar, Linears, Picks, Say, no_bar, nothing
 from sparsify.search.sensitivity import Moments
 from sparsify.sites import Conv, ConvSite
 from sparsify.storage.tensors import fingerprint
@@ -27,6 +28,7 @@ from .quality import Versus
 from .texts import Run, Text, compare, saying
 
 LEAK_WINDOWS = 4
+CLEARLY = 1.2  # times as quick a precision must be to be offered
 
 
 def batches(windows: Text) -> int:
@@ -67,9 +69,15 @@ class Runs:
         self.windows += windows
         self.advance(windows)
 
-    def working(self) -> AbstractContextManager[None]:
-        """While it lasts, the model's own convolutions are out; afterwards they are back."""
-        return swap.installed(self.sites, dict.fromkeys(self.filters))
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While it lasts, the model's own convolutions are out; afterwards all is as it was."""
+        restore = linear.precisions_of(self.model)
+        try:
+            with swap.installed(self.sites, dict.fromkeys(self.filters)):
+                yield
+        finally:
+            restore()
 
     @contextmanager
     def stage(self, what: str, windows: int) -> Iterator[None]:
@@ -78,8 +86,15 @@ class Runs:
             yield
         self.advance = nothing
 
-    def under(self, picks: Picks, cut: bool = True) -> Run:
-        """Logits with these sites changed; with negative lags of causal ones cut unless told.
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """Linear layer -> multiplications a token, where bfloat16 is clearly quicker here; none on a GPU."""
+        if self.device.type != "cpu" or linear.gain(linear.BFLOAT16, torch.get_num_threads()) < CLEARLY:
+            return {}
+        return {name: layer.weight.numel() for name, layer in linear.layers_of(self.model).items()}
+
+    def under(self, picks: Picks, cut: bool = True, linears: Linears = ALL_FLOAT32) -> Run:
+        """Logits with these sites and layers changed; with negative lags of causal ones cut unless told.
 
         Other variants may run in between.
         """
@@ -89,6 +104,7 @@ class Runs:
         run = swap.variant(self.model, self.sites, convs, saying(self.model))
 
         def logits(*inputs: Tensor) -> Tensor:
+            linear.use_precision(self.model, linears)
             found = run(*inputs)
             self.count(len(inputs[0]))
             return found
@@ -99,32 +115,34 @@ class Runs:
         """The same, computed once for every batch as long as that fits in memory."""
         return Remembered(logits)
 
-    def versus(self, dense: Run, picks: Picks, windows: Text) -> Versus:
+    def versus(self, dense: Run, picks: Picks, windows: Text, linears: Linears = ALL_FLOAT32) -> Versus:
         """A choice against the dense model, with negative lags of causal sites cut."""
 
         def measure() -> dict[str, Any]:
-            variants = {"dense": dense, "sparse": self.under(picks)}
+            variants = {"dense": dense, "sparse": self.under(picks, linears=linears)}
             found = compare(variants, windows, batches(windows))["sparse"].versus
             assert found is not None  # only the baseline has none
             return asdict(found)
 
-        return Versus(**self.recall("versus", picks, windows, measure))
+        return Versus(**self.recall("versus", picks, linears, windows, measure))
 
-    def leak(self, picks: Picks, windows: Text) -> Leak:
+    def leak(self, picks: Picks, windows: Text, linears: Linears = ALL_FLOAT32) -> Leak:
         """How far a choice reads the future, of a model of next tokens."""
         assert isinstance(windows, Windows)
 
         def measure() -> dict[str, Any]:
-            return asdict(causality.leak(self.under(picks, cut=False), windows, LEAK_WINDOWS))
+            return asdict(causality.leak(self.under(picks, cut=False, linears=linears), windows, LEAK_WINDOWS))
 
-        return Leak(**self.recall("leak", picks, windows, measure))
+        return Leak(**self.recall("leak", picks, linears, windows, measure))
 
-    def recall(self, kind: str, picks: Picks, windows: Text, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def recall(
+        self, kind: str, picks: Picks, linears: Linears, windows: Text, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """What `measure` finds, or found when it was first asked for; either way the windows it read are counted."""
         if self.journal is None:
             return measure()
         changed = {name: plan for name, plan in sorted(picks.items()) if plan.kind != "dense"}
-        key = {"kind": kind, "windows": self.name(windows), "plan": Plan(changed, "").sha256}
+        key = {"kind": kind, "windows": self.name(windows), "plan": Plan(changed, "", linears=linears).sha256}
         before = self.windows
         found = self.journal.recall(key, lambda: {"found": measure(), "windows": self.windows - before})
         self.count(before + found["windows"] - self.windows)  # none, where they were read just now

@@ -53,8 +53,9 @@ DATA = options(
     UPPER,
 )  # fmt: skip
 LINEARS = click.option(
-    "--linears", type=click.Choice([FLOAT32, BFLOAT16]), default=FLOAT32, show_default=True,
-    help="What the linear layers multiply in, on a CPU; bfloat16 is quicker, and its loss is measured.",
+    "--linears", type=click.Choice([FLOAT32, BFLOAT16]),
+    help="What the linear layers multiply in, on a CPU; bfloat16 is quicker, and its loss is measured.  [default: as "
+    "the plan says; in `convert` a budget for the CPU decides]",
 )  # fmt: skip
 BASELINE = click.option("--baseline", help="Dense checkpoint to compare with.  [default: MODEL itself, dense]")
 TEXT = click.option("--data", type=click.Path(path_type=Path), required=True, help="Text file, gzipped or not; - is "

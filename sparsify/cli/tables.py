@@ -218,6 +218,8 @@ def generated(console: Console, result: schema.Generation) -> None:
 def converted(console: Console, result: schema.Conversion) -> None:
     rows = [(f.name, f.plan, f"{f.density:.3f}", f"{f.leak:.1e}") for f in result.filters]
     table(console, f"Plan: {result.plan}", ("site", "kept", "density", "taps ahead / taps"), rows)
+    if said := figures.multiplied(result.linears):
+        console.print(f"{said}.", highlight=False)
     if result.planned:
         planned(console, result.planned)
     if result.evaluation:

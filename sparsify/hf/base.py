@@ -23,6 +23,7 @@ from sparsify.converters.models import implicit_filter
 from sparsify.converters.save import as_json, copy_beside
 from sparsify.converters.state_dict import fill_tied, translate
 from sparsify.converters.tensors import INDEX, read_config, read_tensors, shard_names
+from sparsify.cpu.linear import use_precision
 from sparsify.plan import Plan
 from sparsify.sites import ConvSite, Replaceable
 from sparsify.storage.files import write_whole
@@ -191,6 +192,7 @@ class FamilyModel(PreTrainedModel):
         sites, plan = self.sites, self.plan
         self.waits = False
         swap.install(sites, swap.planned(sites, plan))
+        use_precision(self, plan.linears, strict=False)  # an adapter may stand where a layer was
         for site in sites:
             if plan.filters[site.name].kind != "dense" and site.weights is not None:
                 for weight in site.weights():

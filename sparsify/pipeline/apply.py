@@ -23,13 +23,16 @@ def sparsify_(model: Any, plan: Plan | Policy | str | Path) -> Callable[[], None
         plan: A plan, a policy that makes one, such as `policies.split(64, 1 / 8)`, or the path of a plan.json.
 
     Returns:
-        A function that puts the convolutions from before back.
+        A function that puts the convolutions and the precision of the linear layers from before back.
 
     Raises:
         ValueError: If nothing in the model convolves in a way that is known here, or the plan is for another model.
         FileNotFoundError: If there is no such plan.json.
     """
+    from torch import nn
+
     from sparsify import swap
+    from sparsify.cpu.linear import precisions_of, use_precision
     from sparsify.plan import Plan
     from sparsify.plan.policies import Policy, make_plan
 
@@ -38,7 +41,15 @@ def sparsify_(model: Any, plan: Plan | Policy | str | Path) -> Callable[[], None
         plan = make_plan(sites, swap.Filters(sites), plan)
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
-    return swap.apply_(sites, plan)
+    module = model if isinstance(model, nn.Module) else model.model
+    undo_filters, undo_linears = swap.apply_(sites, plan), precisions_of(module)
+    use_precision(module, plan.linears)
+
+    def undo() -> None:
+        undo_filters()
+        undo_linears()
+
+    return undo
 
 
 def sites_of(model: Any) -> Sequence[ConvSite]:

@@ -12,7 +12,7 @@ from sparsify.report.schema import Calibration, ConvolutionBench, GpuBench, Shap
 from sparsify.storage.files import write_whole
 from sparsify.storage.records import Result
 
-from .checkpoints import FLOAT32, at_least, check_length, pair_of, refuse_overwriting
+from .checkpoints import at_least, check_length, pair_of, refuse_overwriting
 from .progress import Progress, say, session
 from .timing import timed_model
 
@@ -24,7 +24,7 @@ FEWEST_ROUNDS = 3
 def bench(
     model: str | None = None, *, baseline: str | None = None, length: int | None = None, batch: int = 1,
     shapes: Sequence[tuple[int, int, int]] = (), quick: bool = False, both_ways: bool = False, calibrate: bool = False,
-    rounds: int = 11, save: str | Path | None = None, linears: str = FLOAT32, revision: str | None = None,
+    rounds: int = 11, save: str | Path | None = None, linears: str | None = None, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Time a model against the dense one in the same rounds: end to end, by part, and every convolution.
@@ -44,7 +44,7 @@ def bench(
             given.
         rounds: How often everything is timed.
         save: Write the JSON to this file, too.
-        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
+        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16"; None as the plan says.
         revision: Branch, tag or commit on the hub.
         options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
@@ -68,7 +68,7 @@ def bench(
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"--shape takes (batch, channels, length), each 1 or more, got {shape}")
     own = {"baseline": baseline, "length": length, "linears": linears, "revision": revision, "options": options}
-    plain = {"linears": FLOAT32, "batch": 1}
+    plain = {"batch": 1}
     alone = {"shapes": shapes, "quick": quick, "both_ways": both_ways}
     given = {name for name, value in (own | {"batch": batch}).items() if value != plain.get(name)}
     refuse_given(model, given | {name for name, value in alone.items() if value})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sparsify.storage.reading import STDIN, is_stream, readable
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `spars
     from sparsify.sites import Conv
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # names of `linear.PRECISIONS`
+Linears: TypeAlias = str | Mapping[str, str]
+"""What linear layers multiply in: all of them, or those that are named, the others in float32."""
 DENSE, SPARSE = "dense", "sparse"  # what results call a model without its plan, and under it
 BASELINE, MODEL = "baseline", "model"  # and two dense models
 
@@ -104,11 +106,11 @@ def open_baseline(src: str, p: Pretrained, where: Mapping[str, Any]) -> Pretrain
 
 
 def pair_of(
-    model: str, baseline: str | None, where: Mapping[str, Any], linears: str = FLOAT32
+    model: str, baseline: str | None, where: Mapping[str, Any], linears: str | None = None
 ) -> tuple[Pretrained, Pretrained]:
     """A checkpoint, and the dense one to compare it with.  linears: what its linear layers will multiply in."""
     p = open_checkpoint(model, **where)
-    if baseline is None and p.plan.is_dense and linears == FLOAT32:
+    if baseline is None and p.plan.is_dense and linears in (None, FLOAT32):
         tell_no_plan(p)
     return p, p if baseline is None else open_baseline(baseline, p, where)
 
@@ -133,13 +135,19 @@ def operators(p: Pretrained, plan: Plan | None = None, cut: bool = False) -> dic
     return swap.operators(p.filters, plan or Plan.dense(p.filters), cut)
 
 
-def running(p: Pretrained, convs: Mapping[str, Conv | None], linears: str = FLOAT32) -> Run:
-    """The model with these convolutions and linear layers as a function; other variants may run in between."""
+def running(
+    p: Pretrained, convs: Mapping[str, Conv | None], linears: Linears = FLOAT32,
+    call: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
+) -> Run:  # fmt: skip
+    """The model with these convolutions and linear layers as a function; other variants may run in between.
+
+    call: model -> what of it to run; None runs what predicts tokens.
+    """
     from sparsify import swap
     from sparsify.cpu.linear import use_precision
     from sparsify.evals.texts import saying
 
-    run = swap.variant(p.model, p.sites, convs, saying(p.model))
+    run = swap.variant(p.model, p.sites, convs, (call or saying)(p.model))
 
     def forward(*inputs: Tensor) -> Tensor:
         use_precision(p.model, linears)
@@ -155,15 +163,14 @@ def compared(
 
     Two dense models are called what they were given as.  call: model -> what of it to run; None runs it itself.
     """
-    from sparsify import swap
     from sparsify.plan import Plan
 
     first, second = names_of(p.plan, base if base is not p else None)
     plans = {first: (base, Plan.dense(base.filters))}
     if second is not None:
         plans[second] = (p, p.plan)
-    return {name: (q, swap.variant(q.model, q.sites, operators(q, plan), call and call(q.model)))
-            for name, (q, plan) in plans.items()}  # fmt: skip
+    whole = call or (lambda model: model)
+    return {name: (q, running(q, operators(q, plan), plan.linears, whole)) for name, (q, plan) in plans.items()}
 
 
 def names_of(plan: Plan, base: Pretrained | None) -> tuple[str, str | None]:
@@ -184,14 +191,23 @@ def tell_no_plan(p: Pretrained) -> None:
     )
 
 
-def check_linears(p: Pretrained, linears: str, length: int) -> None:
+def in_words(linears: Linears, layers: int) -> str:
+    """What linear layers multiply in.  layers: how many there are."""
+    if isinstance(linears, str):
+        return linears
+    if not linears:
+        return FLOAT32
+    return BFLOAT16 if len(linears) == layers else f"{BFLOAT16} in {len(linears)} of {layers} layers"
+
+
+def check_linears(p: Pretrained, linears: str | None, length: int) -> None:
     """Refuse a precision that would not be used.  length: tokens of the shortest pass."""
     from sparsify.cpu.linear import PAYS_AT, PRECISIONS, Linear
 
+    if linears is None or linears == FLOAT32:
+        return
     if linears not in PRECISIONS:
         raise ValueError(f"got linears in {linears!r}; choose one of {', '.join(PRECISIONS)}")
-    if linears == FLOAT32:
-        return
     if p.device.type != "cpu" or not any(isinstance(module, Linear) for module in p.model.modules()):
         raise ValueError(f"--linears {linears} is for Hyena models on a CPU so far; add --device cpu, or leave it out")
     if length < PAYS_AT:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from sparsify import process
 from sparsify.storage.reading import half_characters
 
-from .checkpoints import FLOAT32
 from .texts import DEFAULT_WINDOWS, reads_text, remembered
 
 if TYPE_CHECKING:
@@ -55,13 +54,13 @@ def how_to_score(p: Pretrained, out: Path) -> str:
     return f"{program()} {verbs[p.head] if reads_text(p) else f'bench {quoted(out)}'}"
 
 
-def typed(context: int | None, stride: int | None, limit: int, upper: bool, linears: str) -> str:
+def typed(context: int | None, stride: int | None, limit: int, upper: bool, linears: str | None) -> str:
     """The options of `DATA` and `LINEARS` that differ from their defaults, as one would type them."""
     options = {
         "context": context,
         "stride": stride,
         "limit": None if limit == DEFAULT_WINDOWS else limit,
-        "linears": None if linears == FLOAT32 else linears,
+        "linears": linears,
     }
     named = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
     return named + (" --upper" if upper else "")

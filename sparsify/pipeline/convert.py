@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sparsify.report.schema import Conversion
 from sparsify.storage.reading import given, is_stream, refuse_twice, short_name
 
-from .checkpoints import FLOAT32, at_least, described, open_checkpoint, refuse_overlap
+from .checkpoints import at_least, check_linears, described, in_words, open_checkpoint, refuse_overlap
 from .commands import next_step, typed
 from .evaluate import measured
-from .plans import check_search, chosen_plan, filter_report, only_one, planned_within, refuse_leaks
+from .plans import check_search, chosen_plan, filter_report, only_one, planned_within, refuse_leaks, with_linears
 from .progress import Progress, goes_on_from, say, session
 from .push import check_push, pushed
 from .texts import DEFAULT_WINDOWS, refuse_same, text_of
@@ -29,7 +29,7 @@ def convert(
     max_ppl_increase: str | float | None = None, calibration: str | Path | None = None, target: str | None = None,
     refit: bool = False, allow_leak: bool = False, data: str | Path | None = None, force: bool = False,
     benchmark: str | None = None, push: str | None = None, context: int | None = None, stride: int | None = None,
-    limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32, revision: str | None = None,
+    limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str | None = None, revision: str | None = None,
     options: Mapping[str, Any] | None = None, device: str | None = None, progress: Progress | None = None,
 ) -> Conversion:  # fmt: skip
     """Choose what to keep of every convolution of a model and write the sparsified checkpoint to a folder.
@@ -60,7 +60,8 @@ def convert(
         stride: Tokens from window to window; None takes `context`.
         limit: Windows, evenly spaced; 0 takes all.
         upper: Read lower-case (soft-masked) bases as upper case.
-        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
+        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16"; the plan keeps it.  None lets a
+            budget for the CPU decide, layer by layer, and is float32 otherwise.
         revision: Branch, tag or commit on the hub.
         options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
@@ -80,6 +81,7 @@ def convert(
     """
     from sparsify.converters import check_out, write_folder
     from sparsify.converters.hub.download import read_card
+    from sparsify.cpu.linear import layers_of
     from sparsify.report.card_metadata import of_source, parse_benchmark
 
     at_least(1, taps=taps, stride=stride)
@@ -104,6 +106,7 @@ def convert(
         if push is not None:
             check_push(push)
         p = open_checkpoint(src, revision, options, device)
+        check_linears(p, linears, context or p.context)
         windows = text_of(p, data, context, stride, limit, upper) if data else None
         planned: Planned | None = None
         journal: Journal | None = None
@@ -111,20 +114,23 @@ def convert(
             known = text_of(p, calibration, context, stride, limit, upper)
             if windows is not None:
                 refuse_same(known, windows, calibration, data)
-            planned, windows, journal = planned_within(p, out, str(budget), known, windows, target, allow_leak, refit)
-        chosen = planned.plan if planned else chosen_plan(p, asked)
+            planned, windows, journal = planned_within(
+                p, out, str(budget), known, windows, target, allow_leak, refit, linears
+            )
+        chosen = planned.plan if planned else with_linears(p, chosen_plan(p, asked), linears)
         filters = filter_report(p, chosen)
         if not allow_leak:
             refuse_leaks(p, filters)
-        repeated = typed(context, stride, limit, upper, linears)
+        repeated = typed(context, stride, limit, upper, None)
         again = None if measured_on is None or is_stream(measured_on) else measured_on
         result = Conversion(
             **described(p) | {"plan": chosen.policy},
             out=str(out),
             plan_sha256=chosen.sha256,
             filters=filters,
+            linears=in_words(chosen.linears, len(layers_of(p.model))),
             planned=planned.search if planned else None,
-            evaluation=measured(p, chosen, windows, linears=linears, speed=True) if windows else None,
+            evaluation=measured(p, chosen, windows, speed=True) if windows else None,
             causal=any(site.causal for site in p.sites),
             data=short_name(measured_on) if measured_on else None,
             benchmark=offered,

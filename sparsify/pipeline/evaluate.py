@@ -15,10 +15,12 @@ from sparsify.storage.records import Result
 
 from .checkpoints import (
     FLOAT32,
+    Linears,
     at_least,
     check_linears,
     compared,
     described,
+    in_words,
     names_of,
     open_checkpoint,
     operators,
@@ -89,7 +91,7 @@ def evaluate(
 
 def evaluate_perplexity(
     model: str, data: str | Path, *, baseline: str | None = None, context: int | None = None,
-    stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str = FLOAT32,
+    stride: int | None = None, limit: int = DEFAULT_WINDOWS, upper: bool = False, linears: str | None = None,
     revision: str | None = None, options: Mapping[str, Any] | None = None, device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
@@ -105,7 +107,7 @@ def evaluate_perplexity(
         stride: Tokens from window to window; None takes `context`.
         limit: Windows, evenly spaced; 0 takes all.
         upper: Read lower-case (soft-masked) bases as upper case.
-        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16".
+        linears: What the linear layers multiply in, on a CPU: "float32" or "bfloat16"; None as the plan says.
         revision: Branch, tag or commit on the hub.
         options: What the family lets its users choose, such as {"shift": 0.05} for a HyenaDNA.
         device: Where to run, as "cpu" or "cuda:1"; None takes a CUDA device if there is one.
@@ -139,28 +141,30 @@ def measured(
     plan: Plan,
     windows: Text,
     base: Pretrained | None = None,
-    linears: str = FLOAT32,
+    linears: str | None = None,
     speed: bool = False,
 ) -> Evaluation:
     """Quality, and speed if asked for, of a checkpoint under a plan, against the dense model on the same tokens.
 
-    linears: what the variant multiplies in; the dense model has float32 always.
+    linears: what the variant multiplies in, None as the plan says; the dense model has float32 always.
     """
+    from sparsify.cpu.linear import layers_of
     from sparsify.evals import causality, results, texts
     from sparsify.evals.data import Windows
 
     check_linears(p, linears, windows.context)
     own, causal = base or p, any(site.causal for site in p.sites)
+    asked: Linears = plan.linears if linears is None else linears
     first, second = names_of(plan, base)
     variants = {first: running(own, operators(own))}
     name = second or first
-    if linears != FLOAT32:
+    if linears is not None and (linears != FLOAT32 or plan.linears):
         name = f"{name}, {linears} linears"
     if name != first:
-        variants[name] = running(p, operators(p, plan), linears)
+        variants[name] = running(p, operators(p, plan), asked)
     shown, cuts = list(variants), {}
     if plan.leaks and causal:
-        variants["cut"], cuts = running(p, operators(p, plan, cut=True), linears), {name: "cut"}
+        variants["cut"], cuts = running(p, operators(p, plan, cut=True), asked), {name: "cut"}
     with counting(windows.figure, len(windows), "window") as progress:
         comparison = texts.compare(variants, windows, max(1, TOKENS_A_BATCH // windows.context), progress)
     leaks = {}
@@ -175,11 +179,11 @@ def measured(
         **described(p) | {"plan": plan.policy},
         **results.setting(comparison, results.conditions(p.device)),
         **vars(row),
-        linears=linears,
+        linears=in_words(asked, len(layers_of(p.model))),
         dense=None if row is dense else dense,
         dense_source=own.source.label,
-        speed=columns_of_time(p, plan, windows.inputs(slice(1)), linears) if speed else None,
-        parts=timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), linears, QUICK_ROUNDS) if speed else None,
+        speed=columns_of_time(p, plan, windows.inputs(slice(1)), asked) if speed else None,
+        parts=timed_parts(p, plan, 1, min(windows.context, PARTS_TOKENS), asked, QUICK_ROUNDS) if speed else None,
         verdict=verdict,
         data_notes=noted(),
     )

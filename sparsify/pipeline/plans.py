@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.report.schema import FilterKept
 
-from .checkpoints import priced
+from .checkpoints import FLOAT32, priced
 from .progress import bar, goes_on_from, say
 from .texts import remembered
 
@@ -51,7 +52,7 @@ def check_search(
 
 def planned_within(
     p: Pretrained, out: Path, budget: str, calibration: Text, held_out: Text | None, target: str | None,
-    allow_leak: bool, refit: bool,
+    allow_leak: bool, refit: bool, linears: str | None,
 ) -> tuple[Planned, Text, Journal]:  # fmt: skip
     """The plan that a budget asks for, the windows that prove it, and the journal of the search.
 
@@ -70,7 +71,15 @@ def planned_within(
     price = priced(target or p.device.type)
     try:
         planned = planner.plan_within(
-            runs, calibration, held_out, planner.parse_budget(budget), price, allow_leak, refit, made_for(p)
+            runs,
+            calibration,
+            held_out,
+            planner.parse_budget(budget),
+            price,
+            allow_leak,
+            refit,
+            made_for(p),
+            all_linears(p, linears),
         )
     except RuntimeError:
         say(f"for another budget or target there are {journal}")
@@ -101,6 +110,22 @@ def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
         return plan
     arguments = value if isinstance(value, tuple) else (value,)
     return policies.make_plan(p.sites, p.filters, policies.POLICIES[name](*arguments), made_for(p))
+
+
+def with_linears(p: Pretrained, plan: Plan, linears: str | None) -> Plan:
+    """The plan with all linear layers of the model in this precision; None leaves it as it is."""
+    if (named := all_linears(p, linears)) is None:
+        return plan
+    return replace(plan, policy=f"{plan.policy}, {linears} linears" if named else plan.policy, linears=named)
+
+
+def all_linears(p: Pretrained, linears: str | None) -> dict[str, str] | None:
+    """All linear layers of the model with this precision, none for float32; None where it was left open."""
+    from sparsify.cpu.linear import layers_of
+
+    if linears is None:
+        return None
+    return {} if linears == FLOAT32 else dict.fromkeys(layers_of(p.model), linears)
 
 
 def strangeness(plan: Plan, p: Pretrained, path: str) -> str:

@@ -22,7 +22,7 @@ from sparsify.report.schema import (
     Timed,
 )
 
-from .checkpoints import FLOAT32, check_linears, described, operators, running, some_tokens
+from .checkpoints import FLOAT32, Linears, check_linears, described, in_words, operators, running, some_tokens
 from .progress import say
 
 if TYPE_CHECKING:  # at run time each verb imports what it needs, so that `sparsify --help` is quick
@@ -41,7 +41,9 @@ BASELINES = (
 SITE_BAR = 1e-5  # relative error that a model's convolution may have: a trained filter may cancel most of its input
 
 
-def timed_parts(p: Pretrained, plan: Plan, batch: int, length: int, linears: str = FLOAT32, rounds: int = 5) -> Parts:
+def timed_parts(
+    p: Pretrained, plan: Plan, batch: int, length: int, linears: Linears = FLOAT32, rounds: int = 5
+) -> Parts:
     """Where the time of one forward pass goes, by part: before, as published, and after, under the plan."""
     from sparsify.evals.speed.breakdown import Stopwatch, breakdown
 
@@ -54,7 +56,7 @@ def timed_parts(p: Pretrained, plan: Plan, batch: int, length: int, linears: str
 
 
 def columns_of_time(
-    p: Pretrained, plan: Plan, inputs: tuple[Tensor, ...], linears: str = FLOAT32, most_seconds: float = 20.0
+    p: Pretrained, plan: Plan, inputs: tuple[Tensor, ...], linears: Linears = FLOAT32, most_seconds: float = 20.0
 ) -> Speed:
     """One pass as published, exact, and under the plan, in the same rounds, and what each change brings.
 
@@ -64,12 +66,13 @@ def columns_of_time(
     from sparsify.evals.speed import memory, throughput
 
     convs: dict[str, Mapping[str, Conv | None]] = {PUBLISHED: dict.fromkeys(p.filters), EXACT: operators(p)}
-    precisions, gains, last = dict.fromkeys(convs, FLOAT32), [(LOSSLESS, PUBLISHED, EXACT)], EXACT
-    if not plan.is_dense:
-        last = MASKS if linears != FLOAT32 else PLANNED  # timed, but no column of its own
+    precisions: dict[str, Linears] = dict.fromkeys(convs, FLOAT32)
+    gains, last, faster_linears = [(LOSSLESS, PUBLISHED, EXACT)], EXACT, linears not in (FLOAT32, {})
+    if plan.cuts_filters:
+        last = MASKS if faster_linears else PLANNED  # timed, but no column of its own
         convs[last], precisions[last] = operators(p, plan), FLOAT32
         gains.append((MASKS, EXACT, last))
-    if linears != FLOAT32:
+    if faster_linears:
         convs[PLANNED], precisions[PLANNED] = operators(p, plan), linears
         gains.append((LINEARS, last, PLANNED))
     say("timing")
@@ -108,11 +111,15 @@ def peak_bytes(growth: int | None, convs: Mapping[str, Conv | None]) -> int | No
     return growth + sum(conv.prepared_bytes for conv in convs.values() if isinstance(conv, LongConv))
 
 
-def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linears: str, rounds: int) -> ModelBench:
+def timed_model(
+    p: Pretrained, base: Pretrained, batch: int, length: int, linears: str | None, rounds: int
+) -> ModelBench:
     """A model under its plan against `BASELINES`: end to end, all convolutions, every one; and where the time goes."""
+    from sparsify.cpu.linear import layers_of
     from sparsify.evals import results
 
     check_linears(p, linears, batch * length)
+    asked: Linears = p.plan.linears if linears is None else linears
     sparse, dense = operators(p, p.plan), operators(base)
     through_torch = torch_operators(base, batch, length)
     own, own_torch = (dense, through_torch) if base is p else (operators(p), torch_operators(p, batch, length))
@@ -127,15 +134,15 @@ def timed_model(p: Pretrained, base: Pretrained, batch: int, length: int, linear
     }
     ids = some_tokens(p, batch, length)
     whole = {name: partial(running(base, some), ids) for name, some in convs.items()}
-    row = timed("whole model", {**whole, "sparse": partial(running(p, sparse, linears), ids)}, p.plan.policy, rounds)
+    row = timed("whole model", {**whole, "sparse": partial(running(p, sparse, asked), ids)}, p.plan.policy, rounds)
     together = {way: partial(run_all, [runs[way] for runs in alone.values()]) for way in ("sparse", *BASELINES)}
     return ModelBench(
         **described(p) | vars(row),
         length=length,
         batch=batch,
-        linears=linears,
+        linears=in_words(asked, len(layers_of(p.model))),
         tokens_per_second=batch * length / row.seconds,
-        parts=timed_parts(p, p.plan, batch, length, linears),
+        parts=timed_parts(p, p.plan, batch, length, asked),
         convolutions=timed("all convolutions", together, p.plan.policy, rounds),
         sites=tuple(timed(name, runs, str(p.plan.filters[name]), rounds) for name, runs in alone.items()),
         conditions=results.conditions(p.device),

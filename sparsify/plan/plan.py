@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from sparsify.cpu.linear import PRECISIONS
 from sparsify.filters.filter import AnyFilter, BlockedFilter, Filter, Structure, Taps, as_filter, in_memory
 from sparsify.filters.monarch import BlockMask
 from sparsify.filters.split import kept_bins, masked, near, split
@@ -36,7 +37,8 @@ from sparsify.storage.tensors import read_safetensors
 
 from .coefficients import PARTS, Coefficients
 
-SCHEMA = 3  # 2: heads and tails of split filters parted by a ramp alone
+SCHEMA = 4  # 3: nothing of linear layers; 2: heads and tails of split filters parted by a ramp alone
+OLDEST = 3  # that means the same here, and is written where it says all
 LONGEST = 1 << 31  # taps, far beyond any model
 COARSEST = 32  # points of a mask a tap of the filter; more says no more, and only fills memory
 KINDS = {  # kind: (has taps, has a mask)
@@ -229,6 +231,15 @@ class Plan:
     filters: Mapping[str, FilterPlan]  #: site name -> what is kept
     policy: str  #: how it was chosen, e.g. "taps 256"
     source: Mapping[str, str | None] = field(default_factory=dict)  #: name, revision and sha256 of the checkpoint
+    linears: Mapping[str, str] = field(default_factory=dict)  #: linear layer -> what it multiplies in, if not float32
+
+    def __post_init__(self) -> None:
+        for name, precision in self.linears.items():
+            if precision not in PRECISIONS:
+                raise ValueError(
+                    f"the plan has {precision!r:.60} for the linear layer {name:.200}; it may be one of "
+                    f"{', '.join(PRECISIONS)}"
+                )
 
     @classmethod
     def dense(cls, names: Iterable[str]) -> Plan:
@@ -237,7 +248,13 @@ class Plan:
 
     @property
     def is_dense(self) -> bool:
-        return all(f.kind == "dense" for f in self.filters.values())
+        """Whether the plan changes nothing."""
+        return not self.linears and not self.cuts_filters
+
+    @property
+    def cuts_filters(self) -> bool:
+        """Whether less than all is kept of some filter."""
+        return any(f.kind != "dense" for f in self.filters.values())
 
     @property
     def leaks(self) -> bool:
@@ -254,19 +271,20 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA if self.linears else OLDEST,
             "policy": self.policy,
             "source": dict(self.source),
             "filters": {name: f.to_dict() for name, f in self.filters.items()},
+            **({"linears": dict(sorted(self.linears.items()))} if self.linears else {}),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Plan:
         """The plan that `to_dict` described.  tensors: its coefficients, as `stored` gave them."""
-        if (schema := data.get("schema")) != SCHEMA:
+        if (schema := data.get("schema")) not in (OLDEST, SCHEMA) or type(schema) is not int:
             newer = type(schema) is int and schema > SCHEMA
             remedy = "upgrade sparsify" if newer else "rebuild it with `sparsify convert SRC OUT --force`"
-            raise ValueError(f"plan schema {schema!r:.60} is not {SCHEMA}; {remedy}")
+            raise ValueError(f"plan schema {schema!r:.60} is not {OLDEST} or {SCHEMA}; {remedy}")
         found = by_site(tensors or {})
         try:
             if strangers := sorted(found.keys() - data["filters"].keys()):
@@ -274,10 +292,12 @@ class Plan:
             filters = {name: FilterPlan.from_dict(f, found.get(name)) for name, f in data["filters"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan is damaged ({type(error).__name__} {error}); rebuild it") from error
-        policy, source = data.get("policy", "file"), data.get("source", {})
+        policy, source, linears = data.get("policy", "file"), data.get("source", {}), data.get("linears", {})
+        if not isinstance(linears, dict) or not all(isinstance(one, str) for one in linears.values()):
+            raise ValueError(f"the plan's linears are names of layers with a precision each, got {linears!r:.60}")
         if not isinstance(policy, str) or not isinstance(source, dict):
             raise ValueError(f"the plan's policy is text and its source an object, got {policy!r:.60}, {source!r:.60}")
-        return cls(filters, policy, source)
+        return cls(filters, policy, source, linears)
 
     @classmethod
     def from_dict_beside(cls, data: Mapping[str, Any], path: Path) -> Plan:
@@ -333,7 +353,9 @@ class Plan:
     @property
     def sha256(self) -> str:
         """Digest of the decision alone: equal plans for equal weights have equal digests, wherever they lie."""
-        decision = {"filters": self.to_dict()["filters"], "weights": self.source.get("sha256")}
+        told = self.to_dict()
+        decision: dict[str, Any] = {name: told[name] for name in ("filters", "linears") if name in told}
+        decision |= {"weights": self.source.get("sha256")}
         return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from sparsify.storage.files import readable_size
 
 from .schema import COUNTED, PERPLEXITY, Column, Evaluation, ParetoPairs, Part, Point, Search, Speed, Variant
 
+FLOAT32 = "float32"
 COUNTED_UNIT = "fewer taps plus bins"
 
 
@@ -70,6 +71,11 @@ def speed_rows(speed: Speed) -> list[tuple[str, ...]]:
     )
     rows = [(label, *(cell(column) for column in speed.columns)) for label, cell in cells]
     return [row for row in rows if any(row[1:])]
+
+
+def multiplied(linears: str) -> str:
+    """What the linear layers multiply in, as a sentence; "" for float32, which goes without saying."""
+    return "" if linears == FLOAT32 else f"Linear layers on a CPU multiply in {linears}"
 
 
 def headline(evaluation: Evaluation) -> str:

@@ -30,7 +30,7 @@ model = sparsify.load("{result.repo or name}").model
 
 {kept(result.filters)}
 
-{causality(result)}
+{linears(result)}{causality(result)}
 {measured(result.evaluation, result.data) if result.evaluation else ""}"""
 
 
@@ -54,6 +54,12 @@ def kept(filters: Sequence[FilterKept]) -> str:
     """A row a convolution."""
     rows = [(f.name, f.plan, f"{f.density:.3f}", f"{f.leak:.1e}") for f in filters]
     return "\n".join(markdown(("convolution", "kept", "density", "taps ahead / taps"), rows))
+
+
+def linears(result: Conversion) -> str:
+    """What the linear layers multiply in, where that is told."""
+    said = figures.multiplied(result.linears)
+    return f"{said}: the plan says so, and the weights stay float32.\n\n" if said else ""
 
 
 def causality(result: Conversion) -> str:

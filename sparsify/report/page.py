@@ -36,7 +36,7 @@ def page(result: Conversion) -> str:
         ("What is kept of every filter", site_map(filters)),
         ("Where the energy lies", spectra(filters)),
         ("Perplexity by position", evaluation and evaluation.perplexity_by_position and positions(evaluation)),
-        (f"Plan: {result.plan}", plan(filters, planned)),
+        (f"Plan: {result.plan}", plan(filters, planned, figures.multiplied(result.linears))),
         ("How it was found", planned and search(planned)),
         ("Conditions", conditions(result)),
         ("Next", f"<pre><code>{text(result.next)}</code></pre>"),
@@ -156,15 +156,15 @@ def speed(speed: Speed) -> str:
     return table(figures.speed_columns(speed), figures.speed_rows(speed))
 
 
-def plan(filters: Sequence[FilterKept], planned: Search | None) -> str:
-    """What is kept of every site, and what that is predicted to gain and to lose."""
+def plan(filters: Sequence[FilterKept], planned: Search | None, linears: str) -> str:
+    """What is kept of every site, what that is predicted to gain and to lose, and what is said of the linear layers."""
     head = ["site", "kept", "density", "taps ahead / taps"]
     rows: list[tuple[str, ...]] = [(f.name, f.plan, f"{f.density:.3f}", power(f.leak)) for f in filters]
     if planned:
         sites = {site.name: site for site in planned.sites}
         head += ["gain, predicted", f"{planned.figure}, predicted"]
         rows = [(*row, *predicted(sites[row[0]])) for row in rows]
-    return wide("plan", table(head, rows))
+    return wide("plan", table(head, rows)) + (f"<p>{escape(linears)}.</p>" if linears else "")
 
 
 def predicted(site: PlannedSite) -> tuple[str, str]:

@@ -602,6 +602,7 @@ class Conversion(Result, Checkpoint):
     out: str  #: the folder
     plan_sha256: str
     filters: tuple[FilterKept, ...]
+    linears: str = "float32"  #: what the linear layers multiply in; plan.json says it layer by layer
     planned: Search | None = None  #: None without a budget
     evaluation: Evaluation | None  #: None where nothing was measured
     causal: bool

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -24,6 +25,9 @@ Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], Any
 """bar(what, windows) shows how far that has come; what it yields is told of every few windows more."""
 Picks: TypeAlias = Mapping[str, FilterPlan]
 """Site -> what is kept; sites that are not named are dense."""
+Linears: TypeAlias = Mapping[str, str]
+"""Linear layer -> what it multiplies in; layers that are not named do so in float32."""
+ALL_FLOAT32: Linears = MappingProxyType({})
 
 
 TOKENS_A_BATCH = 1 << 14  # that a model is given at once
@@ -120,13 +124,17 @@ class Measurements(Protocol):
     def read(self, windows: Any) -> None:
         """Find the moments: one pass of the dense model over these windows."""
 
-    def under(self, picks: Picks, cut: bool = True) -> Run:
-        """The model with these sites changed, with negative lags of causal ones cut unless told."""
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """Linear layer -> multiplications a token, of those that another precision makes quicker here."""
 
-    def versus(self, dense: Run, picks: Picks, windows: Any) -> Versus:
+    def under(self, picks: Picks, cut: bool = True, linears: Linears = ALL_FLOAT32) -> Run:
+        """The model with these sites and layers changed, with negative lags of causal ones cut unless told."""
+
+    def versus(self, dense: Run, picks: Picks, windows: Any, linears: Linears = ALL_FLOAT32) -> Versus:
         """A choice against the dense model, with negative lags of causal sites cut."""
 
-    def leak(self, picks: Picks, windows: Any) -> Leak:
+    def leak(self, picks: Picks, windows: Any, linears: Linears = ALL_FLOAT32) -> Leak:
         """How far a choice reads the future."""
 
     def remembered(self, logits: Run) -> Run:

@@ -24,20 +24,25 @@ Every measurement can be kept in a journal; the search itself is quick, and is r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from sparsify.cpu.linear import BFLOAT16, PAYS_AT
 from sparsify.plan import FilterPlan, Plan
 from sparsify.report.schema import PlannedSite, Search, Step, TriedPlan
 
 from .knapsack import Assignment, Option, front
-from .measuring import Measurements, Picks, Run, Text, share_kept
+from .latency import Target
+from .measuring import Linears, Measurements, Picks, Run, Text, share_kept
 from .refit import refitted
+from .sensitivity import Candidate, Errors
 from .task import (  # fmt: skip
     LEAK_GOAL,
     Candidates,
     Measured,
+    NothingFitsError,
     Price,
     Task,
     bounded,
@@ -47,7 +52,9 @@ from .task import (  # fmt: skip
     options,
     prepared,
     probe,
+    probe_windows,
     quickest,
+    seconds,
 )
 
 STEPS = 6  # looks at the held-out windows
@@ -56,6 +63,7 @@ FIRST_SHARE = 0.7  # of the windows of one file are for calibration, the rest is
 FEWEST_WINDOWS = 10  # that can be divided so
 KL_TIMES = 2.0  # the most that predicted losses may add up to, over the budget
 CLOSE = 1.15  # limits so near each other are not told apart
+LINEARS_SHARE = 0.5  # of the budget that linear layers may take
 STRIDES = 4.0  # largest change of the limit in a step
 DENSE = FilterPlan("dense")
 AnyText = TypeVar("AnyText", bound=Text)
@@ -67,6 +75,7 @@ class BudgetTask(Task):
 
     budget: float  # relative increase of perplexity
     refit: bool = False
+    linears: Linears = field(default_factory=dict)  # what the layers multiply in, whatever the convolutions do
     source: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,7 +87,7 @@ class BudgetTask(Task):
 
     def plan(self, picks: Picks) -> Plan:
         """The plan that a choice stands for."""
-        return Plan(dict(picks), f"max-ppl-increase {100 * self.budget:g}%", self.source)
+        return Plan(dict(picks), f"max-ppl-increase {100 * self.budget:g}%", self.source, dict(self.linears))
 
 
 @dataclass(frozen=True)
@@ -134,27 +143,97 @@ def plan_within(
     allow_leak: bool = False,
     refit: bool = False,
     source: Mapping[str, str | None] | None = None,
+    linears: Linears | None = None,
 ) -> Planned:
     """The plan of the lowest predicted price whose measured increase of perplexity fits the budget.
 
     budget: relative increase, 0.001 for 0.1 %; it fits if mean plus one standard error do, with the negative lags of
     causal sites cut, on the held-out windows.  Causal sites leak at most LEAK_GOAL of the logits' norm, measured,
     unless `allow_leak`.  refit: see `mended`.
+    linears: what linear layers multiply in; None decides it layer by layer, where the target is this CPU.
     runs: who measures.  Where those measurements are kept, another call makes only those that are lacking, and finds
     bit for bit what one call would have found, where the machine rounds alike; another budget or target can use them.
     Raises RuntimeError if nothing but the dense plan fits, or if nothing is cheaper than it.
     """
     task = BudgetTask(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
     with runs.working():
-        some = candidates_of(prepared(runs, task), task)
-        return search(runs, task, some, probe(runs, some, calibration))
+        own, lost = with_linears(runs, task, linears)
+        try:
+            some = candidates_of(prepared(runs, own), own)
+            kl = probe(runs, some, calibration)
+        except NothingFitsError:
+            if not own.linears:
+                raise
+            return linears_alone(runs, own)
+        try:
+            return search(runs, own, some, kl, lost)
+        except NothingFitsError:
+            if not own.linears:
+                raise
+        with suppress(NothingFitsError):
+            return linears_alone(runs, own)
+        return search(runs, task if linears is None else own, some, kl)
 
 
-def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured) -> Planned:
-    """The last stages: choose, prove, and again with another limit on the predicted losses."""
+def with_linears(runs: Measurements, task: BudgetTask, given: Linears | None) -> tuple[BudgetTask, float]:
+    """The task with what its linear layers multiply in, and what that is measured to lose, nats a token.
+
+    Where nothing is given those layers take bfloat16 that lose least for the multiplications they make, as many as fit
+    into a share of the budget on some calibration windows; the steps then prove them together with the masks.
+    """
+    layers = runs.layers if given is None and on_this_cpu(task.target) else {}
+    if task.calibration.context < PAYS_AT or not (layers or given):
+        return task, 0.0
+    windows = probe_windows(task.calibration, max(1, len(layers)))
+    dense, most = runs.remembered(runs.under({})), LINEARS_SHARE * task.budget
+
+    def loss(linears: Linears) -> float:
+        return runs.versus(dense, {}, windows, linears).kl
+
+    if given:
+        return replace(task, linears=given), loss(given)
+    with runs.stage("linear layers", len(windows) * (2 + len(layers))):
+        alone = {name: loss({name: BFLOAT16}) for name in layers}
+        by_worth = sorted(layers, key=lambda name: (alone[name] / layers[name], name))
+        chosen, lost = [name for i, name in enumerate(by_worth) if fsum_of(alone, by_worth[: i + 1]) <= most], 0.0
+        while chosen and (lost := loss(dict.fromkeys(sorted(chosen), BFLOAT16))) > most:
+            del chosen[-1 - len(chosen) // 4 :]  # together they lose more than one by one
+    lost = lost if chosen else 0.0
+    runs.say(f"linear layers: {len(chosen)} of {len(layers)} in bfloat16, at {lost:.1e} nats a token")
+    return replace(task, linears=dict.fromkeys(sorted(chosen), BFLOAT16)), lost
+
+
+def fsum_of(losses: Mapping[str, float], names: Iterable[str]) -> float:
+    return math.fsum(losses[name] for name in names)
+
+
+def linears_alone(runs: Measurements, task: BudgetTask) -> Planned:
+    """The plan that keeps every filter, with the linear layers of the task; NothingFitsError if that does not fit."""
+    some = {site.name: [Candidate(DENSE, Errors(0.0, 0.0), seconds(runs, task, site, DENSE))] for site in runs.sites}
+    assignment = Assignment({name: Option(0.0, few[0].seconds, DENSE) for name, few in some.items()})
+    plan = task.plan(dict.fromkeys(some, DENSE))
+    step = measure(runs, task, runs.remembered(runs.under({})), plan, assignment, 0.0)
+    runs.say(f"linear layers alone: {outcome(step)}: {'fits' if step.fits else 'does not fit'}")
+    if not step.fits:
+        raise NothingFitsError(nothing_fits(task, (step,), {}))
+    return summary(
+        runs, task, some, {name: {} for name in some}, Found(step, plan, assignment), (step,),
+        dict.fromkeys(some, math.inf),
+    )  # fmt: skip
+
+
+def on_this_cpu(target: Price) -> bool:
+    return isinstance(target, Target) and target.card is None
+
+
+def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured, lost: float = 0.0) -> Planned:
+    """The last stages: choose, prove, and again with another limit on the predicted losses.
+
+    lost: what the linear layers lose besides.
+    """
     dense, causal = runs.remembered(runs.under({})), bounded(runs, task)
     future = dict.fromkeys(some, most_ahead(runs, task))
-    limit, fitting, failing = math.log1p(task.budget), 0.0, math.inf
+    limit, fitting, failing = max(math.log1p(task.budget) - lost, 0.1 * task.budget), 0.0, math.inf
     most = min(1.0, KL_TIMES * limit)
     steps: list[TriedPlan] = []
     best: Found | None = None
@@ -188,7 +267,7 @@ def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured)
         if limit <= 1e-4 * task.budget:
             break
     if best is None:
-        raise RuntimeError(nothing_fits(task, steps, options(some, kl, future)))
+        raise NothingFitsError(nothing_fits(task, steps, options(some, kl, future)))
     if task.refit and (better := mended(runs, task, dense, best)):
         steps.append(better.step)
         best = better
@@ -205,7 +284,7 @@ def mended(runs: Measurements, task: BudgetTask, dense: Run, best: Found) -> Fou
     windows = task.calibration.spread(min(enough(task.calibration, JUDGED_WINDOWS), len(task.calibration)))
 
     def judge(plan: Plan) -> float:
-        return runs.versus(dense, plan.filters, windows).kl
+        return runs.versus(dense, plan.filters, windows, plan.linears).kl
 
     plan = refitted(best.plan, runs.filters, runs.moments, runs.sites, judge=judge, progress=runs.say)
     if plan.sha256 == best.plan.sha256:
@@ -236,9 +315,9 @@ def measure(
     runs: Measurements, task: BudgetTask, dense: Run, plan: Plan, assignment: Assignment, limit: float
 ) -> TriedPlan:
     """What a plan does on the held-out windows."""
-    found = runs.versus(dense, plan.filters, task.held_out)
+    found = runs.versus(dense, plan.filters, task.held_out, plan.linears)
     causal = bounded(runs, task)
-    leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
+    leak = runs.leak(plan.filters, task.held_out, plan.linears).worst if causal and plan.leaks else 0.0
     assert found.perplexity_ratio_stderr is not None  # a task has two windows
     increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
     density = [share_kept(runs, name, kept) for name, kept in plan.filters.items()]

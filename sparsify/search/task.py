@@ -28,6 +28,10 @@ LEAK_GOAL = 1e-3  # of the logits' norm: what a plan made here may leak, see `ca
 FIRST_AHEAD = 3.0  # times the goal: what one site's output may have from negative lags, until a leak was measured
 
 
+class NothingFitsError(RuntimeError):
+    """No plan keeps to what was asked for, or none gains anything."""
+
+
 class Price(Protocol):
     """What plans are made for; `sparsify.search.latency.Target` is one."""
 
@@ -100,7 +104,7 @@ def candidates_of(runs: Measurements, task: Task) -> dict[str, list[Candidate]]:
         found[site.name] = sensitivity.candidates(k, site, moments, partial(seconds, runs, task, site), future**2)
         runs.say(f"{site.name}: {len(found[site.name]) - 1} candidates")
     if all(len(some) == 1 for some in found.values()):
-        raise RuntimeError(
+        raise NothingFitsError(
             f"no plan is cheaper than the dense one on {task.target.name} at {task.calibration.context:,} tokens; "
             f"choose another target (--target), or a longer context"
         )

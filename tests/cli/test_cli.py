@@ -322,14 +322,24 @@ def test_the_loss_of_bfloat16_is_measured(longer, dna, tmp_path):
     assert half["kl"] > 0 and half["nll_difference"] != 0 and abs(half["perplexity_ratio"] - 1) < 0.01
     done = answer("convert", longer, tmp_path / "out", "--taps", 30, "--data", dna, "--linears", "bfloat16")
     sparse = done["evaluation"]
-    assert sparse["variant"] == "sparse, bfloat16 linears" and done["next"].endswith(" --linears bfloat16")
-    assert (
-        answer("eval", "ppl", tmp_path / "out", "--data", dna)["perplexity"] != sparse["perplexity"]
-    )  # asked for only
+    assert sparse["variant"] == "sparse" and sparse["linears"] == done["linears"] == "bfloat16"
+    assert done["plan"] == "taps 30, bfloat16 linears"
+    assert [gain["name"] for gain in sparse["speed"]["gains"]] == ["lossless kernels", "masks", "linear layers"]
     command = shlex.split(done["next"])
-    assert answer(*command[command.index("eval") :])["perplexity"] == sparse["perplexity"]
+    assert answer(*command[command.index("eval") :])["perplexity"] == sparse["perplexity"]  # the plan has it
+    exact = answer("eval", "ppl", tmp_path / "out", "--data", dna, "--linears", "float32")
+    assert exact["perplexity"] != sparse["perplexity"] and exact["variant"] == "sparse, float32 linears"
     for page in ("report.html", "README.md"):
-        assert "sparse, bfloat16 linears" in (tmp_path / "out" / page).read_text()
+        assert "Linear layers on a CPU multiply in bfloat16" in (tmp_path / "out" / page).read_text()
+    again = answer("convert", longer, tmp_path / "again", "--plan", tmp_path / "out" / "plan.json", "--data", dna)
+    assert again["evaluation"]["perplexity"] == sparse["perplexity"] and again["plan_sha256"] == done["plan_sha256"]
+    few = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert few["schema"] == 4 and len(few["linears"]) == 8
+    few["linears"].popitem()
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    less = answer("convert", longer, tmp_path / "less", "--plan", tmp_path / "few.json", "--data", dna)
+    assert less["linears"] == less["evaluation"]["linears"] == "bfloat16 in 7 of 8 layers"
+    assert less["evaluation"]["perplexity"] not in (sparse["perplexity"], exact["perplexity"])
     assert answer("bench", longer, "--linears", "bfloat16", "--rounds", 3)["linears"] == "bfloat16"
 
 

@@ -263,6 +263,23 @@ def test_another_precision_is_refused():
         use_precision(layer(), "float16")
 
 
+def test_layers_are_told_by_name():
+    """Whatever wraps the model; layers that are not named are in float32, and strangers are refused."""
+    inner = nn.ModuleDict({"backbone": nn.ModuleDict({"a": layer(), "b": layer()})})
+    model = nn.ModuleDict({"base": nn.ModuleDict({"hyena": inner})})
+    assert list(linear.layers_of(model)) == ["backbone.a", "backbone.b"]
+    use_precision(model, "bfloat16")
+    restore = linear.precisions_of(model)
+    use_precision(model, {"backbone.b": "bfloat16"})
+    assert (inner["backbone"]["a"].precision, inner["backbone"]["b"].precision) == (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"names the linear layer backbone.c, which the model does not have"):
+        use_precision(model, {"backbone.c": "bfloat16"})
+    use_precision(model, {"backbone.c": "bfloat16"}, strict=False)
+    assert inner["backbone"]["b"].precision == torch.float32
+    restore()
+    assert inner["backbone"]["a"].precision == torch.bfloat16
+
+
 def test_onednn_is_there():
     """This torch has the private operators that `packed` calls; a release without them should be noticed here."""
     if not torch.backends.mkldnn.is_available():

@@ -18,6 +18,7 @@ import sparsify
 from sparsify import hf
 from sparsify.converters import load, write_folder
 from sparsify.converters.tensors import read_config, read_tensors
+from sparsify.cpu.linear import layers_of
 from sparsify.hf.m2_bert import M2BertForMaskedLM
 from sparsify.hf.quantizer import SparsifyConfig
 from sparsify.plan import FilterPlan, Plan
@@ -185,6 +186,39 @@ def test_a_model_on_the_hub_by_its_id_and_revision(tmp_path, hub):
     assert torch.equal(torch.load(tmp_path / "logits"), load(out).model(torch.arange(40)[None] % 4 + 7))
     for name in ("plan.json", "plan.safetensors"):
         assert (tmp_path / "saved" / name).read_bytes() == files[name]
+
+
+FROM_A_FOLDER = """
+import torch
+import sparsify
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+with torch.no_grad():
+    torch.save(model(torch.arange(300)[None] % 4 + 7).logits, {to!r})
+model.save_pretrained({saved!r})
+"""
+
+
+@torch.no_grad()
+def test_linear_layers_multiply_as_the_plan_says(tmp_path):
+    """In a fresh process, bit for bit, and again from what that saved; not as a plan without them."""
+    p = load(layouts.write(tmp_path / "source", s=layouts.Sizes(2, 32, 64, 322, order=8)))
+    names = list(layers_of(p.model))
+    plan = Plan(
+        {site.name: FilterPlan("partial", 30) for site in p.sites}, "some", {}, dict.fromkeys(names[1::2], "bfloat16")
+    )
+    out, ids = write_folder(tmp_path / "out", p, plan, {}), torch.arange(300)[None] % 4 + 7
+    expected = load(out).model(ids)
+    script = FROM_A_FOLDER.format(folder=str(out), to=str(tmp_path / "logits"), saved=str(tmp_path / "saved"))
+    done = python(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits"), expected)
+    assert torch.equal(load(tmp_path / "saved").model(ids), expected)
+    undo = sparsify.sparsify_(p, plan)
+    assert torch.equal(p.model(ids), expected)
+    undo()
+    sparsify.sparsify_(p, replace(plan, linears={}))
+    assert 1e-4 < relative_l2(p.model(ids), expected) < 3e-2
 
 
 def test_a_failure_of_ours_does_not_break_transformers(monkeypatch):

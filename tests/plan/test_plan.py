@@ -79,9 +79,21 @@ def test_leak_is_the_share_of_the_norm_ahead():
         (lambda: FilterPlan("dense", 3), "neither"),
         (lambda: FilterPlan("partial", 0), "at least 1 tap"),
         (lambda: FilterPlan.from_dict({"kind": "dense", "tap": 3}), "got also tap"),
-        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 3; upgrade sparsify"),
-        (lambda: Plan.from_dict({"schema": 2, "filters": {}}), "schema 2 is not 3; rebuild it with `sparsify convert"),
+        (lambda: Plan.from_dict({"schema": 99, "filters": {}}), "schema 99 is not 3 or 4; upgrade sparsify"),
+        (
+            lambda: Plan.from_dict({"schema": 2, "filters": {}}),
+            "schema 2 is not 3 or 4; rebuild it with `spars",
+        ),
         (lambda: Plan.from_dict({"schema": SCHEMA, "filters": {}, "policy": 3}), "policy is text"),
+        (
+            lambda: Plan.from_dict({"schema": SCHEMA, "filters": {}, "linears": ["a"]}),
+            "layers with a precision",
+        ),
+        (lambda: Plan.from_dict({"schema": True, "filters": {}}), "schema True is not"),
+        (
+            lambda: Plan(ONE_EACH, "x", linears={"a": "int4"}),
+            "has 'int4' for the linear layer a; it may be",
+        ),
         (lambda: FilterPlan("partial", 2.5), "whole number of taps, got 2.5"),
         (lambda: FilterPlan("partial", 10**400), "at most"),
         (lambda: FilterPlan("frequency-sparse", mask=BlockMask.full(1 << 20)).apply(torch.ones(1, 9)), "too fine"),
@@ -289,3 +301,17 @@ def test_density_of_both_directions():
 def test_a_folder_is_no_plan_but_has_one(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder, and a plan is a file; pass .*/plan\.json"):
         Plan.read(tmp_path)
+
+
+def test_linear_layers_are_a_part_of_the_decision():
+    """A plan without a word on them is written and named as before there were any."""
+    plain = Plan(ONE_EACH, "x")
+    more = replace(plain, linears={"b": "bfloat16", "a": "bfloat16"})
+    assert plain.to_dict()["schema"] == 3 and "linears" not in plain.to_dict()
+    assert more.to_dict()["schema"] == 4 and list(more.to_dict()["linears"]) == ["a", "b"]
+    for plan in (plain, more):
+        assert Plan.from_dict(json.loads(plan.to_json())) == plan
+    assert plain.sha256 != more.sha256 == replace(more, linears=dict(sorted(more.linears.items()))).sha256
+    alone = Plan.dense(["a"])
+    assert alone.is_dense and not replace(alone, linears={"l": "bfloat16"}).is_dense
+    assert not replace(alone, linears={"l": "bfloat16"}).cuts_filters and plain.cuts_filters

@@ -1,5 +1,6 @@
 """Plans that keep a promise: measured on windows apart, at a cost that is counted, or refused in a sentence."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,12 +13,13 @@ from searches import Flat, data
 
 from sparsify import swap
 from sparsify.converters import load, m2_bert
+from sparsify.cpu import linear
 from sparsify.evals import causality, runs
 from sparsify.evals.data import read_documents, windows
 from sparsify.evals.runs import Runs
 from sparsify.filters.monarch import BlockMask
 from sparsify.plan import FilterPlan, Plan, policies
-from sparsify.search import planner, sensitivity
+from sparsify.search import latency, planner, sensitivity
 from sparsify.search import task as candidates
 from sparsify.search.planner import divide, parse_budget, plan_within
 from sparsify.search.sensitivity import Candidate, Errors
@@ -325,8 +327,8 @@ def test_no_further_than_the_predictions_may_move(tiny, monkeypatch):
     halves = divide(data())
     measure = runs.Runs.versus
 
-    def lucky(self, dense, picks, windows):
-        return dataclasses.replace(measure(self, dense, picks, windows), perplexity_ratio=0.9)
+    def lucky(self, *asked):
+        return dataclasses.replace(measure(self, *asked), perplexity_ratio=0.9)
 
     monkeypatch.setattr(runs.Runs, "versus", lucky)
     found = plan_within(Runs(*tiny), *halves, 3e-3, Kept())
@@ -380,3 +382,65 @@ def test_published_weights_keep_a_fifth(test_data, monkeypatch):
     found = plan_within(Runs(p.model, p.sites, p.filters), first, last, 1e-3, Kept())
     assert found.search.chosen.density <= 0.2 and found.search.chosen.leak < 1e-3
     assert found.search.chosen.increase + found.search.chosen.stderr <= 1e-3
+
+
+# --- linear layers -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared_always(monkeypatch):
+    """Linear layers are prepared however few rows there are, and bfloat16 is offered whatever this CPU makes of it."""
+    monkeypatch.setattr(linear, "PAYS_AT", 1)
+    monkeypatch.setattr(planner, "PAYS_AT", 1)
+    monkeypatch.setattr(linear, "gain", lambda *_: 2.0)
+
+
+CPU = latency.target("cpu")
+
+
+def test_linear_layers_share_the_budget(tiny, prepared_always):
+    """All of them where that is cheap, and what is proved has them in it."""
+    halves = divide(data())
+    found = plan_within(Runs(*tiny), *halves, 0.1, CPU)
+    assert found.plan.linears == dict.fromkeys(linear.layers_of(tiny[0]), "bfloat16")
+    alone = runs.Runs(*tiny)
+    with alone.working():
+        again = alone.versus(alone.under({}), found.plan.filters, halves[1], found.plan.linears)
+        without = alone.versus(alone.under({}), found.plan.filters, halves[1])
+    assert found.search.chosen.increase == again.perplexity_ratio - 1 != without.perplexity_ratio - 1
+    assert all(layer.precision == torch.float32 for layer in linear.layers_of(tiny[0]).values())  # as before
+
+
+def test_layers_that_lose_least_for_their_work_come_first(tiny, prepared_always, monkeypatch):
+    """Losses of single layers are measured; those that would take more than their share stay in float32."""
+    names = list(linear.layers_of(tiny[0]))
+    losses = {name: 10.0**-i for i, name in enumerate(names)}
+    measure = runs.Runs.versus
+
+    def versus(self, dense, picks, windows, linears=()):
+        found = measure(self, dense, picks, windows, linears or {})
+        return dataclasses.replace(found, kl=sum(losses[name] for name in linears)) if linears and not picks else found
+
+    monkeypatch.setattr(runs.Runs, "versus", versus)
+    monkeypatch.setattr(runs.Runs, "layers", property(lambda self: dict.fromkeys(names, 1)))
+    task = planner.BudgetTask(*divide(data()), CPU, budget=0.023)
+    found, lost = planner.with_linears(Runs(*tiny), task, None)
+    assert list(found.linears) == sorted(names[2:]) and lost == pytest.approx(sum(losses[name] for name in names[2:]))
+
+
+@pytest.mark.parametrize("target", [Kept(), latency.target("h100")])
+def test_linear_layers_are_for_this_cpu(tiny, prepared_always, target):
+    task = planner.BudgetTask(*divide(data()), target, budget=0.1)
+    assert planner.with_linears(Runs(*tiny), task, None) == (task, 0.0)
+
+
+def test_linear_layers_alone_are_a_plan(tiny, prepared_always, monkeypatch):
+    """Where no mask is cheaper, or none fits."""
+    monkeypatch.setattr(Runs, "working", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(planner, "candidates_of", lambda *_: (_ for _ in ()).throw(candidates.NothingFitsError("none")))
+    found = plan_within(Runs(*tiny), *divide(data()), 0.1, CPU)
+    assert found.plan.linears and not found.plan.cuts_filters and found.search.chosen.fits
+    with pytest.raises(RuntimeError, match="none"):
+        plan_within(Runs(*tiny), *divide(data()), 0.1, CPU, linears={})
+    given = dict.fromkeys(list(found.plan.linears)[:1], "bfloat16")
+    assert plan_within(Runs(*tiny), *divide(data()), 0.1, CPU, linears=given).plan.linears == given
