@@ -250,9 +250,13 @@ def test_figures_of_the_readme_are_those_that_were_measured():
         increase, stderr = re.search(r"([+-][\d.]+) % ± ([\d.]+) %", row(text, start)).groups()
         assert float(increase) == round(100 * found["increase"], len(increase.split(".")[1]))
         assert float(stderr) == round(100 * found["stderr"], len(stderr.split(".")[1]))
-    published, further = map(float, re.findall(r"([\d.]+)x", row(text, "demo model, a whole forward pass")))
-    whole = results("cpu-xeon-demo-8k")
-    assert (published, further) == (round(whole["published_speedup"], 2), round(whole["speedup"], 2))
+    whole = results("cpu-xeon-demo-budget")
+    kept, evaluation, line = whole["filters"], whole["evaluation"], row(text, "demo model within 0.1 %")
+    assert " and ".join(f["plan"].split()[1] for f in kept) in line and evaluation["linears"] == "bfloat16"
+    found = [evaluation["speed"]["columns"][-1]["speedup"], *(gain["factor"] for gain in evaluation["speed"]["gains"])]
+    assert [float(factor) for factor in re.findall(r"([\d.]+)x", line)] == [round(factor, 2) for factor in found]
+    lost = 100 * (evaluation["perplexity_ratio"] - 1), 100 * evaluation["perplexity_ratio_stderr"]
+    assert re.search(r"([+-][\d.]+) % ± ([\d.]+) %", line).groups() == (f"{lost[0]:+.3f}", f"{lost[1]:.3f}")
     shapes = {tuple(s["shape"]): {w["name"]: w for w in s["ways"]} for s in results("cpu-zen4-convolutions")["shapes"]}
     for sizes in (1, 256, 32768), (1, 64, 1048576):
         ways = shapes[sizes]
