@@ -126,14 +126,14 @@ class Runs:
 
         return Versus(**self.recall("versus", picks, linears, windows, measure))
 
-    def leak(self, picks: Picks, windows: Text, linears: Linears = ALL_FLOAT32) -> Leak:
+    def leak(self, picks: Picks, windows: Text) -> Leak:
         """How far a choice reads the future, of a model of next tokens."""
         assert isinstance(windows, Windows)
 
         def measure() -> dict[str, Any]:
-            return asdict(causality.leak(self.under(picks, cut=False, linears=linears), windows, LEAK_WINDOWS))
+            return asdict(causality.leak(self.under(picks, cut=False), windows, LEAK_WINDOWS))
 
-        return Leak(**self.recall("leak", picks, linears, windows, measure))
+        return Leak(**self.recall("leak", picks, ALL_FLOAT32, windows, measure))
 
     def recall(
         self, kind: str, picks: Picks, linears: Linears, windows: Text, measure: Callable[[], dict[str, Any]]

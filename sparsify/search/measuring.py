@@ -134,8 +134,8 @@ class Measurements(Protocol):
     def versus(self, dense: Run, picks: Picks, windows: Any, linears: Linears = ALL_FLOAT32) -> Versus:
         """A choice against the dense model, with negative lags of causal sites cut."""
 
-    def leak(self, picks: Picks, windows: Any, linears: Linears = ALL_FLOAT32) -> Leak:
-        """How far a choice reads the future."""
+    def leak(self, picks: Picks, windows: Any) -> Leak:
+        """How far a choice reads the future; with linear layers in float32, since rounding is no reading."""
 
     def remembered(self, logits: Run) -> Run:
         """The same, computed once for every batch as long as that fits in memory."""

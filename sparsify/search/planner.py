@@ -76,6 +76,7 @@ class BudgetTask(Task):
     budget: float  # relative increase of perplexity
     refit: bool = False
     linears: Linears = field(default_factory=dict)  # what the layers multiply in, whatever the convolutions do
+    lost: float = 0.0  # by that, measured on calibration windows, nats a token
     source: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -157,7 +158,7 @@ def plan_within(
     """
     task = BudgetTask(calibration, held_out, target, allow_leak, budget=budget, refit=refit, source=source or {})
     with runs.working():
-        own, lost = with_linears(runs, task, linears)
+        own = with_linears(runs, task, linears)
         try:
             some = candidates_of(prepared(runs, own), own)
             kl = probe(runs, some, calibration)
@@ -166,7 +167,7 @@ def plan_within(
                 raise
             return linears_alone(runs, own)
         try:
-            return search(runs, own, some, kl, lost)
+            return search(runs, own, some, kl)
         except NothingFitsError:
             if not own.linears:
                 raise
@@ -175,15 +176,15 @@ def plan_within(
         return search(runs, task if linears is None else own, some, kl)
 
 
-def with_linears(runs: Measurements, task: BudgetTask, given: Linears | None) -> tuple[BudgetTask, float]:
-    """The task with what its linear layers multiply in, and what that is measured to lose, nats a token.
+def with_linears(runs: Measurements, task: BudgetTask, given: Linears | None) -> BudgetTask:
+    """The task with what its linear layers multiply in.
 
     Where nothing is given those layers take bfloat16 that lose least for the multiplications they make, as many as fit
     into a share of the budget on some calibration windows; the steps then prove them together with the masks.
     """
     layers = runs.layers if given is None and on_this_cpu(task.target) else {}
     if task.calibration.context < PAYS_AT or not (layers or given):
-        return task, 0.0
+        return task
     windows = probe_windows(task.calibration, max(1, len(layers)))
     dense, most = runs.remembered(runs.under({})), LINEARS_SHARE * task.budget
 
@@ -191,16 +192,15 @@ def with_linears(runs: Measurements, task: BudgetTask, given: Linears | None) ->
         return runs.versus(dense, {}, windows, linears).kl
 
     if given:
-        return replace(task, linears=given), loss(given)
+        return replace(task, linears=given, lost=loss(given))
     with runs.stage("linear layers", len(windows) * (2 + len(layers))):
         alone = {name: loss({name: BFLOAT16}) for name in layers}
         by_worth = sorted(layers, key=lambda name: (alone[name] / layers[name], name))
         chosen, lost = [name for i, name in enumerate(by_worth) if fsum_of(alone, by_worth[: i + 1]) <= most], 0.0
         while chosen and (lost := loss(dict.fromkeys(sorted(chosen), BFLOAT16))) > most:
             del chosen[-1 - len(chosen) // 4 :]  # together they lose more than one by one
-    lost = lost if chosen else 0.0
     runs.say(f"linear layers: {len(chosen)} of {len(layers)} in bfloat16, at {lost:.1e} nats a token")
-    return replace(task, linears=dict.fromkeys(sorted(chosen), BFLOAT16)), lost
+    return replace(task, linears=dict.fromkeys(sorted(chosen), BFLOAT16), lost=lost) if chosen else task
 
 
 def fsum_of(losses: Mapping[str, float], names: Iterable[str]) -> float:
@@ -226,14 +226,11 @@ def on_this_cpu(target: Price) -> bool:
     return isinstance(target, Target) and target.card is None
 
 
-def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured, lost: float = 0.0) -> Planned:
-    """The last stages: choose, prove, and again with another limit on the predicted losses.
-
-    lost: what the linear layers lose besides.
-    """
+def search(runs: Measurements, task: BudgetTask, some: Candidates, kl: Measured) -> Planned:
+    """The last stages: choose, prove, and again with another limit on the predicted losses."""
     dense, causal = runs.remembered(runs.under({})), bounded(runs, task)
     future = dict.fromkeys(some, most_ahead(runs, task))
-    limit, fitting, failing = max(math.log1p(task.budget) - lost, 0.1 * task.budget), 0.0, math.inf
+    limit, fitting, failing = max(math.log1p(task.budget) - task.lost, 0.1 * task.budget), 0.0, math.inf
     most = min(1.0, KL_TIMES * limit)
     steps: list[TriedPlan] = []
     best: Found | None = None
@@ -317,13 +314,13 @@ def measure(
     """What a plan does on the held-out windows."""
     found = runs.versus(dense, plan.filters, task.held_out, plan.linears)
     causal = bounded(runs, task)
-    leak = runs.leak(plan.filters, task.held_out, plan.linears).worst if causal and plan.leaks else 0.0
+    leak = runs.leak(plan.filters, task.held_out).worst if causal and plan.leaks else 0.0
     assert found.perplexity_ratio_stderr is not None  # a task has two windows
     increase, stderr = found.perplexity_ratio - 1, found.perplexity_ratio_stderr
     density = [share_kept(runs, name, kept) for name, kept in plan.filters.items()]
     fits = increase + stderr <= task.budget and not (causal and leak > LEAK_GOAL)
     mean = sum(density) / len(density)
-    predicted = math.expm1(assignment.loss)
+    predicted = math.expm1(assignment.loss + task.lost)
     return TriedPlan(limit, predicted, increase, stderr, found.kl, leak, assignment.seconds, mean, fits)
 
 
