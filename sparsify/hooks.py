@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,11 +31,26 @@ def are(modules: Iterable[Any], kind: type[nn.Module]) -> bool:
     return all([type(module) is kind for module in modules])
 
 
+_watching = threading.local()  # for whom hooks look on without a need to see every call
+
+
+@contextmanager
+def onlooking() -> Iterator[None]:
+    """Hooks are only looking on: while it lasts, fast paths of this thread stay as fast as they are without hooks."""
+    _watching.only = True
+    try:
+        yield
+    finally:
+        _watching.only = False
+
+
 def is_hooked(*modules: Any) -> bool:
     """Whether a hook is registered on one of these modules or on all modules, or one has a forward of its own.
 
     The latter is how accelerate moves weights in and out around a call.
     """
+    if getattr(_watching, "only", False):
+        return False
     if torch_module._has_any_global_hook():
         return True
     for module in modules:

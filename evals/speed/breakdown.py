@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparsify.cpu import native
 from sparsify.cpu.linear import BlockDiagonal
+from sparsify.hooks import onlooking
 from sparsify.report.schema import Part
 from sparsify.sites import ConvSite
 
@@ -125,6 +126,7 @@ def breakdown(
             nets.callback(setattr, native, kernel, getattr(native, kernel))
             setattr(native, kernel, watch.wrap(getattr(native, kernel), name))
         nets.enter_context(Functions(watch))
+        nets.enter_context(onlooking())
         for _ in range(rounds + 1):
             for run, forward in runs.items():
                 watch.spent.clear()

@@ -66,8 +66,8 @@ def headline(result: Conversion) -> str:
     """The verdict in its colour, and the few numbers to remember."""
     planned, evaluation = result.planned, result.evaluation
     colour, word = tone(evaluation, planned)
-    found = [figures.promise(planned)] if planned else []
-    first, *others = [*found, *sentences(evaluation), *([figures.headline(evaluation)] if evaluation else [])]
+    timed = figures.headline(evaluation) if evaluation else ""
+    first, *others = [*filter(None, [timed, planned and figures.promise(planned)]), *sentences(evaluation)]
     numbers = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd><dd>{text(note)}</dd></div>"
         for name, value, note in tiles(result.filters, evaluation, planned)
@@ -75,7 +75,7 @@ def headline(result: Conversion) -> str:
     )
     return (
         f'<div class="verdict {colour}"><strong>{word}</strong><p class="first">{text(first, NUMBERS)}</p>'
-        + "".join(f"<p>{escape(sentence)}</p>" for sentence in others if sentence)
+        + "".join(f"<p>{escape(sentence)}</p>" for sentence in others)
         + f'</div><dl class="tiles">{numbers}</dl>'
     )
 

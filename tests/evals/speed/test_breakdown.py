@@ -8,6 +8,7 @@ from layouts import tiny_model
 from torch import nn
 
 from sparsify import swap
+from sparsify.converters.models import hyena
 from sparsify.cpu import native
 from sparsify.evals.speed.breakdown import (
     CONVOLUTIONS,
@@ -93,7 +94,10 @@ def test_both_ways_through_a_model_show_the_same_parts(monkeypatch, kernels):
     convs = {name: watch.wrap(conv) for name, conv in swap.operators(filters, Plan.dense(filters)).items()}
     ways = {"published": dict.fromkeys(filters), "prepared": convs}
     runs = {name: swap.variant(model, sites, way) for name, way in ways.items()}
+    tiled, run_ = [], hyena.Block.run_
+    monkeypatch.setattr(hyena.Block, "run_", lambda self, *args: tiled.append(self) or run_(self, *args))
     found = breakdown(model, {name: lambda run=run: run(ids) for name, run in runs.items()}, watch, sites, rounds=1)
+    assert len(tiled) == 2 * len(sites)  # a round that warms up, and one that counts: the way that people get
     names = {way: {part.name for part in parts} for way, parts in found.items()}
     both = {LINEAR, CONVOLUTIONS, SHORT, NORMS, EMBEDDING, REST}
     assert names == {"published": both | {FILTERS}, "prepared": both}
