@@ -67,7 +67,8 @@ def headline(result: Conversion) -> str:
     planned, evaluation = result.planned, result.evaluation
     colour, word = tone(evaluation, planned)
     timed = figures.headline(evaluation) if evaluation else ""
-    first, *others = [*filter(None, [timed, planned and figures.promise(planned)]), *sentences(evaluation)]
+    promised = figures.promise(planned) if planned else ""
+    first, *others = [said for said in (timed, promised, *sentences(evaluation)) if said]
     numbers = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd><dd>{text(note)}</dd></div>"
         for name, value, note in tiles(result.filters, evaluation, planned)
