@@ -178,13 +178,19 @@ def use_precision(model: nn.Module, precision: str | Mapping[str, str], strict: 
     everywhere, named = (precision, {}) if isinstance(precision, str) else (FLOAT32, precision)
     if unknown := sorted({everywhere, *named.values()} - PRECISIONS.keys()):
         raise ValueError(f"got linears in {unknown[0]!r}; choose one of {', '.join(PRECISIONS)}")
-    if strict and (strangers := sorted(named.keys() - layers.keys())):
+    if strict:
+        check_named(model, named)
+    for name, layer in layers.items():
+        layer.precision = PRECISIONS[named.get(name, everywhere)]
+
+
+def check_named(model: nn.Module, linears: Mapping[str, str]) -> None:
+    """Refuse a plan for linear layers that the model does not have."""
+    if strangers := sorted(linears.keys() - layers_of(model).keys()):
         raise ValueError(
             f"the plan names the linear layer {strangers[0]:.200}, which the model does not have; rebuild it from this "
             f"checkpoint"
         )
-    for name, layer in layers.items():
-        layer.precision = PRECISIONS[named.get(name, everywhere)]
 
 
 def precisions_of(model: nn.Module) -> Callable[[], None]:

@@ -32,7 +32,7 @@ def sparsify_(model: Any, plan: Plan | Policy | str | Path) -> Callable[[], None
     from torch import nn
 
     from sparsify import swap
-    from sparsify.cpu.linear import precisions_of, use_precision
+    from sparsify.cpu.linear import check_named, precisions_of, use_precision
     from sparsify.plan import Plan
     from sparsify.plan.policies import Policy, make_plan
 
@@ -42,6 +42,7 @@ def sparsify_(model: Any, plan: Plan | Policy | str | Path) -> Callable[[], None
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
     module = model if isinstance(model, nn.Module) else model.model
+    check_named(module, plan.linears)
     undo_filters, undo_linears = swap.apply_(sites, plan), precisions_of(module)
     use_precision(module, plan.linears)
 

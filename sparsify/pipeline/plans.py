@@ -98,6 +98,7 @@ def made_for(p: Pretrained) -> dict[str, str | None]:
 
 def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
     """The plan that one of the options asks for.  asked: its name and value, or nothing for the default."""
+    from sparsify.cpu.linear import check_named
     from sparsify.plan import Plan, policies
 
     found: tuple[str, Any] = next(iter(asked.items()), ("energy", DEFAULT_ENERGY))
@@ -105,6 +106,7 @@ def chosen_plan(p: Pretrained, asked: Mapping[str, Any]) -> Plan:
     if name == "plan":
         plan = Plan.read(Path(value))
         plan.check(list(p.filters))
+        check_named(p.model, plan.linears)
         if note := strangeness(plan, p, str(value)):
             say(f"note: {note}")
         return plan

@@ -16,7 +16,7 @@ from layouts import TINY, Sizes, weights, write, write_tiny
 from safetensors.torch import load_file
 from verbs import answer, refusal, run
 
-from sparsify import swap
+from sparsify import sparsify_, swap
 from sparsify.converters import load
 from sparsify.cpu import cost_model, native
 from sparsify.evals.speed import cpu_convolution
@@ -335,6 +335,17 @@ def test_the_loss_of_bfloat16_is_measured(longer, dna, tmp_path):
     assert again["evaluation"]["perplexity"] == sparse["perplexity"] and again["plan_sha256"] == done["plan_sha256"]
     few = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert few["schema"] == 4 and len(few["linears"]) == 8
+    few["linears"]["backbone.nowhere"] = "bfloat16"
+    (tmp_path / "more.json").write_text(json.dumps(few))
+    said = refusal("convert", longer, tmp_path / "more", "--plan", tmp_path / "more.json")
+    assert "names the linear layer backbone.nowhere" in said and not (tmp_path / "more").exists()
+    p = load(longer)
+    before = p.sites[0].install(None)
+    p.sites[0].install(before)
+    with pytest.raises(ValueError, match=r"backbone\.nowhere"):
+        sparsify_(p, tmp_path / "more.json")
+    assert p.sites[0].install(None) is before  # as it was
+    few["linears"].popitem()
     few["linears"].popitem()
     (tmp_path / "few.json").write_text(json.dumps(few))
     less = answer("convert", longer, tmp_path / "less", "--plan", tmp_path / "few.json", "--data", dna)
