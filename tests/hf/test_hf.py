@@ -471,8 +471,8 @@ def rewrite(folder, **entry):
         ({"format_version": 2}, "format_version 2, this sparsify reads 1; upgrade sparsify"),
         ({"format_version": "x"}, r"format_version 'x'.*sparsify convert SRC OUT --force"),
         ({"plan": None}, r"has no plan; .*sparsify convert SRC OUT --force"),
-        ({"plan": {"schema": 1}}, r"schema 1 is not 3; .*sparsify convert"),
-        ({"plan": {"schema": 99}}, "schema 99 is not 3; upgrade sparsify"),
+        ({"plan": {"schema": 1}}, r"schema 1 is not 3 or 4; .*sparsify convert"),
+        ({"plan": {"schema": 99}}, "schema 99 is not 3 or 4; upgrade sparsify"),
         ({"plan": Plan.dense(["elsewhere"]).to_dict()}, "does not fit the model"),
     ],
 )

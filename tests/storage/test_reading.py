@@ -156,7 +156,7 @@ def same(args, name, content, path, piped, monkeypatch, drop=()):
     return found
 
 
-TIMED = ("conditions", "seconds", "prompt_seconds", "tokens_per_second", "timing")
+TIMED = ("conditions", "seconds", "prompt_seconds", "tokens_per_second", "timing", "speed", "parts")
 
 
 def test_perplexity(dna, piped, tmp_path, monkeypatch):
